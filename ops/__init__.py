@@ -1,0 +1,1 @@
+"""What can be built: candidate operators, backbones, and their export to ONNX."""

@@ -1,0 +1,280 @@
+"""Backbones: fixed stem, learnable layers, fixed head, read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .errors import BadRequest
+from .pool import ConvolutionCost, parse_operator
+from .shapes import LayerShape
+
+ACTIVATIONS = ("relu", "relu6", "none")
+
+
+@dataclass(frozen=True)
+class StemConvolution:
+    """One convolution of the stem, followed by BatchNorm and an activation."""
+
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    depthwise: bool = False
+    activation: str = "relu"
+
+    @property
+    def code(self) -> str:
+        kind = "dw" if self.depthwise else "c"
+        tail = "" if self.activation == "relu" else f"-{self.activation}"
+        return f"{kind}{self.channels}k{self.kernel}s{self.stride}{tail}"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frame that candidate operators are put into.
+
+    Attributes:
+        name: the file's name without its ending.
+        input_channels, input_height, input_width: the image.
+        stem: convolutions before the first learnable layer.
+        layers: shapes of the learnable layers, in order.
+        stage_of: for each layer, the number of its stage, from 0.
+        head_channels: channels of the head's 1x1 convolution.
+        head_activation: activation after it.
+        classes: outputs of the head's linear.
+        dropout: before the linear, in training.
+        split: t, the first layers that stage 2 searches (paper: 8 of 20).
+        exploring_layers: last layers that get an exploring operator.
+    """
+
+    name: str
+    input_channels: int
+    input_height: int
+    input_width: int
+    stem: tuple[StemConvolution, ...]
+    layers: tuple[LayerShape, ...]
+    stage_of: tuple[int, ...]
+    head_channels: int
+    head_activation: str
+    classes: int
+    dropout: float
+    split: int
+    exploring_layers: int
+    source: str = field(default="", compare=False)
+
+    @cached_property
+    def distinct_shapes(self) -> tuple[LayerShape, ...]:
+        """Layer shapes without repeats, in order of first use."""
+        return tuple(dict.fromkeys(self.layers))
+
+    @property
+    def stem_name(self) -> str:
+        """The stem's name in a table: ``stem`` for one 3x3 convolution with ReLU."""
+        first = self.stem[0]
+        if len(self.stem) == 1 and first.kernel == 3 and first.activation == "relu":
+            return "stem"
+        return "stem:" + ".".join(c.code for c in self.stem)
+
+    @property
+    def stem_shape(self) -> LayerShape:
+        stride = 1
+        for convolution in self.stem:
+            stride *= convolution.stride
+        return LayerShape(
+            self.input_height,
+            self.input_width,
+            self.input_channels,
+            self.stem[-1].channels,
+            stride,
+        )
+
+    @property
+    def head_name(self) -> str:
+        """The head's name in a table, e.g. ``head:1024``."""
+        tail = "" if self.head_activation == "relu" else f":{self.head_activation}"
+        return f"head:{self.head_channels}{tail}"
+
+    @property
+    def head_shape(self) -> LayerShape:
+        """Input of the head; its output channels are the classes."""
+        last = self.layers[-1]
+        return LayerShape(last.out_height, last.out_width, last.out_channels, self.classes, 1)
+
+    def fixed_convolutions(self) -> list[ConvolutionCost]:
+        """Convolutions and linears of stem and head."""
+        height, width, channels = self.input_height, self.input_width, self.input_channels
+        costs = []
+        for c in self.stem:
+            height, width = -(-height // c.stride), -(-width // c.stride)
+            weights = c.kernel * c.kernel * c.channels * (1 if c.depthwise else channels)
+            costs.append(ConvolutionCost(weights, height * width))
+            channels = c.channels
+        head = self.head_shape
+        costs.append(ConvolutionCost(head.in_channels * self.head_channels, head.in_pixels))
+        costs.append(ConvolutionCost(self.head_channels * self.classes, 1))
+        return costs
+
+    def macs(self, operators: Sequence[str]) -> int:
+        """MACs of the whole network with these operators, one name a layer."""
+        body = sum(parse_operator(o).macs(s) for o, s in self._pairs(operators))
+        return body + sum(c.macs for c in self.fixed_convolutions())
+
+    def params(self, operators: Sequence[str]) -> int:
+        """Convolution and linear weights of the whole network."""
+        body = sum(parse_operator(o).params(s) for o, s in self._pairs(operators))
+        return body + sum(c.params for c in self.fixed_convolutions())
+
+    def check(self, operators: Sequence[str]) -> None:
+        """Raises BadRequest unless the operators make an architecture of this backbone."""
+        for index, (name, shape) in enumerate(self._pairs(operators)):
+            if not parse_operator(name).applies_to(shape):
+                raise BadRequest(f"layer {index} ({shape}) of {self.name} cannot hold {name}")
+
+    def _pairs(self, operators: Sequence[str]) -> list[tuple[str, LayerShape]]:
+        if len(operators) != len(self.layers):
+            raise BadRequest(
+                f"{self.name} has {len(self.layers)} layers, the architecture names {len(operators)}"
+            )
+        return list(zip(operators, self.layers, strict=True))
+
+
+def shipped_backbones() -> tuple[str, ...]:
+    """Names of the backbones that come with the package."""
+    folder = resources.files(__package__) / "backbones"
+    return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def load_backbone(name_or_path: str | Path) -> Backbone:
+    """Reads a shipped backbone by name, or a user's TOML file by path.
+
+    Raises:
+        BadRequest: no such backbone, or the file lacks a key or holds a wrong value.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if text in shipped_backbones():
+        content = (resources.files(__package__) / "backbones" / f"{text}.toml").read_text("utf-8")
+        return parse_backbone(content, text, f"{text}.toml")
+    if path.is_file():
+        return parse_backbone(path.read_text("utf-8"), path.stem, str(path))
+    raise BadRequest(
+        f"backbone {text!r} is neither shipped ({', '.join(shipped_backbones())}) nor a TOML file"
+    )
+
+
+def parse_backbone(content: str, name: str, where: str) -> Backbone:
+    """From TOML text to a backbone; `where` names the file in errors."""
+    try:
+        data = tomllib.loads(content)
+    except tomllib.TOMLDecodeError as error:
+        raise BadRequest(f"backbone file {where} is not TOML: {error}") from error
+    read = _Reader(where)
+    image = read.table(data, "input")
+    head = read.table(data, "head")
+    channels = read.integer(image, "input.channels")
+    height, width = read.integer(image, "input.height"), read.integer(image, "input.width")
+
+    stem = []
+    for i, item in enumerate(read.tables(data, "stem")):
+        at = f"stem[{i}]"
+        stem.append(
+            StemConvolution(
+                read.integer(item, f"{at}.channels"),
+                read.integer(item, f"{at}.kernel"),
+                read.integer(item, f"{at}.stride"),
+                bool(item.get("depthwise", False)),
+                read.choice(item, f"{at}.activation", ACTIVATIONS, "relu"),
+            )
+        )
+    layers: list[LayerShape] = []
+    stage_of: list[int] = []
+    h, w, c = height, width, stem[-1].channels
+    for convolution in stem:
+        h, w = -(-h // convolution.stride), -(-w // convolution.stride)
+    for number, stage in enumerate(read.tables(data, "stages")):
+        at = f"stages[{number}]"
+        out = read.integer(stage, f"{at}.channels")
+        for repeat in range(read.integer(stage, f"{at}.repeats")):
+            stride = read.integer(stage, f"{at}.stride") if repeat == 0 else 1
+            if stride not in (1, 2):
+                raise BadRequest(f"backbone file {where}: {at}.stride must be 1 or 2, not {stride}")
+            shape = LayerShape(h, w, c, out, stride)
+            layers.append(shape)
+            stage_of.append(number)
+            h, w, c = shape.out_height, shape.out_width, out
+    split = read.integer(data, "split")
+    exploring = read.integer(data, "exploring_layers", minimum=0)
+    if not 0 < split < len(layers):
+        raise BadRequest(f"backbone file {where}: split must lie between 1 and {len(layers) - 1}")
+    if exploring > len(layers):
+        raise BadRequest(f"backbone file {where}: exploring_layers exceeds the {len(layers)} layers")
+    return Backbone(
+        name=name,
+        input_channels=channels,
+        input_height=height,
+        input_width=width,
+        stem=tuple(stem),
+        layers=tuple(layers),
+        stage_of=tuple(stage_of),
+        head_channels=read.integer(head, "head.channels"),
+        head_activation=read.choice(head, "head.activation", ACTIVATIONS, "relu"),
+        classes=read.integer(data, "classes"),
+        dropout=read.number(head, "head.dropout", 0.1),
+        split=split,
+        exploring_layers=exploring,
+        source=where,
+    )
+
+
+class _Reader:
+    """Takes keys out of parsed TOML, and says which file and key is at fault."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def _get(self, table: Mapping[str, Any], path: str) -> Any:
+        key = path.rsplit(".", 1)[-1]
+        if key not in table:
+            raise BadRequest(f"backbone file {self.where} lacks the key {path}")
+        return table[key]
+
+    def table(self, data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        value = self._get(data, key)
+        if not isinstance(value, dict):
+            raise BadRequest(f"backbone file {self.where}: {key} must be a table")
+        return value
+
+    def tables(self, data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+        value = self._get(data, key)
+        if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
+            raise BadRequest(f"backbone file {self.where}: {key} must be a list of tables, [[{key}]]")
+        return value
+
+    def integer(self, table: Mapping[str, Any], path: str, minimum: int = 1) -> int:
+        value = self._get(table, path)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise BadRequest(
+                f"backbone file {self.where}: {path} must be a whole number of at least {minimum}"
+            )
+        return value
+
+    def number(self, table: Mapping[str, Any], path: str, default: float) -> float:
+        value = table.get(path.rsplit(".", 1)[-1], default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise BadRequest(f"backbone file {self.where}: {path} must be a number")
+        return float(value)
+
+    def choice(
+        self, table: Mapping[str, Any], path: str, allowed: tuple[str, ...], default: str
+    ) -> str:
+        value = table.get(path.rsplit(".", 1)[-1], default)
+        if value not in allowed:
+            raise BadRequest(
+                f"backbone file {self.where}: {path} must be one of {', '.join(allowed)}"
+            )
+        return value
