@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,27 @@ class StemConvolution:
         kind = "dw" if self.depthwise else "c"
         tail = "" if self.activation == "relu" else f"-{self.activation}"
         return f"{kind}{self.channels}k{self.kernel}s{self.stride}{tail}"
+
+
+_STEM_CODE = re.compile(r"(c|dw)(\d+)k(\d+)s(\d+)(?:-(relu6|none))?")
+
+
+def parse_stem(name: str, shape: LayerShape) -> tuple[StemConvolution, ...]:
+    """From a stem's name in a table, and its shape, to its convolutions."""
+    if name == "stem":
+        return (StemConvolution(shape.out_channels, 3, shape.stride),)
+    convolutions = []
+    for code in name.removeprefix("stem:").split("."):
+        match = _STEM_CODE.fullmatch(code)
+        if match is None:
+            raise BadRequest(f"stem {name!r} is not understood at {code!r}")
+        kind, channels, kernel, stride, activation = match.groups()
+        convolutions.append(
+            StemConvolution(
+                int(channels), int(kernel), int(stride), kind == "dw", activation or "relu"
+            )
+        )
+    return tuple(convolutions)
 
 
 @dataclass(frozen=True)
@@ -212,7 +234,9 @@ def parse_backbone(content: str, name: str, where: str) -> Backbone:
     if not 0 < split < len(layers):
         raise BadRequest(f"backbone file {where}: split must lie between 1 and {len(layers) - 1}")
     if exploring > len(layers):
-        raise BadRequest(f"backbone file {where}: exploring_layers exceeds the {len(layers)} layers")
+        raise BadRequest(
+            f"backbone file {where}: exploring_layers exceeds the {len(layers)} layers"
+        )
     return Backbone(
         name=name,
         input_channels=channels,
@@ -252,7 +276,9 @@ class _Reader:
     def tables(self, data: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
         value = self._get(data, key)
         if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-            raise BadRequest(f"backbone file {self.where}: {key} must be a list of tables, [[{key}]]")
+            raise BadRequest(
+                f"backbone file {self.where}: {key} must be a list of tables, [[{key}]]"
+            )
         return value
 
     def integer(self, table: Mapping[str, Any], path: str, minimum: int = 1) -> int:

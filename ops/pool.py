@@ -178,7 +178,9 @@ def _pool() -> tuple[Operator, ...]:
     plain = [Operator("SEP", k) for k in (3, 5, 7)]
     plain += [Operator("MB", k, e) for k in (3, 5, 7) for e in (1, 3, 6)]
     plain += [Operator("Choice", k) for k in (3, 5, 7, 0)]
-    return tuple(Operator(o.family, o.kernel, o.expansion, se) for se in (False, True) for o in plain)
+    return tuple(
+        Operator(o.family, o.kernel, o.expansion, se) for se in (False, True) for o in plain
+    )
 
 
 POOL: tuple[Operator, ...] = _pool()
@@ -223,7 +225,9 @@ def load_plugin(path: str | Path) -> None:
     """Runs a Python file whose `register_operator` calls add users' operators."""
     file = Path(path)
     if not file.is_file():
-        raise BadRequest(f"plugin {file} does not exist; name a Python file that registers operators")
+        raise BadRequest(
+            f"plugin {file} does not exist; name a Python file that registers operators"
+        )
     spec = importlib.util.spec_from_file_location(f"hurricane_plugin_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,83 @@
+"""Export to the one canonical ONNX graph: operators, contexts, whole architectures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .backbone import Backbone
+from .graph import Part, Piece, join, module_weights, prepare_templates, serialise
+from .pool import GATES
+from .shapes import LayerShape
+
+if TYPE_CHECKING:
+    from .blocks import Network
+
+
+def sha256(content: bytes) -> str:
+    """The digest an artefact is known by."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def export_operator(name: str, shape: LayerShape, gate: str = GATES[0]) -> bytes:
+    """An operator (or stem, or head) alone at a layer shape, with seeded weights.
+
+    Args:
+        name: operator, stem or head as a table names it.
+        shape: where it stands.
+        gate: of squeeze-and-excitation.
+
+    Returns:
+        ONNX, opset 13, batch 1; equal request, equal bytes.
+
+    Raises:
+        BadRequest: the operator is unknown or does not apply to the shape.
+    """
+    return export_context([Piece(name, shape, gate)])
+
+
+def export_context(pieces: Sequence[Piece]) -> bytes:
+    """A short chain of pieces, each with its own seeded weights."""
+    return serialise(join([Part(piece, index) for index, piece in enumerate(pieces)]))
+
+
+def architecture_pieces(
+    backbone: Backbone, operators: Sequence[str], gate: str = GATES[0]
+) -> list[Piece]:
+    """Stem, layers and head of an architecture, in order."""
+    backbone.check(operators)
+    return [
+        Piece(backbone.stem_name, backbone.stem_shape, gate),
+        *(Piece(n, s, gate) for n, s in zip(operators, backbone.layers, strict=True)),
+        Piece(backbone.head_name, backbone.head_shape, gate),
+    ]
+
+
+def export_architecture(
+    backbone: Backbone,
+    operators: Sequence[str],
+    network: Network | None = None,
+    gate: str = GATES[0],
+) -> bytes:
+    """A whole network.
+
+    Args:
+        backbone: its frame.
+        operators: one name for each layer.
+        network: trained weights; None for seeded ones.
+        gate: of squeeze-and-excitation; must be the trained network's.
+
+    Returns:
+        ONNX with `input` [1, C, H, W] and `output` [1, classes]; equal request, equal bytes.
+
+    Raises:
+        BadRequest: the operators do not make an architecture of the backbone.
+    """
+    pieces = architecture_pieces(backbone, operators, gate)
+    prepare_templates(pieces)
+    if network is None:
+        return serialise(join([Part(piece, index) for index, piece in enumerate(pieces)]))
+    modules = [network.stem, *network.layers, network.head]
+    parts = [Part(p, 0, module_weights(m)) for p, m in zip(pieces, modules, strict=True)]
+    return serialise(join(parts))
