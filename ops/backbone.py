@@ -15,6 +15,7 @@ from .errors import BadRequest
 from .pool import ConvolutionCost, parse_operator
 from .shapes import LayerShape
 
+_FILES = f"{__package__}.backbones"
 ACTIVATIONS = ("relu", "relu6", "none")
 
 
@@ -160,14 +161,14 @@ class Backbone:
     def _pairs(self, operators: Sequence[str]) -> list[tuple[str, LayerShape]]:
         if len(operators) != len(self.layers):
             raise BadRequest(
-                f"{self.name} has {len(self.layers)} layers, the architecture names {len(operators)}"
+                f"{self.name} has {len(self.layers)} layers, these are {len(operators)}"
             )
         return list(zip(operators, self.layers, strict=True))
 
 
 def shipped_backbones() -> tuple[str, ...]:
     """Names of the backbones that come with the package."""
-    folder = resources.files(__package__) / "backbones"
+    folder = resources.files(_FILES)
     return tuple(sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml")))
 
 
@@ -180,7 +181,7 @@ def load_backbone(name_or_path: str | Path) -> Backbone:
     text = str(name_or_path)
     path = Path(text)
     if text in shipped_backbones():
-        content = (resources.files(__package__) / "backbones" / f"{text}.toml").read_text("utf-8")
+        content = (resources.files(_FILES) / f"{text}.toml").read_text("utf-8")
         return parse_backbone(content, text, f"{text}.toml")
     if path.is_file():
         return parse_backbone(path.read_text("utf-8"), path.stem, str(path))

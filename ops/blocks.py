@@ -267,8 +267,8 @@ def build_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> nn.Module:
     if name == "stem" or name.startswith("stem:"):
         return _stem(parse_stem(name, shape), shape.in_channels, affine=True)
     if name.startswith("head:"):
-        _, channels, *activation = name.split(":")
-        return Head(shape.in_channels, int(channels), shape.out_channels, *activation)
+        _, channels, activation = f"{name}:relu".split(":")[:3]
+        return Head(shape.in_channels, int(channels), shape.out_channels, activation)
     return build_operator(parse_operator(name), shape, gate)
 
 

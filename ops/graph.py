@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import itertools
 import math
 import os
 import warnings
@@ -112,7 +113,7 @@ def fold_batchnorm(module):
         if not isinstance(parent, nn.Sequential):
             continue
         children = list(parent.named_children())
-        for (name, first), (after, second) in zip(children, children[1:], strict=False):
+        for (name, first), (after, second) in itertools.pairwise(children):
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 setattr(parent, name, fuse_conv_bn_eval(first, second))
                 setattr(parent, after, nn.Identity())
@@ -139,7 +140,7 @@ def _trace(piece: Piece) -> bytes:
         torch.onnx.export(
             module,
             (example,),
-            file,
+            file,  # pyright: ignore[reportArgumentType] (the TorchScript exporter takes it)
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],

@@ -229,7 +229,8 @@ def load_plugin(path: str | Path) -> None:
             f"plugin {file} does not exist; name a Python file that registers operators"
         )
     spec = importlib.util.spec_from_file_location(f"hurricane_plugin_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -1,0 +1,1 @@
+"""How a lookup table gets filled, and how far its sums can be trusted."""
