@@ -57,6 +57,44 @@ def parse_stem(name: str, shape: LayerShape) -> tuple[StemConvolution, ...]:
     return tuple(convolutions)
 
 
+def is_stem(name: str) -> bool:
+    """Whether a table's operator name speaks of a stem."""
+    return name.partition(":")[0] == "stem"
+
+
+def is_head(name: str) -> bool:
+    """Whether a table's operator name speaks of a head."""
+    return name.startswith("head:")
+
+
+def head_parts(name: str) -> tuple[int, str]:
+    """Channels and activation of a head, from its name in a table."""
+    channels, _, activation = name.removeprefix("head:").partition(":")
+    if not channels.isdigit() or activation not in ("", *ACTIVATIONS):
+        raise BadRequest(f"head {name!r} is not understood; it looks like head:1024")
+    return int(channels), activation or "relu"
+
+
+def row_costs(name: str, shape: LayerShape) -> list[ConvolutionCost]:
+    """Convolutions and linears of what a table's row speaks of: operator, stem or head."""
+    if is_head(name):
+        channels, _ = head_parts(name)
+        return [
+            ConvolutionCost(shape.in_channels * channels, shape.in_pixels),
+            ConvolutionCost(channels * shape.out_channels, 1),
+        ]
+    if not is_stem(name):
+        return parse_operator(name).convolutions(shape)
+    height, width, channels = shape.height, shape.width, shape.in_channels
+    costs = []
+    for c in parse_stem(name, shape):
+        height, width = -(-height // c.stride), -(-width // c.stride)
+        weights = c.kernel * c.kernel * c.channels * (1 if c.depthwise else channels)
+        costs.append(ConvolutionCost(weights, height * width))
+        channels = c.channels
+    return costs
+
+
 @dataclass(frozen=True)
 class Backbone:
     """The frame that candidate operators are put into.
@@ -130,17 +168,10 @@ class Backbone:
 
     def fixed_convolutions(self) -> list[ConvolutionCost]:
         """Convolutions and linears of stem and head."""
-        height, width, channels = self.input_height, self.input_width, self.input_channels
-        costs = []
-        for c in self.stem:
-            height, width = -(-height // c.stride), -(-width // c.stride)
-            weights = c.kernel * c.kernel * c.channels * (1 if c.depthwise else channels)
-            costs.append(ConvolutionCost(weights, height * width))
-            channels = c.channels
-        head = self.head_shape
-        costs.append(ConvolutionCost(head.in_channels * self.head_channels, head.in_pixels))
-        costs.append(ConvolutionCost(self.head_channels * self.classes, 1))
-        return costs
+        return [
+            *row_costs(self.stem_name, self.stem_shape),
+            *row_costs(self.head_name, self.head_shape),
+        ]
 
     def macs(self, operators: Sequence[str]) -> int:
         """MACs of the whole network with these operators, one name a layer."""

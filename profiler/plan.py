@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..ops.backbone import Backbone, load_backbone
+from ..ops.backbone import Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
 from ..ops.graph import Part, Piece, join, serialise
-from ..ops.pool import GATES, Operator, parse_operator
+from ..ops.pool import GATES, Operator
 from ..ops.shapes import LayerShape
 
 Graph = tuple[Piece, ...]
@@ -55,7 +55,7 @@ class PlannedRow:
     @property
     def ends_elsewhere(self) -> bool:
         """Whether the longer graph ends in another tensor than the shorter one."""
-        return self.estimator == CONTEXT and not self.name.startswith("head:")
+        return self.estimator == CONTEXT and not is_head(self.name)
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -65,10 +65,10 @@ class PlannedRow:
 def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
     """The graphs that one row needs."""
     piece = Piece(name, shape, gate)
-    if name.partition(":")[0] == "stem":
+    if is_stem(name):
         after = Piece(NEIGHBOUR, _kept(shape, after=True), gate)
         return PlannedRow(name, shape, (piece,), (piece, after), (after,), STEM_CONTEXT)
-    if shape.keeps_shape and not name.startswith("head:"):
+    if shape.keeps_shape and not is_head(name):
         return PlannedRow(name, shape, (piece,), (piece, piece), (piece,), CHAIN)
     before = Piece(NEIGHBOUR, _kept(shape), gate)
     return PlannedRow(name, shape, (piece,), (before, piece), (before,), CONTEXT)
@@ -156,9 +156,9 @@ def anchor_rows(rows: Iterable[PlannedRow]) -> dict[tuple[int, int, int], Planne
     anchors: dict[tuple[int, int, int], PlannedRow] = {}
     for row in rows:
         sides = []
-        if row.name.partition(":")[0] != "stem":
+        if not is_stem(row.name):
             sides.append(_kept(row.shape))
-        if not row.name.startswith("head:"):
+        if not is_head(row.name):
             sides.append(_kept(row.shape, after=True))
         for side in sides:
             key = (side.height, side.width, side.in_channels)
@@ -169,14 +169,4 @@ def anchor_rows(rows: Iterable[PlannedRow]) -> dict[tuple[int, int, int], Planne
 
 def weight_bytes(graph: Graph) -> int:
     """About how large a graph's artefact is, without making it."""
-    total = 0
-    for piece in graph:
-        name = piece.name
-        if name.partition(":")[0] == "stem":
-            continue
-        if name.startswith("head:"):
-            channels = int(name.split(":")[1])
-            total += channels * (piece.shape.in_channels + piece.shape.out_channels)
-        else:
-            total += parse_operator(name).params(piece.shape)
-    return 4 * total
+    return 4 * sum(c.params for piece in graph for c in row_costs(piece.name, piece.shape))

@@ -1,0 +1,287 @@
+"""Whole networks: drawing them for a check, timing them, and comparing with a table's sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..agents.results import Protocol
+from ..lookup_tables.model import LatencyModel
+from ..ops.backbone import Backbone
+from ..ops.errors import BadRequest
+from ..ops.export import export_architecture
+from ..ops.pool import GATES
+from .estimate import location_ms
+from .measuring import Bench, MeasuringSettings, cold_calls
+
+DRAWS = 20_000
+"""Random architectures among which the stratified ones are picked."""
+
+
+@dataclass(frozen=True)
+class WholeNetwork:
+    """A network to be timed.
+
+    Attributes:
+        group: ``random``, ``uniform`` or ``given``.
+        label: tells it apart in its group.
+        operators: one name for each layer.
+        gate: of squeeze-and-excitation.
+    """
+
+    group: str
+    label: str
+    operators: tuple[str, ...]
+    gate: str = GATES[0]
+
+
+@dataclass(frozen=True)
+class NetworkTime:
+    """A whole network's measured latency.
+
+    Attributes:
+        network: which.
+        measured_ms: lower quartile over all rounds.
+        first_ms: over the first half of the rounds.
+        second_ms: over the second half: the retest.
+        flags: of the agent.
+        error: why there is no time; empty where there is one.
+    """
+
+    network: WholeNetwork
+    measured_ms: float
+    first_ms: float = float("nan")
+    second_ms: float = float("nan")
+    flags: tuple[str, ...] = ()
+    error: str = ""
+
+
+def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNetwork]:
+    """Random architectures, one in each of `count` equal steps of the latency range drawn.
+
+    Architectures drawn uniformly crowd around the mean; here each draw leans towards fast or
+    slow operators by a random amount, and one is picked from each stratum.
+    """
+    random = np.random.default_rng(seed)
+    latency = model.latency_ms
+    layers = latency.shape[0]
+    scale = np.nanmean(latency, axis=1, keepdims=True)
+    lean = random.uniform(-4.0, 4.0, (DRAWS, 1))
+    codes = np.empty((DRAWS, layers), dtype=np.int64)
+    for layer in range(layers):
+        present = np.flatnonzero(np.isfinite(latency[layer]))
+        logits = -lean * (latency[layer, present] / scale[layer])[None, :]
+        gumbel = random.gumbel(size=logits.shape)
+        codes[:, layer] = present[np.argmax(logits + gumbel, axis=1)]
+    predicted = model.predict(codes)
+    edges = np.linspace(predicted.min(), predicted.max(), count + 1)
+    stratum = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, count - 1)
+    chosen: list[int] = []
+    for number in range(count):
+        members = np.flatnonzero(stratum == number)
+        if members.size:
+            chosen.append(int(random.choice(members)))
+    rest = [i for i in random.permutation(DRAWS) if i not in set(chosen)]
+    chosen += [int(i) for i in rest[: count - len(chosen)]]
+    return [
+        WholeNetwork("random", f"random-{n}", tuple(model.decode(codes[i])))
+        for n, i in enumerate(chosen)
+    ]
+
+
+def uniform_networks(model: LatencyModel) -> list[WholeNetwork]:
+    """The networks with one operator in all layers, of those with a latency in every layer."""
+    layers = model.latency_ms.shape[0]
+    everywhere = np.isfinite(model.latency_ms).all(axis=0).tolist()
+    return [
+        WholeNetwork("uniform", name, (name,) * layers)
+        for name, there in zip(model.operators, everywhere, strict=True)
+        if there
+    ]
+
+
+def time_networks(
+    bench: Bench,
+    backbone: Backbone,
+    networks: Sequence[WholeNetwork],
+    settings: MeasuringSettings,
+    contents: Mapping[str, bytes] | None = None,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> list[NetworkTime]:
+    """Times whole networks, interleaved, with the protocol that rows are timed with.
+
+    Args:
+        bench: target and agent.
+        backbone: of all of them.
+        networks: with labels that differ.
+        settings: rounds and limits.
+        contents: artefacts by label, where they are not to be made with seeded weights.
+        on_progress: called with (what, share).
+
+    Returns:
+        One time for each network, in order.
+    """
+    note = on_progress or (lambda what, share: None)
+    if len({(n.group, n.label) for n in networks}) != len(networks):
+        raise BadRequest("two networks to be timed have the same name")
+    digests: list[str] = []
+    sizes: list[int] = []
+    for index, network in enumerate(networks):
+        made = (contents or {}).get(network.label)
+
+        def make(network: WholeNetwork = network, made: bytes | None = made) -> bytes:
+            return made or export_architecture(backbone, network.operators, gate=network.gate)
+
+        key = (backbone, network.operators, network.gate, None if made is None else network.label)
+        digests.append(bench.send(key, make))
+        sizes.append(4 * backbone.params(network.operators))
+        note("send", 0.3 * (index + 1) / len(networks))
+    results = {}
+    batches = _batches(sizes, bench.max_bytes // 2)
+    for number, batch in enumerate(batches):
+
+        def watch(step: str, share: float, number: int = number) -> None:
+            within = 0.2 * share if step == "load" else 0.2 + 0.8 * share
+            note(step, 0.3 + 0.7 * (number + within) / len(batches))
+
+        results |= bench.time(
+            [digests[i] for i in batch],
+            Protocol(
+                rounds=settings.rounds,
+                calls_per_visit=1,
+                warmup_calls=settings.warmup_calls,
+                seed=settings.seed + 101 + number,
+                artifact_timeout_s=settings.timeout_s,
+                keep_loaded=False,
+            ),
+            watch,
+        )
+    times = []
+    for network, digest in zip(networks, digests, strict=True):
+        result = results[digest]
+        if result.error is not None:
+            times.append(NetworkTime(network, float("nan"), error=str(result.error)))
+            continue
+        calls = cold_calls(result)
+        half = max(1, len(calls) // 2)
+        times.append(
+            NetworkTime(
+                network,
+                location_ms(calls),
+                location_ms(calls[:half]),
+                location_ms(calls[half:]) if len(calls) > 1 else float("nan"),
+                result.flags,
+            )
+        )
+    return times
+
+
+def _batches(sizes: Sequence[int], max_bytes: int) -> list[list[int]]:
+    """Indices dealt out so that no batch exceeds the agent's memory."""
+    count = min(len(sizes), max(1, -(-sum(sizes) // max(1, max_bytes))))
+    batches: list[list[int]] = [[] for _ in range(count)]
+    for seat, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
+        batches[seat % count].append(index)
+    return batches
+
+
+@dataclass(frozen=True)
+class ErrorFigures:
+    """How far one series of latencies is from another; fractions, not percent.
+
+    Attributes:
+        count: networks compared.
+        bias: mean of a/b - 1.
+        rmspe: root of the mean of (a/b - 1)².
+        within_5, within_10: share with |a/b - 1| at most 0.05, 0.10.
+        kendall_tau: rank correlation, tau-b; NaN for fewer than two.
+    """
+
+    count: int
+    bias: float
+    rmspe: float
+    within_5: float
+    within_10: float
+    kendall_tau: float
+
+
+def compare(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> ErrorFigures:
+    """Error figures of predictions against measurements, both [N] ms."""
+    a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
+    error = a / b - 1
+    return ErrorFigures(
+        count=len(a),
+        bias=float(error.mean()),
+        rmspe=float(np.sqrt((error**2).mean())),
+        within_5=float((np.abs(error) <= 0.05).mean()),
+        within_10=float((np.abs(error) <= 0.10).mean()),
+        kendall_tau=kendall_tau(a, b),
+    )
+
+
+def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall's tau-b of two series [N]; NaN where one of them does not vary."""
+    upper = np.triu_indices(len(a), 1)
+    da = np.sign(np.subtract.outer(a, a))[upper]
+    db = np.sign(np.subtract.outer(b, b))[upper]
+    varied = np.sqrt(float((da != 0).sum()) * float((db != 0).sum()))
+    return float((da * db).sum() / varied) if varied else float("nan")
+
+
+@dataclass(frozen=True)
+class GroupCheck:
+    """Prediction error of a group of networks, with the group's own retest beside it."""
+
+    group: str
+    prediction: ErrorFigures
+    retest: ErrorFigures
+    failed: int
+
+
+@dataclass(frozen=True)
+class NetworkCheck:
+    """One network: predicted, measured, and measured again."""
+
+    group: str
+    label: str
+    operators: tuple[str, ...]
+    predicted_ms: float
+    measured_ms: float
+    first_ms: float
+    second_ms: float
+    error: str = ""
+
+
+def check_networks(
+    model: LatencyModel, times: Sequence[NetworkTime]
+) -> tuple[list[GroupCheck], list[NetworkCheck]]:
+    """Puts the sums of a table beside measured networks, by group."""
+    checks = [
+        NetworkCheck(
+            t.network.group,
+            t.network.label,
+            t.network.operators,
+            model.latency_of(t.network.operators),
+            t.measured_ms,
+            t.first_ms,
+            t.second_ms,
+            t.error,
+        )
+        for t in times
+    ]
+    groups = []
+    for group in dict.fromkeys(c.group for c in checks):
+        members = [c for c in checks if c.group == group]
+        good = [c for c in members if not c.error]
+        if good:
+            groups.append(
+                GroupCheck(
+                    group,
+                    compare([c.predicted_ms for c in good], [c.measured_ms for c in good]),
+                    compare([c.first_ms for c in good], [c.second_ms for c in good]),
+                    len(members) - len(good),
+                )
+            )
+    return groups, checks

@@ -1,0 +1,354 @@
+"""Filling a table: what is missing is exported, sent, timed and written down, batch by batch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..agents.errors import AgentError, ErrorKind
+from ..agents.results import ArtifactResult, Protocol
+from ..lookup_tables.journal import Journal
+from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
+from ..ops.backbone import row_costs
+from ..ops.errors import BadRequest, HurricaneError
+from ..ops.graph import prepare_templates
+from .estimate import EdgePrices, edge_prices, estimate_row, location_ms
+from .measuring import Bench, MeasuringSettings, cold_calls
+from .plan import Graph, PlannedRow, anchor_rows, weight_bytes
+
+ROWS_IN_A_BATCH = 72
+"""A kill costs at most one batch; a batch must be much larger than the caches."""
+
+_STATUS = {
+    ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
+    ErrorKind.TIMED_OUT: "timeout",
+}
+_ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED, ErrorKind.BAD_REQUEST)
+"""Errors that say nothing of a graph: the row stays open for the next run."""
+
+ProfileProgress = Callable[[str, float], None]
+"""Called with what is going on and the share of the whole that is done."""
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """What a run did.
+
+    Attributes:
+        table: the finished table.
+        measured: rows that this run measured.
+        kept: rows of the plan that were there before.
+        not_ok: rows of the plan that hold no latency, by status.
+    """
+
+    table: LookupTable
+    target: Target
+    measured: int
+    kept: int
+    not_ok: Mapping[str, int]
+
+
+def missing_rows(
+    rows: Iterable[PlannedRow], table: LookupTable, target: Target, retry: bool = False
+) -> list[PlannedRow]:
+    """Rows of a plan that a table does not hold yet.
+
+    Args:
+        rows: the plan.
+        table: with its journal.
+        target: whose rows count.
+        retry: count rows that hold no latency as missing.
+    """
+    missing = []
+    for row in rows:
+        found = table.get(RowKey(target, row.name, row.shape))
+        if found is None or (retry and not found.ok):
+            missing.append(row)
+    return missing
+
+
+def split_batches(rows: Sequence[PlannedRow], max_bytes: int) -> list[list[PlannedRow]]:
+    """Batches that mix all layer shapes, so that graphs push each other out of the caches.
+
+    Rows are dealt out like cards, largest first, so that batches take about equal memory.
+    """
+    sizes = {row: sum(weight_bytes(graph) for graph in row.graphs) for row in rows}
+    total = sum(sizes.values())
+    count = max(1, -(-len(rows) // ROWS_IN_A_BATCH), -(-total // max(1, max_bytes)))
+    count = min(count, len(rows))
+    batches: list[list[PlannedRow]] = [[] for _ in range(count)]
+    for index, row in enumerate(sorted(rows, key=lambda r: (-sizes[r], r.name, r.shape))):
+        turn, seat = divmod(index, count)
+        batches[seat if turn % 2 == 0 else count - 1 - seat].append(row)
+    return batches
+
+
+def measure_batch(
+    bench: Bench,
+    rows: Sequence[PlannedRow],
+    settings: MeasuringSettings,
+    on_progress: ProfileProgress | None = None,
+) -> list[Row]:
+    """Times one batch on one agent.
+
+    Args:
+        bench: target and agent.
+        rows: at most as many as the agent can hold.
+        settings: how.
+        on_progress: called with (step, share of this batch).
+
+    Returns:
+        One row of the table for each planned row.
+
+    Raises:
+        AgentError: the batch as a whole failed; nothing of it is to be kept.
+    """
+    note = on_progress or (lambda step, share: None)
+    anchors = anchor_rows(row for row in rows if row.ends_elsewhere)
+    graphs = list(dict.fromkeys(g for row in (*rows, *anchors.values()) for g in row.graphs))
+    digests: dict[Graph, str] = {}
+    for index, graph in enumerate(graphs):
+        digests[graph] = bench.digest_of(graph)
+        note("send", 0.15 * (index + 1) / len(graphs))
+    cold = bench.time(
+        list(digests.values()),
+        Protocol(
+            rounds=settings.rounds,
+            calls_per_visit=1,
+            warmup_calls=settings.warmup_calls,
+            seed=settings.seed,
+            artifact_timeout_s=settings.timeout_s,
+            keep_loaded=True,
+        ),
+        lambda step, share: note(
+            step, 0.15 + (0.3 * share if step == "load" else 0.3 + 0.4 * share)
+        ),
+    )
+    usable = [digests[row.alone] for row in rows if cold[digests[row.alone]].error is None]
+    warm: Mapping[str, ArtifactResult] = {}
+    if usable:
+        warm = bench.time(
+            usable,
+            Protocol(
+                rounds=settings.warm_rounds,
+                calls_per_visit=settings.warm_calls,
+                warmup_calls=settings.warmup_calls,
+                seed=settings.seed + 1,
+                artifact_timeout_s=settings.timeout_s,
+                keep_loaded=False,
+            ),
+            lambda step, share: note("loop", 0.85 + 0.15 * share),
+        )
+    times = {g: cold_calls(cold[d]) for g, d in digests.items() if cold[d].error is None}
+    batch = _Batch(bench, settings, digests, cold, warm, times, edge_prices(times, anchors))
+    return [_table_row(batch, row) for row in rows]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What was timed in one batch."""
+
+    bench: Bench
+    settings: MeasuringSettings
+    digests: Mapping[Graph, str]
+    cold: Mapping[str, ArtifactResult]
+    warm: Mapping[str, ArtifactResult]
+    times: Mapping[Graph, np.ndarray]
+    prices: EdgePrices
+
+
+def _table_row(batch: _Batch, row: PlannedRow) -> Row:
+    bench, digests, cold, warm = batch.bench, batch.digests, batch.cold, batch.warm
+    results = [cold[digests[graph]] for graph in row.graphs]
+    own = cold[digests[row.alone]]
+    costs = row_costs(row.name, row.shape)
+    values: dict[str, Any] = {
+        "macs": sum(c.macs for c in costs),
+        "params": sum(c.params for c in costs),
+        "graph_sha256": digests[row.alone],
+        "artifact_sha256": digests[row.alone],
+        "agent_version": bench.agent_version,
+        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    failed = next((r.error for r in results if r.error is not None), None)
+    if failed is not None:
+        if failed.kind in _ABANDONS:
+            raise failed
+        status = _STATUS.get(failed.kind, "failed")
+        flags = () if status != "failed" else (failed.kind.name.lower().replace("_", "-"),)
+        return Row.of(
+            bench.target, row.name, row.shape, status=status, flags=format_flags(flags), **values
+        )
+    found = estimate_row(row, batch.times, batch.prices)
+    if found.latency_ms <= 0:
+        return Row.of(
+            bench.target, row.name, row.shape, status="failed", flags="below-noise", **values
+        )
+    looped = warm.get(digests[row.alone])
+    warm_ms = None
+    if looped is not None and looped.error is None:
+        warm_ms = location_ms(np.asarray(looped.wall_ms)[:, batch.settings.warm_skipped :])
+    device = own.device_ms
+    flags = dict.fromkeys((*own.flags, *found.flags))
+    return Row.of(
+        bench.target,
+        row.name,
+        row.shape,
+        status="ok",
+        latency_ms=found.latency_ms,
+        ci_low_ms=found.ci_low_ms,
+        ci_high_ms=found.ci_high_ms,
+        call_ms=found.call_ms,
+        warm_ms=warm_ms,
+        cold_ms=found.cold_ms,
+        p10_ms=found.p10_ms,
+        p90_ms=found.p90_ms,
+        device_ms=location_ms(device[:, 0]) if device is not None and device.size else None,
+        samples=found.samples,
+        rounds=found.rounds,
+        estimator=row.estimator,
+        flags=format_flags(flags),
+        compute_unit=own.compute_unit,
+        temperature_before_c=own.before.temperature_c or None,
+        temperature_after_c=own.after.temperature_c or None,
+        frequency_before_mhz=own.before.frequency_mhz or None,
+        frequency_after_mhz=own.after.frequency_mhz or None,
+        **values,
+    )
+
+
+def profile(
+    benches: Sequence[Bench],
+    rows: Sequence[PlannedRow],
+    path: str | Path,
+    settings: MeasuringSettings | None = None,
+    retry: bool = False,
+    on_progress: ProfileProgress | None = None,
+) -> ProfileResult:
+    """Measures what a table lacks of a plan, and writes it.
+
+    Finished batches go to a journal beside the table; killed at any moment, the next run goes
+    on from there. Several agents take batches as they get free; the batch of an agent that
+    fails goes back to the others.
+
+    Args:
+        benches: one for each agent, all of the same target.
+        rows: the plan.
+        path: the table; need not exist.
+        settings: how to time.
+        retry: measure rows again that hold no latency.
+        on_progress: called with (what, share of the whole), from any thread.
+
+    Raises:
+        BadRequest: the agents' targets differ, or the table or its journal is another's.
+        AgentError: every agent failed; what was measured is in the journal.
+    """
+    settings = settings or MeasuringSettings()
+    target = benches[0].target
+    for bench in benches[1:]:
+        if bench.target != target:
+            raise BadRequest(
+                f"the agents at {benches[0].client.address} and {bench.client.address} are not "
+                f"of one kind: {target} and {bench.target}; give each kind its own table"
+            )
+    note = on_progress or (lambda what, share: None)
+    table = LookupTable.load_with_journal(path)
+    missing = missing_rows(rows, table, target, retry)
+    if missing:
+        pieces = {
+            piece
+            for row in (*missing, *anchor_rows(missing).values())
+            for graph in row.graphs
+            for piece in graph
+        }
+        prepare_templates(
+            sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
+        )
+        with Journal.open(path, target) as journal:
+            _run_batches(benches, missing, settings, journal, note)
+            table = journal.finish()
+    else:
+        table = _settle(path, target, table)
+    not_ok: dict[str, int] = {}
+    for row in rows:
+        found = table.get(RowKey(target, row.name, row.shape))
+        if found is not None and not found.ok:
+            not_ok[found.status] = not_ok.get(found.status, 0) + 1
+    return ProfileResult(table, target, len(missing), len(rows) - len(missing), not_ok)
+
+
+def _settle(path: str | Path, target: Target, table: LookupTable) -> LookupTable:
+    """Takes in a journal that a run left behind when it was killed at the very end."""
+    from ..lookup_tables.journal import journal_path
+
+    if not journal_path(path).exists():
+        return table
+    with Journal.open(path, target) as journal:
+        return journal.finish()
+
+
+def _run_batches(
+    benches: Sequence[Bench],
+    rows: Sequence[PlannedRow],
+    settings: MeasuringSettings,
+    journal: Journal,
+    note: ProfileProgress,
+) -> None:
+    batches = split_batches(rows, min(b.max_bytes for b in benches) // 2)
+    waiting: queue.Queue[tuple[int, list[PlannedRow]]] = queue.Queue()
+    for numbered in enumerate(batches):
+        waiting.put(numbered)
+    shares = [0.0] * len(batches)
+    lock = threading.Lock()
+    failures: list[Exception] = []
+    left = [len(batches)]
+
+    def report(index: int, step: str, share: float) -> None:
+        shares[index] = share
+        note(step, 0.1 + 0.9 * sum(shares) / len(shares))
+
+    def work(bench: Bench) -> None:
+        while left[0] and not (failures and len(benches) == 1):
+            try:
+                index, batch = waiting.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            try:
+                measured = measure_batch(
+                    bench,
+                    batch,
+                    replace(settings, seed=settings.seed + 2 * index),
+                    lambda step, share, index=index: report(index, step, share),
+                )
+                with lock:
+                    journal.append(measured)
+                    left[0] -= 1
+                report(index, "measure", 1.0)
+            except AgentError as error:  # this agent is out; others may take the batch
+                waiting.put((index, batch))
+                failures.append(error)
+                return
+            except Exception as error:
+                failures.append(error)
+                left[0] = 0
+                return
+
+    threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in benches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(0.2)
+    if failures and (left[0] or not isinstance(failures[-1], AgentError)):
+        error = failures[-1]
+        if isinstance(error, AgentError | HurricaneError):
+            hint = f"; {len(journal.rows)} rows are safe, the same command goes on from there"
+            raise type(error)(f"{error}{hint}") from error
+        raise error
