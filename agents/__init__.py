@@ -1,0 +1,1 @@
+"""What runs on the board: the agent, its backends, and the client that talks to it."""

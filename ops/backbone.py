@@ -57,6 +57,10 @@ def parse_stem(name: str, shape: LayerShape) -> tuple[StemConvolution, ...]:
     return tuple(convolutions)
 
 
+POOL_NAME = "pool"
+"""A global average pool alone: part of measuring contexts, never a row of a table."""
+
+
 def is_stem(name: str) -> bool:
     """Whether a table's operator name speaks of a stem."""
     return name.partition(":")[0] == "stem"
@@ -83,6 +87,8 @@ def row_costs(name: str, shape: LayerShape) -> list[ConvolutionCost]:
             ConvolutionCost(shape.in_channels * channels, shape.in_pixels),
             ConvolutionCost(channels * shape.out_channels, 1),
         ]
+    if name == POOL_NAME:
+        return []
     if not is_stem(name):
         return parse_operator(name).convolutions(shape)
     height, width, channels = shape.height, shape.width, shape.in_channels

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone, StemConvolution, head_parts, is_head, is_stem, parse_stem
+from .backbone import POOL_NAME, Backbone, StemConvolution, head_parts, is_head, is_stem, parse_stem
 from .errors import BadRequest
 from .pool import GATES, ConvolutionCost, Operator, parse_operator, squeeze_channels
 from .shapes import LayerShape
@@ -263,11 +263,13 @@ def build_head(backbone: Backbone, affine: bool = True) -> Head:
 
 
 def build_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> nn.Module:
-    """The module that a table's row speaks of: an operator, a stem or a head, by name."""
+    """The module of a piece by its name: an operator, a stem, a head, or a pool."""
     if is_stem(name):
         return _stem(parse_stem(name, shape), shape.in_channels, affine=True)
     if is_head(name):
         return Head(shape.in_channels, head_parts(name)[0], shape.out_channels, head_parts(name)[1])
+    if name == POOL_NAME:
+        return nn.AdaptiveAvgPool2d(1)
     return build_operator(parse_operator(name), shape, gate)
 
 

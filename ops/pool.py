@@ -214,7 +214,7 @@ def register_operator(
     """
     if not _NAME.fullmatch(name):
         raise BadRequest(f"operator name {name!r}: use letters, digits and _ . : -")
-    if name in _BY_NAME or name == "stem" or name.split(":")[0] in ("stem", "head"):
+    if name in _BY_NAME or name.partition(":")[0] in ("stem", "head", "pool"):
         raise BadRequest(f"operator name {name!r} is already taken; choose another")
     operator = Operator(name, custom=CustomBlock(build, applies))
     _CUSTOM[name] = operator

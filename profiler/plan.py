@@ -4,18 +4,22 @@ Layers of equal shape share rows. A row's marginal latency is a difference of tw
 T(longer) - T(shorter), so that the price of a call, which a network pays once, drops out:
 
 - where an operator keeps its shape, two copies of it against one;
-- elsewhere, a fixed neighbour followed by the operator against the neighbour alone;
-- for the stem, the stem followed by a fixed neighbour against the neighbour alone.
+- elsewhere, a fixed neighbour, the operator and a global pool, against neighbour and pool;
+- for the stem, stem and pool against the pool alone, which is the price of a call: what a
+  graph costs that takes the image and does next to nothing with it;
+- for the head, a neighbour and the head against neighbour and pool.
 
+The pool makes all these graphs end in a vector, so that their last edges are alike. What the
+pool itself costs at each tensor cancels when the rows of a network are summed.
 `docs/measurement.md` has the reasons and the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from ..ops.backbone import Backbone, is_head, is_stem, load_backbone, row_costs
+from ..ops.backbone import POOL_NAME, Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
 from ..ops.graph import Part, Piece, join, serialise
 from ..ops.pool import GATES, Operator
@@ -28,8 +32,8 @@ NEIGHBOUR = "SEP_3"
 """The fixed neighbour: it applies to every shape, and is cheap everywhere."""
 
 CHAIN = "chain-2"
-CONTEXT = "neighbour-before"
-STEM_CONTEXT = "neighbour-after"
+CONTEXT = "neighbour-pool"
+STEM_CONTEXT = "pool"
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,6 @@ class PlannedRow:
     estimator: str
 
     @property
-    def ends_elsewhere(self) -> bool:
-        """Whether the longer graph ends in another tensor than the shorter one."""
-        return self.estimator == CONTEXT and not is_head(self.name)
-
-    @property
     def graphs(self) -> tuple[Graph, ...]:
         return tuple(dict.fromkeys((self.alone, self.longer, self.shorter)))
 
@@ -66,21 +65,21 @@ def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
     """The graphs that one row needs."""
     piece = Piece(name, shape, gate)
     if is_stem(name):
-        after = Piece(NEIGHBOUR, _kept(shape, after=True), gate)
-        return PlannedRow(name, shape, (piece,), (piece, after), (after,), STEM_CONTEXT)
-    if shape.keeps_shape and not is_head(name):
+        pooled = (piece, _pool(shape.out_height, shape.out_width, shape.out_channels))
+        image = (_pool(shape.height, shape.width, shape.in_channels),)
+        return PlannedRow(name, shape, (piece,), pooled, image, STEM_CONTEXT)
+    before = Piece(NEIGHBOUR, replace(shape, out_channels=shape.in_channels, stride=1), gate)
+    shorter = (before, _pool(shape.height, shape.width, shape.in_channels))
+    if is_head(name):
+        return PlannedRow(name, shape, (piece,), (before, piece), shorter, CONTEXT)
+    if shape.keeps_shape:
         return PlannedRow(name, shape, (piece,), (piece, piece), (piece,), CHAIN)
-    before = Piece(NEIGHBOUR, _kept(shape), gate)
-    return PlannedRow(name, shape, (piece,), (before, piece), (before,), CONTEXT)
+    after = _pool(shape.out_height, shape.out_width, shape.out_channels)
+    return PlannedRow(name, shape, (piece,), (before, piece, after), shorter, CONTEXT)
 
 
-def _kept(shape: LayerShape, after: bool = False) -> LayerShape:
-    """The shape of a neighbour that leaves the tensor before (or after) a layer as it is."""
-    if after:
-        return LayerShape(
-            shape.out_height, shape.out_width, shape.out_channels, shape.out_channels, 1
-        )
-    return LayerShape(shape.height, shape.width, shape.in_channels, shape.in_channels, 1)
+def _pool(height: int, width: int, channels: int) -> Piece:
+    return Piece(POOL_NAME, LayerShape(height, width, channels, channels, 1))
 
 
 def graph_bytes(graph: Graph) -> bytes:
@@ -146,25 +145,6 @@ def plan_rows(
     if not rows:
         raise BadRequest("none of these operators applies to any of these layers")
     return tuple(rows)
-
-
-def anchor_rows(rows: Iterable[PlannedRow]) -> dict[tuple[int, int, int], PlannedRow]:
-    """The fixed neighbour's own row at each tensor (height, width, channels) that rows touch.
-
-    Its price of a call, 2·T(one) - T(two), tells what the edges of a graph cost there.
-    """
-    anchors: dict[tuple[int, int, int], PlannedRow] = {}
-    for row in rows:
-        sides = []
-        if not is_stem(row.name):
-            sides.append(_kept(row.shape))
-        if not is_head(row.name):
-            sides.append(_kept(row.shape, after=True))
-        for side in sides:
-            key = (side.height, side.width, side.in_channels)
-            if key not in anchors:
-                anchors[key] = plan_row(NEIGHBOUR, side, row.alone[0].gate)
-    return anchors
 
 
 def weight_bytes(graph: Graph) -> int:

@@ -19,9 +19,9 @@ from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
 from ..ops.backbone import row_costs
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.graph import prepare_templates
-from .estimate import EdgePrices, edge_prices, estimate_row, location_ms
+from .estimate import estimate_row, location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
-from .plan import Graph, PlannedRow, anchor_rows, weight_bytes
+from .plan import Graph, PlannedRow, weight_bytes
 
 ROWS_IN_A_BATCH = 72
 """A kill costs at most one batch; a batch must be much larger than the caches."""
@@ -111,8 +111,7 @@ def measure_batch(
         AgentError: the batch as a whole failed; nothing of it is to be kept.
     """
     note = on_progress or (lambda step, share: None)
-    anchors = anchor_rows(row for row in rows if row.ends_elsewhere)
-    graphs = list(dict.fromkeys(g for row in (*rows, *anchors.values()) for g in row.graphs))
+    graphs = list(dict.fromkeys(graph for row in rows for graph in row.graphs))
     digests: dict[Graph, str] = {}
     for index, graph in enumerate(graphs):
         digests[graph] = bench.digest_of(graph)
@@ -147,7 +146,7 @@ def measure_batch(
             lambda step, share: note("loop", 0.85 + 0.15 * share),
         )
     times = {g: cold_calls(cold[d]) for g, d in digests.items() if cold[d].error is None}
-    batch = _Batch(bench, settings, digests, cold, warm, times, edge_prices(times, anchors))
+    batch = _Batch(bench, settings, digests, cold, warm, times)
     return [_table_row(batch, row) for row in rows]
 
 
@@ -161,7 +160,6 @@ class _Batch:
     cold: Mapping[str, ArtifactResult]
     warm: Mapping[str, ArtifactResult]
     times: Mapping[Graph, np.ndarray]
-    prices: EdgePrices
 
 
 def _table_row(batch: _Batch, row: PlannedRow) -> Row:
@@ -186,7 +184,7 @@ def _table_row(batch: _Batch, row: PlannedRow) -> Row:
         return Row.of(
             bench.target, row.name, row.shape, status=status, flags=format_flags(flags), **values
         )
-    found = estimate_row(row, batch.times, batch.prices)
+    found = estimate_row(row, batch.times)
     if found.latency_ms <= 0:
         return Row.of(
             bench.target, row.name, row.shape, status="failed", flags="below-noise", **values
@@ -262,12 +260,7 @@ def profile(
     table = LookupTable.load_with_journal(path)
     missing = missing_rows(rows, table, target, retry)
     if missing:
-        pieces = {
-            piece
-            for row in (*missing, *anchor_rows(missing).values())
-            for graph in row.graphs
-            for piece in graph
-        }
+        pieces = {piece for row in missing for graph in row.graphs for piece in graph}
         prepare_templates(
             sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
         )

@@ -1,0 +1,1 @@
+"""The wire: agent.proto and the stubs generated from it."""

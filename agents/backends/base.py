@@ -1,0 +1,306 @@
+"""What a backend is: the part of the agent that drives one runtime.
+
+A backend is one Python file with two functions::
+
+    def targets(context: Context) -> list[TargetInfo]: ...
+    def open_target(context, target, options, threads) -> Session: ...
+
+Both are called in a child process that the agent can kill, never in the agent itself, so a
+runtime may crash, hang or exhaust memory without costing more than the graph that caused it.
+The child opens one target, loads artefacts and asks for timed calls; a backend raises one of
+`agents.errors` where it can tell what went wrong (any other exception is reported as
+RUNTIME_CRASHED with its text, `MemoryError` as OUT_OF_MEMORY).
+"""
+
+from __future__ import annotations
+
+import abc
+import enum
+import importlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+import numpy as np
+
+from ..conditions import Conditions, read_conditions
+from ..errors import BadRequest
+
+
+class Availability(enum.IntEnum):
+    """Whether a target can be used; names and numbers are those of agent.proto."""
+
+    AVAILABLE = 1
+    EMULATED = 2
+    SIMULATED = 3
+    UNAVAILABLE = 4
+
+
+@dataclass(frozen=True)
+class Context:
+    """How the agent was started, for backends.
+
+    Args:
+        device_name: name of the device that real targets run on.
+        simulate: names of the simulated devices asked for (``("all",)``: every one there is).
+        seed: seed of simulated devices.
+        pace: ``virtual`` (a batch takes no longer than computing it) or ``real`` (simulated
+            devices wait as a board would).
+    """
+
+    device_name: str = ""
+    simulate: tuple[str, ...] = ()
+    seed: int = 0
+    pace: str = "virtual"
+
+
+@dataclass(frozen=True)
+class TargetInfo:
+    """One target as `Describe` reports it; fields are those of ``Target`` in agent.proto.
+
+    Args:
+        name: ``<processor>-<runtime>-<precision>`` or ``sim-…``, without ``-tN``.
+        device: the device the numbers speak of.
+        processor: cpu, dsp, vpu, npu or gpu.
+        reason: why it is not available and what to do; empty where it is.
+        formats: artefact formats it takes (``onnx``, …).
+        resident: keeps many graphs loaded, so that rounds can be interleaved.
+        device_time: samples carry ``device_ms``.
+        options: names of the options that `open_target` understands.
+        max_threads: highest number of threads it takes.
+    """
+
+    name: str
+    device: str
+    processor: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    availability: Availability
+    reason: str = ""
+    formats: tuple[str, ...] = ("onnx",)
+    resident: bool = True
+    device_time: bool = False
+    options: tuple[str, ...] = ()
+    max_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed call: wall time on the session's clock, and the runtime's own counter if any."""
+
+    wall_ms: float
+    device_ms: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Name, numpy dtype name and shape of an input or output of a loaded graph."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Loaded(abc.ABC):
+    """One artefact, ready to be called; its inputs are preset (`random_inputs`).
+
+    Attributes:
+        compute_unit: where it really runs (``CPU``, ``HTP``, ``SHAVE`` …), as the runtime tells.
+        flags: what the reader of its numbers must know (``fallback:cpu``, ``precision:bf16`` …).
+    """
+
+    compute_unit: str = ""
+    flags: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def timed_calls(self, count: int) -> list[Sample]:
+        """Calls the graph `count` times back to back on its preset inputs.
+
+        A real runtime returns ``time_calls(self._run, count)``; a simulated one returns what
+        its virtual clock says, without waiting unless the pace is ``real``.
+        """
+
+    @abc.abstractmethod
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The graph's inputs."""
+
+    @abc.abstractmethod
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The graph's outputs for given inputs (numerical checks; not timed).
+
+        Raises:
+            BadRequest: an input is missing, unknown, or has the wrong shape or dtype.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what it holds. Called once."""
+
+
+class Session(abc.ABC):
+    """One target, opened in this process with its options and threads."""
+
+    @abc.abstractmethod
+    def load(self, path: str, format: str) -> Loaded:
+        """Loads the artefact in a file.
+
+        Raises:
+            UnsupportedOperator: the runtime cannot read or run this graph.
+            OutOfMemory, DeviceLost, BadRequest: as their names say.
+        """
+
+    def begin(self, seed: int) -> None:  # noqa: B027 - a hook, most backends need none
+        """Called before each batch with the protocol's seed; simulated noise restarts here."""
+
+    def elapsed_ms(self) -> float:
+        """The device's clock, in ms since some fixed moment (simulated: its virtual clock)."""
+        return time.perf_counter() * 1e3
+
+    def conditions(self) -> Conditions:
+        """Temperature, frequency and load of the device now."""
+        return read_conditions()
+
+    def close(self) -> None:  # noqa: B027 - a hook, most backends need none
+        """Frees the target. Called once, after everything loaded was closed."""
+
+
+def time_calls(run: Callable[[], object], count: int) -> list[Sample]:
+    """Times `count` calls of `run` back to back (a real runtime's `timed_calls`)."""
+    clock = time.perf_counter_ns
+    marks = [0] * (2 * count)
+    for i in range(0, 2 * count, 2):
+        marks[i] = clock()
+        run()
+        marks[i + 1] = clock()
+    return [Sample((marks[i + 1] - marks[i]) / 1e6) for i in range(0, 2 * count, 2)]
+
+
+def random_inputs(inputs: Sequence[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
+    """Fixed inputs for timing: uniform in [0.1, 1) for floats, so neither zeros nor denormals
+    (both can be faster or far slower than real data); small non-negative integers otherwise."""
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for tensor in inputs:
+        dtype = np.dtype(tensor.dtype)
+        if dtype.kind == "f":
+            array = generator.uniform(0.1, 1.0, tensor.shape).astype(dtype)
+        else:
+            array = generator.integers(0, 2 if dtype.kind == "b" else 100, tensor.shape)
+            array = array.astype(dtype)
+        arrays[tensor.name] = array
+    return arrays
+
+
+def check_inputs(expected: Sequence[TensorInfo], given: Mapping[str, np.ndarray]) -> None:
+    """Says which input is missing, unknown, or of the wrong shape or dtype.
+
+    Raises:
+        BadRequest: the inputs do not fit the graph.
+    """
+    names = {tensor.name for tensor in expected}
+    unknown = sorted(set(given) - names)
+    if unknown:
+        raise BadRequest(f"the graph has no input '{unknown[0]}'; it has {', '.join(names)}")
+    for tensor in expected:
+        if tensor.name not in given:
+            raise BadRequest(f"input '{tensor.name}' is missing")
+        array = given[tensor.name]
+        if tuple(array.shape) != tensor.shape or array.dtype != np.dtype(tensor.dtype):
+            raise BadRequest(
+                f"input '{tensor.name}' must be {tensor.dtype}{list(tensor.shape)}, "
+                f"not {array.dtype}{list(array.shape)}"
+            )
+
+
+def check_options(target: str, known: Sequence[str], options: Mapping[str, str]) -> None:
+    """Refuses an option that the target does not understand.
+
+    Raises:
+        BadRequest: an unknown option.
+    """
+    for name in options:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise BadRequest(f"target '{target}' has no option '{name}'; {takes}")
+
+
+def check_threads(target: str, threads: int, max_threads: int) -> None:
+    """Refuses a number of threads that the target cannot run.
+
+    Raises:
+        BadRequest: below one or above what the target has.
+    """
+    if not 1 <= threads <= max_threads:
+        raise BadRequest(f"target '{target}' takes 1 to {max_threads} threads, not {threads}")
+
+
+def check_format(target: str, formats: Sequence[str], format: str) -> None:
+    """Refuses an artefact format that the target does not take.
+
+    Raises:
+        BadRequest: another format.
+    """
+    if format not in formats:
+        raise BadRequest(f"target '{target}' takes {', '.join(formats)}, not '{format}'")
+
+
+def choice_of(options: Mapping[str, str], name: str, values: Sequence[str]) -> str:
+    """The value of an option; the first of the possible ones where it is not given.
+
+    Raises:
+        BadRequest: a value that is not possible.
+    """
+    value = options.get(name, values[0])
+    if value not in values:
+        raise BadRequest(f"option '{name}' is one of {', '.join(values)}, not '{value}'")
+    return value
+
+
+def runtime_version(module: str, extra: str) -> tuple[str, str]:
+    """Imports a runtime to see whether it works.
+
+    Args:
+        module: name of the runtime's module.
+        extra: the extra of this distribution that brings it.
+
+    Returns:
+        Its version and "", or "" and why it cannot be used.
+    """
+    try:
+        # OpenVINO appends its build: 2026.4.1-22982-e213a147257-releases/2026/4.
+        return str(importlib.import_module(module).__version__).partition("-")[0], ""
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            return "", f"{module} does not import: {error}"
+        return "", f"{module} is not installed; run: pip install 'hurricane-nas[{extra}]'"
+    except Exception as error:  # a broken installation may raise anything
+        return "", f"{module} does not import: {error}"
+
+
+def allowed_cores() -> list[int]:
+    """The cores this process may run on, in ascending order."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def pin(threads: int) -> list[int]:
+    """Keeps this process on as many cores as it has threads, and returns them.
+
+    The highest numbers are taken: interrupts prefer core 0, and on most boards with unequal
+    cores the fast ones come last. To be called before a runtime makes its threads. Where the
+    system cannot pin, the cores are returned as they would have been.
+    """
+    cores = allowed_cores()[-threads:]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    return cores
+
+
+def one_line(text: str, limit: int = 400) -> str:
+    """A runtime's message as one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

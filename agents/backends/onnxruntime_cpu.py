@@ -1,0 +1,203 @@
+"""ONNX Runtime on the CPU, fp32: target ``cpu-onnxruntime-fp32``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from .base import (
+    Availability,
+    Context,
+    Loaded,
+    Sample,
+    Session,
+    TargetInfo,
+    TensorInfo,
+    allowed_cores,
+    check_format,
+    check_inputs,
+    check_options,
+    check_threads,
+    choice_of,
+    one_line,
+    pin,
+    random_inputs,
+    runtime_version,
+    time_calls,
+)
+
+NAME = "cpu-onnxruntime-fp32"
+_FORMATS = ("onnx",)
+_OPTIMIZATION = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+_OPTIONS = ("graph_optimization", "spinning")
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int16)": "int16",
+    "tensor(uint16)": "uint16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+
+
+def targets(context: Context) -> list[TargetInfo]:
+    """The one target of this backend, with the reason where the runtime is not there."""
+    version, reason = runtime_version("onnxruntime", extra="onnxruntime")
+    return [
+        TargetInfo(
+            name=NAME,
+            device=context.device_name,
+            processor="cpu",
+            runtime="onnxruntime",
+            runtime_version=version,
+            precision="fp32",
+            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            reason=reason,
+            formats=_FORMATS,
+            options=_OPTIONS,
+            max_threads=len(allowed_cores()),
+        )
+    ]
+
+
+def open_target(
+    context: Context, target: str, options: Mapping[str, str], threads: int
+) -> OnnxruntimeSession:
+    """Opens the target.
+
+    Args:
+        options: ``graph_optimization`` (all, extended, basic, disabled; all) and ``spinning``
+            (1 or 0: whether waiting threads spin; 1).
+        threads: threads within an operator, each pinned to a core of its own.
+
+    Raises:
+        BadRequest: an unknown option or value, or too many threads.
+    """
+    check_options(target, _OPTIONS, options)
+    check_threads(target, threads, len(allowed_cores()))
+    optimization = choice_of(options, "graph_optimization", tuple(_OPTIMIZATION))
+    spinning = choice_of(options, "spinning", ("1", "0"))
+    return OnnxruntimeSession(threads, optimization, spinning)
+
+
+class OnnxruntimeSession(Session):
+    """Makes sessions of ONNX Runtime that differ in nothing but the graph."""
+
+    def __init__(self, threads: int, optimization: str, spinning: str) -> None:
+        cores = pin(threads)
+        import onnxruntime
+
+        self._runtime = onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, _OPTIMIZATION[optimization]
+        )
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        if threads > 1:
+            # The calling thread is already pinned; the others are told, counting from one.
+            # Without this two threads may share a core and timings have two modes.
+            affinities = ";".join(str(core + 1) for core in cores[:-1])
+            options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
+            pin(1)
+        self._options = options
+
+    def load(self, path: str, format: str) -> OnnxruntimeGraph:
+        check_format(NAME, _FORMATS, format)
+        try:
+            session = self._runtime.InferenceSession(
+                path, sess_options=self._options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise _typed(error) from error
+        return OnnxruntimeGraph(self._runtime, session)
+
+
+class OnnxruntimeGraph(Loaded):
+    """One graph with its inputs and outputs bound to memory of its own."""
+
+    compute_unit = "CPU"
+
+    def __init__(self, runtime: Any, session: Any) -> None:
+        self._runtime = runtime
+        self._session = session
+        self._inputs = tuple(_tensor_info(node) for node in session.get_inputs())
+        # Bound arrays are read in place: they must live as long as the binding.
+        self._arrays = random_inputs(self._inputs)
+        self._binding = session.io_binding()
+        for name, array in self._arrays.items():
+            self._binding.bind_ortvalue_input(
+                name, runtime.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
+            )
+        for node in session.get_outputs():
+            if node.type in _DTYPES and all(isinstance(size, int) for size in node.shape):
+                value = runtime.OrtValue.ortvalue_from_shape_and_type(
+                    node.shape, np.dtype(_DTYPES[node.type]), "cpu", 0
+                )
+                self._binding.bind_ortvalue_output(node.name, value)
+            else:
+                self._binding.bind_output(node.name, "cpu")
+
+    def timed_calls(self, count: int) -> list[Sample]:
+        run, binding = self._session.run_with_iobinding, self._binding
+        try:
+            return time_calls(lambda: run(binding), count)
+        except Exception as error:
+            raise _typed(error) from error
+
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self._inputs
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_inputs(self._inputs, inputs)
+        names = [node.name for node in self._session.get_outputs()]
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs))))
+        except Exception as error:
+            raise _typed(error) from error
+
+    def close(self) -> None:
+        del self._binding, self._session
+
+
+def _tensor_info(node: Any) -> TensorInfo:
+    if node.type not in _DTYPES:
+        raise BadRequest(f"input '{node.name}' is a {node.type}, which the agent cannot fill")
+    if not all(isinstance(size, int) for size in node.shape):
+        raise BadRequest(
+            f"input '{node.name}' has no fixed shape ({node.shape}); export it with fixed sizes"
+        )
+    return TensorInfo(node.name, _DTYPES[node.type], tuple(node.shape))
+
+
+def _typed(error: Exception) -> AgentError:
+    if isinstance(error, AgentError):
+        return error
+    name, text = type(error).__name__, one_line(str(error))
+    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
+        return OutOfMemory(f"onnxruntime: {text}")
+    if name in ("NotImplemented", "NotFound") or any(
+        phrase in text for phrase in ("No Op registered", "is not a registered function/op")
+    ):
+        return UnsupportedOperator(f"onnxruntime: {text}")
+    if name in ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "InvalidArgument"):
+        return BadRequest(f"onnxruntime cannot read the graph: {text}")
+    # `Fail` says "unsupported opset" and the like while loading, anything at run time.
+    if name == "Fail" and "opset" in text:
+        return UnsupportedOperator(f"onnxruntime: {text}")
+    return RuntimeCrashed(f"onnxruntime: {name}: {text}")

@@ -1,0 +1,177 @@
+"""OpenVINO on the CPU, fp32: target ``cpu-openvino-fp32``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from .base import (
+    Availability,
+    Context,
+    Loaded,
+    Sample,
+    Session,
+    TargetInfo,
+    TensorInfo,
+    allowed_cores,
+    check_format,
+    check_inputs,
+    check_options,
+    check_threads,
+    choice_of,
+    one_line,
+    pin,
+    random_inputs,
+    runtime_version,
+    time_calls,
+)
+
+NAME = "cpu-openvino-fp32"
+_FORMATS = ("onnx",)
+_OPTIONS = ("denormals_optimization",)
+
+
+def targets(context: Context) -> list[TargetInfo]:
+    """The one target of this backend, with the reason where the runtime is not there."""
+    version, reason = runtime_version("openvino", extra="openvino")
+    return [
+        TargetInfo(
+            name=NAME,
+            device=context.device_name,
+            processor="cpu",
+            runtime="openvino",
+            runtime_version=version,
+            precision="fp32",
+            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            reason=reason,
+            formats=_FORMATS,
+            options=_OPTIONS,
+            max_threads=len(allowed_cores()),
+        )
+    ]
+
+
+def open_target(
+    context: Context, target: str, options: Mapping[str, str], threads: int
+) -> OpenvinoSession:
+    """Opens the target.
+
+    Args:
+        options: ``denormals_optimization`` (0 or 1: flush denormal numbers to zero; 0).
+        threads: threads of inference, each pinned to a core of its own.
+
+    Raises:
+        BadRequest: an unknown option or value, or too many threads.
+    """
+    check_options(target, _OPTIONS, options)
+    check_threads(target, threads, len(allowed_cores()))
+    return OpenvinoSession(threads, choice_of(options, "denormals_optimization", ("0", "1")) == "1")
+
+
+class OpenvinoSession(Session):
+    """One OpenVINO core whose compiled graphs differ in nothing but the graph."""
+
+    def __init__(self, threads: int, denormals_optimization: bool) -> None:
+        # Before the import: OpenVINO looks once at the cores that it may use.
+        pin(threads)
+        import openvino
+
+        self._runtime = openvino
+        self._core = openvino.Core()
+        self._settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": True,
+            # Else it takes bf16 or f16 where the processor has it, and says nothing.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "CPU_DENORMALS_OPTIMIZATION": denormals_optimization,
+        }
+
+    def load(self, path: str, format: str) -> OpenvinoGraph:
+        check_format(NAME, _FORMATS, format)
+        # The file carries no suffix in the agent's store, and OpenVINO goes by contents only
+        # when it is given bytes.
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            model = self._core.read_model(content, b"")
+        except Exception as error:
+            raise _typed(error, "read") from error
+        try:
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+        except Exception as error:
+            raise _typed(error, "compile") from error
+        return OpenvinoGraph(self._runtime, compiled)
+
+
+class OpenvinoGraph(Loaded):
+    """One compiled graph with an inference request whose tensors are preset."""
+
+    def __init__(self, runtime: Any, compiled: Any) -> None:
+        self._runtime = runtime
+        self._compiled = compiled
+        self._inputs = tuple(_tensor_info(port) for port in compiled.inputs)
+        self._request = compiled.create_infer_request()
+        # A shared tensor reads the array in place: it must live as long as the request.
+        self._arrays = random_inputs(self._inputs)
+        for index, tensor in enumerate(self._inputs):
+            shared = runtime.Tensor(self._arrays[tensor.name], shared_memory=True)
+            self._request.set_input_tensor(index, shared)
+        self.compute_unit = ",".join(compiled.get_property("EXECUTION_DEVICES"))
+        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        flags = [] if precision == "f32" else [f"precision:{precision}"]
+        if self.compute_unit != "CPU":
+            flags.append(f"fallback:{self.compute_unit.lower()}")
+        self.flags = tuple(flags)
+
+    def timed_calls(self, count: int) -> list[Sample]:
+        infer = self._request.infer
+        try:
+            # Shared outputs: a copy of the outputs into numpy is no part of the latency.
+            return time_calls(lambda: infer(share_outputs=True, decode_strings=False), count)
+        except Exception as error:
+            raise _typed(error, "run") from error
+
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self._inputs
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        check_inputs(self._inputs, inputs)
+        request = self._compiled.create_infer_request()
+        try:
+            values = request.infer([inputs[tensor.name] for tensor in self._inputs])
+        except Exception as error:
+            raise _typed(error, "run") from error
+        return {port.get_any_name(): np.array(values[port]) for port in self._compiled.outputs}
+
+    def close(self) -> None:
+        del self._request, self._compiled
+
+
+def _tensor_info(port: Any) -> TensorInfo:
+    name = port.get_any_name()
+    if port.get_partial_shape().is_dynamic:
+        raise BadRequest(
+            f"input '{name}' has no fixed shape ({port.get_partial_shape()}); "
+            "export it with fixed sizes"
+        )
+    return TensorInfo(
+        name, np.dtype(port.get_element_type().to_dtype()).name, tuple(port.get_shape())
+    )
+
+
+def _typed(error: Exception, step: str) -> AgentError:
+    if isinstance(error, AgentError):
+        return error
+    text = one_line(str(error))
+    if isinstance(error, MemoryError) or "bad_alloc" in text:
+        return OutOfMemory(f"openvino: {text}")
+    if step == "compile" or (step == "read" and "OpConversionFailure" in text):
+        return UnsupportedOperator(f"openvino: {text}")
+    if step == "read":
+        return BadRequest(f"openvino cannot read the graph: {text}")
+    return RuntimeCrashed(f"openvino: {text}")

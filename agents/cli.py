@@ -1,0 +1,269 @@
+"""The command ``agent``: `serve` a board's runtimes, and `info` about an agent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from .backends.base import Availability, Context, TargetInfo
+from .client import AgentClient, TlsFiles
+from .console import EXIT_INTERRUPTED, emit, json_option, run_command
+from .errors import BadRequest
+from .machine import DeviceInfo, read_device
+from .server import AgentServer, Limits, Security
+from .supervisor import discover
+from .version import agent_version
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+_PARENT_POLL_S = 1.0
+_MIN_TOKEN = 16
+
+_SERVE_HELP = """Serves this machine's runtimes to profile-ops and hurricane.
+
+Listens on loopback unless told otherwise; an address that the network can reach needs a
+token or TLS.
+
+\b
+Examples:
+  agent serve
+  agent serve --listen 0.0.0.0:50051 --token-file token.txt --device-name pi5
+  agent serve --simulate hexagon685-dsp --simulate myriadx-vpu
+"""
+
+_INFO_HELP = """Tells what an agent can measure; without an address, what this machine can.
+
+\b
+Examples:
+  agent info
+  agent info board:50051 --token-file token.txt
+  agent info 127.0.0.1:50051 --json
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(agent_version(), prog_name="agent")
+def cli() -> None:
+    """The part of Hurricane that runs on the board."""
+
+
+def _file_option(name: str, help: str) -> Any:
+    return click.option(name, type=click.Path(dir_okay=False, path_type=Path), help=help)
+
+
+_simulate_option = click.option(
+    "--simulate",
+    multiple=True,
+    metavar="NAME",
+    help="A simulated device to offer as well (repeatable; 'all': every one).",
+)
+
+
+@cli.command(help=_SERVE_HELP)
+@click.option("--listen", default=DEFAULT_LISTEN, show_default=True, metavar="HOST:PORT")
+@click.option("--device-name", default="", help="Name of this device in tables [its model].")
+@_simulate_option
+@click.option("--seed", default=0, show_default=True, help="Seed of simulated devices.")
+@click.option(
+    "--pace",
+    type=click.Choice(["virtual", "real"]),
+    default="virtual",
+    show_default=True,
+    help="Simulated devices answer at once, or wait as a board would.",
+)
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that keeps artefacts between starts [a temporary one].",
+)
+@_file_option("--token-file", "File whose first line callers must know.")
+@_file_option("--tls-cert", "PEM file of this agent's certificate.")
+@_file_option("--tls-key", "PEM file of its key.")
+@_file_option("--tls-client-ca", "PEM file; callers must show a certificate of this authority.")
+@click.option("--insecure", is_flag=True, help="Listen off loopback with neither token nor TLS.")
+@click.option("--private", is_flag=True, hidden=True)
+def serve(
+    listen: str,
+    device_name: str,
+    simulate: tuple[str, ...],
+    seed: int,
+    pace: str,
+    store: Optional[Path],
+    token_file: Optional[Path],
+    tls_cert: Optional[Path],
+    tls_key: Optional[Path],
+    tls_client_ca: Optional[Path],
+    insecure: bool,
+    private: bool,
+) -> int:
+    # Private: the token comes on stdin, the address goes to stdout as JSON, and the agent ends
+    # with the process that started it.
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+    stopped = _Stopped()
+    token = sys.stdin.readline().strip() if private else _read_token(token_file)
+    context = Context(device_name, simulate, seed, pace)
+    security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
+    server = AgentServer(listen, context, security, Limits(), store)
+    try:
+        _check_simulated(simulate, server.targets)
+        server.start()
+        if private:
+            click.echo(json.dumps({"address": server.address}))
+            _stop_with_parent(stopped)
+        else:
+            click.echo(f"agent on {server.address}: {_target_list(server.targets)}")
+        signal_number = stopped.wait()
+    finally:
+        server.stop()
+    return EXIT_INTERRUPTED if signal_number == signal.SIGINT else 0
+
+
+@cli.command(help=_INFO_HELP)
+@click.argument("address", required=False, metavar="[HOST:PORT]")
+@_simulate_option
+@_file_option("--token-file", "File with the agent's token.")
+@_file_option("--tls-ca", "PEM file of the authority of the agent's certificate; turns TLS on.")
+@_file_option("--tls-cert", "PEM file of your own certificate.")
+@_file_option("--tls-key", "PEM file of its key.")
+@json_option
+def info(
+    address: Optional[str],
+    simulate: tuple[str, ...],
+    token_file: Optional[Path],
+    tls_ca: Optional[Path],
+    tls_cert: Optional[Path],
+    tls_key: Optional[Path],
+    as_json: bool,
+) -> None:
+    result: dict[str, Any]
+    if address is None:
+        device = read_device()
+        targets = tuple(discover(Context(device.name, simulate)))
+        _check_simulated(simulate, targets)
+        version = agent_version()
+        result = {"address": None, "agent_version": version}
+    else:
+        tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
+        with AgentClient(address, token=_read_token(token_file) or None, tls=tls) as client:
+            description = client.describe()
+        device, targets = description.device, description.targets
+        version = description.agent_version
+        result = {
+            "address": address,
+            "agent_version": version,
+            "protocol_version": description.protocol_version,
+            "max_artifact_bytes": description.max_artifact_bytes,
+            "max_resident_bytes": description.max_resident_bytes,
+        }
+    result["device"] = asdict(device)
+    result["targets"] = [
+        {**asdict(target), "availability": target.availability.name.lower()} for target in targets
+    ]
+    emit(result, as_json, _info_text(version, device, targets))
+
+
+def _info_text(version: str, device: DeviceInfo, targets: tuple[TargetInfo, ...]) -> str:
+    gib = device.memory_bytes / 2**30
+    lines = [
+        f"{device.name}: {device.model}, {device.cores} cores, {gib:.1f} GiB, {device.machine}",
+        f"{device.system}, Python {device.python}, agent {version}",
+        "",
+    ]
+    width = max((len(target.name) for target in targets), default=0)
+    for target in targets:
+        runtime = f"{target.runtime} {target.runtime_version}".strip()
+        facts = target.reason or ", ".join(
+            [runtime, target.device, f"up to {target.max_threads} threads"]
+        )
+        lines.append(f"{target.name:<{width}}  {target.availability.name.lower():<11}  {facts}")
+    return "\n".join(lines)
+
+
+def _target_list(targets: tuple[TargetInfo, ...]) -> str:
+    return ", ".join(f"{target.name} ({target.availability.name.lower()})" for target in targets)
+
+
+def _check_simulated(simulate: tuple[str, ...], targets: tuple[TargetInfo, ...]) -> None:
+    known = [target for target in targets if target.name.startswith("sim-")]
+    names = {target.name for target in known}
+    for name in simulate:
+        if name != "all" and f"sim-{name}" not in names and name not in names:
+            raise BadRequest(f"there is no simulated device '{name}'")
+    broken = [target for target in known if target.availability == Availability.UNAVAILABLE]
+    if broken:
+        raise BadRequest(f"'{broken[0].name}' cannot be simulated: {broken[0].reason}")
+
+
+def _read_token(path: Optional[Path]) -> str:
+    if path is None:
+        return ""
+    try:
+        token = path.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} cannot be read: {error}") from error
+    if len(token) < _MIN_TOKEN or not token.isascii() or not token.isprintable():
+        raise BadRequest(
+            f"the first line of {path} is no token: at least {_MIN_TOKEN} printable characters; "
+            "make one with: openssl rand -hex 32"
+        )
+    return token
+
+
+class _Stopped:
+    """Waits for SIGINT, SIGTERM or `set`.
+
+    The interpreter writes signal numbers into a pipe. Waiting for an event that a handler sets
+    would now and then miss a signal that arrives just before the wait.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        signal.set_wakeup_fd(self._write)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: None)
+
+    def set(self) -> None:
+        os.write(self._write, b"\0")
+
+    def wait(self) -> int:
+        """The number of the signal that ended the wait, or 0."""
+        return os.read(self._read, 1)[0]
+
+
+def _stop_with_parent(stopped: _Stopped) -> None:
+    parent = os.getppid()
+
+    def read_to_the_end() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while sys.stdin.readline():
+                pass
+        stopped.set()
+
+    def watch_parent() -> None:
+        # Should a child of the parent hold on to the pipe, its end would never be seen.
+        waiting = threading.Event()
+        while os.getppid() == parent:
+            waiting.wait(_PARENT_POLL_S)
+        stopped.set()
+
+    for target in (read_to_the_end, watch_parent):
+        threading.Thread(target=target, daemon=True).start()
+
+
+def main() -> None:
+    """The console script ``agent``."""
+    run_command(cli, "agent")
+
+
+if __name__ == "__main__":
+    main()

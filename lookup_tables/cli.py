@@ -1,0 +1,392 @@
+"""``hurricane table``: look at lookup tables, check, compare and merge them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..ops.errors import BadRequest, HurricaneError
+from ..ops.shapes import LayerShape
+from .diff import MATCHES, RowPair, compare
+from .shipped import open_table, shipped_tables
+from .table import LookupTable, Row, TableError, Target, describe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_HEAT = ("bold green", "green", "yellow", "red")
+_WARM_AT = (1.15, 2.0, 4.0)
+"""Ratios to a column's fastest from which the next colour is used."""
+
+_MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group("table")
+def table_group() -> None:
+    """Look at lookup tables, check, compare and merge them.
+
+    A table is given as a CSV file or by the name of a shipped one (hurricane table list).
+
+    \b
+    Examples:
+      hurricane table list
+      hurricane table show table.csv
+      hurricane table diff monday.csv friday.csv
+    """
+
+
+@table_group.command("list")
+@_json_option
+def list_command(as_json: bool) -> None:
+    """List the tables that come with the package.
+
+    \b
+    Examples:
+      hurricane table list
+      hurricane table list --json
+    """
+    tables = {name: open_table(name) for name in shipped_tables()}
+    if as_json:
+        _print_json({"tables": [{"name": name, **_facts(table)} for name, table in tables.items()]})
+        return
+    for name, table in tables.items():
+        targets = "; ".join(str(target) for target in table.targets())
+        click.echo(f"{name}: {len(table)} rows, {targets}")
+    if not tables:
+        click.echo("no tables are shipped with this installation")
+
+
+@table_group.command("show")
+@click.argument("table")
+@click.option("--target", help="One target of the table, such as cpu-onnxruntime-fp32.")
+@click.option("--operator", "operators", help="Names or patterns, such as 'MB_*,Choice_3'.")
+@click.option("--fastest", type=click.IntRange(1), help="Only the N fastest at each layer shape.")
+@_json_option
+def show_command(
+    table: str, target: str | None, operators: str | None, fastest: int | None, as_json: bool
+) -> None:
+    """Show latencies, operators against layer shapes.
+
+    Latencies are marginal, in ms; green is within 15% of the fastest in its column. A star
+    marks a row with flags that not all rows have; they are listed below.
+
+    \b
+    Examples:
+      hurricane table show table.csv
+      hurricane table show table.csv --fastest 4
+      hurricane table show imagenet224-sim-hexagon685-dsp --operator 'SEP_*,Choice_*'
+      hurricane table show table.csv --target cpu-onnxruntime-fp32 --json
+    """
+    full = open_table(table)
+    chosen = full.select(full.target(target) if target else None, operators)
+    if not chosen.rows:
+        asked = f" that match {operators!r}" if operators else ""
+        raise BadRequest(f"{table} has no rows{asked}")
+    if as_json:
+        _print_json({"table": table, **_facts(chosen), "rows": [_as_dict(r) for r in chosen.rows]})
+        return
+    console = _console()
+    for one in chosen.targets():
+        part = chosen.select(one)
+        _show_heading(console, part, one)
+        _show_fastest(console, part, fastest) if fastest else _show_matrix(console, part)
+
+
+@table_group.command("validate")
+@click.argument("tables", nargs=-1, required=True)
+@_json_option
+def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
+    """Check tables against the format and list every line that is wrong.
+
+    \b
+    Examples:
+      hurricane table validate table.csv
+      hurricane table validate tables/*.csv --json
+    """
+    results: list[dict[str, Any]] = []
+    for name in tables:
+        try:
+            results.append({"table": name, "problems": [], **_facts(open_table(name))})
+        except TableError as error:
+            results.append({"table": name, "problems": list(error.problems)})
+    if as_json:
+        _print_json({"tables": results})
+    else:
+        for result in results:
+            for problem in result["problems"]:
+                click.echo(problem)
+            if not result["problems"]:
+                click.echo(f"{result['table']}: ok, {result['rows_total']} rows")
+    broken = [result for result in results if result["problems"]]
+    if broken:
+        count = sum(len(result["problems"]) for result in broken)
+        names = ", ".join(result["table"] for result in broken)
+        raise HurricaneError(f"{count} {'problem' if count == 1 else 'problems'} in {names}")
+
+
+@table_group.command("diff")
+@click.argument("first")
+@click.argument("second")
+@click.option(
+    "--match",
+    type=click.Choice(MATCHES),
+    default=MATCHES[0],
+    show_default=True,
+    help="Rows meet on the same target but for the runtime's version, on exactly the same "
+    "target, or on operator and shape alone.",
+)
+@click.option("--target", help="Take only this target of both tables.")
+@click.option("--operator", "operators", help="Names or patterns, such as 'MB_*,Choice_3'.")
+@click.option("--top", default=10, show_default=True, help="Largest changes to list; 0 for all.")
+@_json_option
+def diff_command(
+    first: str,
+    second: str,
+    match: str,
+    target: str | None,
+    operators: str | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Compare two tables: ratios are SECOND over FIRST.
+
+    \b
+    Examples:
+      hurricane table diff monday.csv friday.csv
+      hurricane table diff monday.csv friday.csv --match exact --top 0
+      hurricane table diff cpu.csv dsp.csv --match shape --json
+    """
+    a, b = (
+        full.select(full.target(target) if target else None, operators)
+        for full in (open_table(first), open_table(second))
+    )
+    difference = compare(a, b, match)
+    largest = sorted(difference.compared, key=_size_of_change, reverse=True)
+    if as_json:
+        _print_json(
+            {
+                "first": first,
+                "second": second,
+                "match": match,
+                "summary": difference.summary(),
+                "ratios": [_pair_as_dict(pair) for pair in difference.compared],
+                "status_changes": [_pair_as_dict(pair) for pair in difference.status_changes],
+                "only_first": [_as_dict(row) for row in difference.only_first],
+                "only_second": [_as_dict(row) for row in difference.only_second],
+            }
+        )
+        return
+    for pair in difference.status_changes:
+        click.echo(f"{describe(pair.second)}: {pair.first.status} -> {pair.second.status}")
+    for rows, name in ((difference.only_first, first), (difference.only_second, second)):
+        for row in rows[: top or None]:
+            click.echo(f"only in {name}: {describe(row)}")
+        if top and len(rows) > top:
+            click.echo(f"only in {name}: {len(rows) - top} more (--top 0 lists all)")
+    for pair in largest[: top or None]:
+        if pair.ratio != 1:
+            mark = "  intervals apart" if pair.apart else ""
+            click.echo(
+                f"{pair.first.operator:<14} {pair.first.shape!s:<20} "
+                f"{pair.first.latency_ms:>9.4g} -> {pair.second.latency_ms:<9.4g} ms "
+                f"x{pair.ratio:.3f}{mark}"
+            )
+    if not difference.compared:
+        click.echo(f"no row is ok in both; {_other_match(match)}")
+        return
+    click.echo(
+        f"{len(difference.compared)} rows compared: median ratio {difference.median_ratio:.4f}, "
+        f"95% of rows within {difference.within_95:.2%}, intervals apart in {difference.apart}; "
+        f"{len(difference.status_changes)} status changes, {len(difference.only_first)} only in "
+        f"the first, {len(difference.only_second)} only in the second"
+    )
+
+
+@table_group.command("merge")
+@click.argument("tables", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, help="The table to write; may be one of TABLES.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["first", "last"]),
+    help="Where tables differ in a row: the first named table that has it wins, or the last.",
+)
+@_json_option
+def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_json: bool) -> None:
+    """Put the rows of several tables into one.
+
+    Tables that differ in a row are refused, unless --prefer says which one wins.
+
+    \b
+    Examples:
+      hurricane table merge cpu.csv dsp.csv -o all.csv
+      hurricane table merge all.csv retest.csv --prefer last -o all.csv
+    """
+    if output in shipped_tables():
+        raise BadRequest(f"{output} is the name of a shipped table; give -o a file name")
+    merged = LookupTable()
+    for name in tables:
+        try:
+            merged = merged.merged(open_table(name), prefer)
+        except TableError as error:
+            raise TableError(f"merging {name}: {error}") from error
+    merged.save(output)
+    if as_json:
+        _print_json({"table": output, **_facts(merged)})
+    else:
+        click.echo(f"{output}: {len(merged)} rows of {len(merged.targets())} targets")
+
+
+def _facts(table: LookupTable) -> dict[str, Any]:
+    statuses = [row.status for row in table.rows]
+    return {
+        "path": str(table.path) if table.path is not None else None,
+        "sha256": table.sha256(),
+        "rows_total": len(table),
+        "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
+        "targets": [{"name": target.name, **asdict(target)} for target in table.targets()],
+    }
+
+
+def _as_dict(row: Row) -> dict[str, Any]:
+    return {"target": row.target.name, **{k: v for k, v in asdict(row).items() if v is not None}}
+
+
+def _pair_as_dict(pair: RowPair) -> dict[str, Any]:
+    return {
+        "operator": pair.first.operator,
+        "shape": asdict(pair.first.shape),
+        "first_status": pair.first.status,
+        "second_status": pair.second.status,
+        "first_ms": pair.first.latency_ms,
+        "second_ms": pair.second.latency_ms,
+        "ratio": pair.ratio,
+        "intervals_apart": pair.apart,
+    }
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _size_of_change(pair: RowPair) -> float:
+    ratio = pair.ratio or 1.0
+    return max(ratio, 1 / ratio)
+
+
+def _other_match(match: str) -> str:
+    wider = {"exact": "version", "version": "shape"}.get(match)
+    return f"--match {wider} matches more" if wider else "the tables share no cell"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Into a file or a pipe nothing may be cut to the width of a screen that is not there.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def _show_heading(console: Console, part: LookupTable, target: Target) -> None:
+    from rich.markup import escape
+
+    ok = sum(row.ok for row in part.rows)
+    console.print(f"[bold]{escape(str(target))}[/]: {ok} of {len(part)} rows ok, latency in ms")
+
+
+def _show_matrix(console: Console, part: LookupTable) -> None:
+    """Operators down, layer shapes across, coloured by the ratio to the column's fastest."""
+    from rich.table import Table
+
+    body = [row for row in part.rows if not (row.is_stem or row.is_head)]
+    shapes = list(dict.fromkeys((row.shape, row.batch) for row in body))
+    names = list(dict.fromkeys(row.operator for row in body))
+    cells = {(row.operator, row.shape, row.batch): row for row in body}
+    common = _common_flags(part)
+    if body:
+        grid = Table(box=None, pad_edge=False)
+        grid.add_column("operator", no_wrap=True)
+        for shape, batch in shapes:
+            grid.add_column(_heading(shape, batch), justify="right", no_wrap=True)
+        best = {
+            place: min(
+                (r.latency_ms for r in body if (r.shape, r.batch) == place and r.latency_ms),
+                default=0.0,
+            )
+            for place in shapes
+        }
+        for name in names:
+            grid.add_row(
+                name, *(_paint(cells.get((name, *place)), best[place], common) for place in shapes)
+            )
+        console.print(grid)
+    _show_rest(console, part)
+
+
+def _show_fastest(console: Console, part: LookupTable, count: int) -> None:
+    """For each layer shape the fastest operators, with the ratio to the first."""
+    from rich.markup import escape
+
+    body = [row for row in part.rows if not (row.is_stem or row.is_head)]
+    for shape, batch in dict.fromkeys((row.shape, row.batch) for row in body):
+        here = [r for r in body if (r.shape, r.batch) == (shape, batch) and r.latency_ms]
+        here.sort(key=_latency)
+        console.print(f"[bold]{shape}[/]" + (f" batch {batch}" if batch != 1 else ""))
+        for row in here[:count]:
+            ratio = _latency(row) / _latency(here[0])
+            line = f"  {row.operator:<14} {_latency(row):>9.4g}  x{ratio:.2f}  {escape(row.flags)}"
+            console.print(line.rstrip())
+        if not here:
+            console.print("  no operator has a latency here")
+    _show_rest(console, part)
+
+
+def _show_rest(console: Console, part: LookupTable) -> None:
+    from rich.markup import escape
+
+    for row in part.rows:
+        if row.is_stem or row.is_head:
+            value = f"{row.latency_ms:.4g}" if row.latency_ms else row.status
+            console.print(f"{row.operator} at {row.shape}: {value}")
+    prices = [row.call_ms for row in part.rows if row.call_ms is not None]
+    if prices:
+        console.print(f"price of a call, median: {median(prices):.4g}")
+    common = _common_flags(part)
+    for word in sorted({word for row in part.rows for word in row.flag_words}):
+        rows = [row for row in part.rows if word in row.flag_words]
+        if word in common:
+            console.print(f"flag of all rows: {escape(word)}")
+        else:
+            console.print(f"* {escape(word)}: {len(rows)} rows, such as {rows[0].operator}")
+
+
+def _common_flags(part: LookupTable) -> set[str]:
+    """Flags that every ok row has, such as ``simulated``: they tell no row from another."""
+    flags = [set(row.flag_words) for row in part.rows if row.ok]
+    return set.intersection(*flags) if flags else set()
+
+
+def _latency(row: Row) -> float:
+    assert row.latency_ms is not None
+    return row.latency_ms
+
+
+def _heading(shape: LayerShape, batch: int) -> str:
+    arrow = f"→{shape.out_channels} s{shape.stride}"
+    more = f" b{batch}" if batch != 1 else ""
+    return f"{shape.height}x{shape.width}x{shape.in_channels}\n{arrow}{more}"
+
+
+def _paint(row: Row | None, best_ms: float, common: set[str]) -> str:
+    if row is None:
+        return "[dim]·[/]"
+    if row.latency_ms is None:
+        return f"[dim]{_MARKS[row.status]}[/]"
+    heat = sum(row.latency_ms / best_ms >= ratio for ratio in _WARM_AT)
+    star = "*" if set(row.flag_words) - common else ""
+    return f"[{_HEAT[heat]}]{row.latency_ms:.4g}{star}[/]"

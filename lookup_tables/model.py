@@ -1,0 +1,415 @@
+"""The latency model: from a table to milliseconds for architectures, by the million.
+
+A network's latency is the sum of its operators' marginal latencies, those of stem and head,
+and the price of one call. The array `LatencyModel.latency_ms` and `LatencyModel.fixed_ms`
+are all there is to it, so that other code (counting, sampling) can work on them directly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..ops.backbone import Backbone, load_backbone, shipped_backbones
+from ..ops.errors import BadRequest
+from ..ops.pool import POOL, parse_operator
+from ..ops.shapes import LayerShape
+from .calibration import Calibration
+from .table import LookupTable, Row, Target, parse_options
+
+
+@dataclass(frozen=True)
+class MissingCell:
+    """An operator without a latency at a layer shape where it applies.
+
+    Attributes:
+        operator: its name.
+        shape: the layer shape.
+        reason: ``unsupported``, ``failed``, ``timeout``, or ``absent`` (never tried).
+    """
+
+    operator: str
+    shape: LayerShape
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} at {self.shape}: {self.reason}"
+
+
+class LatencyModel:
+    """Milliseconds for architectures of a backbone on a target.
+
+    Args:
+        table: where the latencies come from; only ``ok`` rows are used.
+        backbone: gives the layer shapes, stem and head.
+        target: as `LookupTable.target` takes it; None where the table holds one.
+        operators: names to use; None: every one that has a row at a layer of the backbone.
+        calibration: a linear correction; it is worked into the array and `fixed_ms`.
+        batch: images in one call; rows of this batch are used.
+
+    Attributes:
+        target: the target that was found.
+        operators: names of the columns; a code is a column index. An operator is a column as
+            soon as it has one ``ok`` row at a layer of the backbone.
+        latency_ms: float64 [layers × operators], NaN where there is no ``ok`` row or the
+            operator does not apply. Read-only.
+        fixed_ms: stem, head and the price of one call.
+        call_ms: the price of a call in it, before calibration: that of the stem's row, which
+            is taken with a network's input; the median over the operators' rows where the
+            stem's has none; 0 where no row has one.
+
+    Raises:
+        BadRequest: the table lacks stem or head, or a layer has no operator at all (the
+            message says what to run), or the target is not clear.
+    """
+
+    def __init__(
+        self,
+        table: LookupTable,
+        backbone: Backbone,
+        target: Target | str | None = None,
+        operators: Iterable[str] | None = None,
+        calibration: Calibration | None = None,
+        batch: int = 1,
+    ) -> None:
+        self.backbone = backbone
+        self.target = table.target(target)
+        self.calibration = calibration
+        if calibration is not None:
+            calibration.check(table, self.target)
+        shapes = backbone.distinct_shapes
+        rows = {
+            (row.operator, row.shape): row
+            for row in table.rows
+            if row.target == self.target and row.batch == batch
+        }
+        stem, head = _stem_and_head(table, backbone, self.target, rows)
+        names = _names(rows, shapes, operators)
+        self._missing = _missing(rows, shapes, names)
+        ok = {key: row for key, row in rows.items() if row.ok}
+        self.operators = tuple(n for n in names if any((n, shape) in ok for shape in shapes))
+        self._code = {name: code for code, name in enumerate(self.operators)}
+
+        cells = np.full((len(backbone.layers), len(self.operators)), np.nan)
+        for layer, shape in enumerate(backbone.layers):
+            for name, code in self._code.items():
+                row = ok.get((name, shape))
+                if row is not None and _applies(name, shape, unknown=True):
+                    cells[layer, code] = row.latency_ms
+        self._rows = {k: ok[k] for k in ok if k[0] in self._code and k[1] in set(shapes)}
+        empty = [layer for layer in range(len(cells)) if np.isnan(cells[layer]).all()]
+        if empty:
+            raise BadRequest(
+                f"{_name(table)} has no operator for layers {_ranges(empty)} of {backbone.name} on "
+                f"{self.target.name}; fill them: "
+                + fill_command(table.path, backbone, self.target, _ranges(empty))
+            )
+
+        prices = [row.call_ms for row in self._rows.values() if row.call_ms is not None]
+        self.call_ms = stem.call_ms if stem.call_ms is not None else median(prices or [0.0])
+        fixed = (stem.latency_ms or 0.0) + (head.latency_ms or 0.0) + self.call_ms
+        if calibration is not None:
+            cells *= calibration.scale
+            fixed = calibration.scale * fixed + calibration.offset_ms
+        cells.flags.writeable = False
+        self.latency_ms: NDArray[np.float64] = cells
+        self.fixed_ms = float(fixed)
+        if calibration is not None and self.bounds()[0] <= 0:
+            raise BadRequest(
+                f"the calibration (scale {calibration.scale:g}, offset "
+                f"{calibration.offset_ms:g} ms) gives the fastest network "
+                f"{self.bounds()[0]:.3g} ms; fit it again"
+            )
+
+    def predict(self, codes: ArrayLike) -> NDArray[np.float64]:
+        """Latencies of architectures.
+
+        Args:
+            codes: integers [N × layers], columns of `latency_ms`. Small types (int8) are the
+                fastest: over 10 million architectures a second.
+
+        Returns:
+            float64 [N], in ms; layer by layer summed, as a plain loop would.
+
+        Raises:
+            BadRequest: the array's shape is wrong, or a code has no latency at its layer.
+        """
+        array = self._check_codes(codes)
+        total = np.full(len(array), self.fixed_ms)
+        for layer, row in enumerate(self.latency_ms):
+            total += row.take(array[:, layer])
+        if np.isnan(total).any():
+            self._refuse(array[int(np.isnan(total).argmax())])
+        return total
+
+    def latency_of(self, names: Sequence[str]) -> float:
+        """The latency in ms of one architecture, given by names."""
+        return float(self.predict(self.encode(names)[None])[0])
+
+    def encode(self, names: Sequence[str]) -> NDArray[np.intp]:
+        """From an architecture's operator names, one a layer, to codes [layers].
+
+        Raises:
+            BadRequest: the number of names is wrong, or one has no latency at its layer.
+        """
+        if len(names) != len(self.backbone.layers):
+            raise BadRequest(
+                f"{self.backbone.name} has {len(self.backbone.layers)} layers, "
+                f"the architecture names {len(names)}"
+            )
+        codes = np.array([self._code_of(name) for name in names], dtype=np.intp)
+        if np.isnan(self.latency_ms[np.arange(len(codes)), codes]).any():
+            self._refuse(codes)
+        return codes
+
+    def decode(self, codes: ArrayLike) -> tuple[str, ...]:
+        """From codes [layers] to operator names."""
+        return tuple(self.operators[code] for code in self._check_codes(np.asarray(codes)[None])[0])
+
+    def candidates(self, layer: int) -> tuple[str, ...]:
+        """Names of the operators that have a latency at a layer."""
+        return tuple(
+            name
+            for name, ms in zip(self.operators, self.latency_ms[layer], strict=True)
+            if ms == ms
+        )
+
+    def bounds(
+        self, allowed: Sequence[Iterable[int | str]] | NDArray[np.bool_] | None = None
+    ) -> tuple[float, float]:
+        """The lowest and the highest latency in ms that any architecture has, exactly.
+
+        Args:
+            allowed: for each layer, the operators (names or codes) to choose from, or a mask
+                [layers × operators]; None: all that have a latency.
+
+        Raises:
+            BadRequest: a layer has nothing to choose from, or a choice has no latency.
+        """
+        mask = self.mask(allowed)
+        fastest = np.where(mask, self.latency_ms, np.inf).argmin(axis=1)
+        slowest = np.where(mask, self.latency_ms, -np.inf).argmax(axis=1)
+        # By predict, so that no architecture lies outside by a rounding of the sum.
+        low, high = self.predict(np.stack([fastest, slowest]))
+        return float(low), float(high)
+
+    def mask(
+        self, allowed: Sequence[Iterable[int | str]] | NDArray[np.bool_] | None = None
+    ) -> NDArray[np.bool_]:
+        """What may be chosen, as booleans [layers × operators]; see `bounds`."""
+        known = ~np.isnan(self.latency_ms)
+        if allowed is None:
+            return known
+        if isinstance(allowed, np.ndarray) and allowed.dtype == bool:
+            mask = allowed
+            if mask.shape != known.shape:
+                raise BadRequest(f"the mask has shape {mask.shape}, not {known.shape}")
+        else:
+            if len(allowed) != len(known):
+                raise BadRequest(f"choices for {len(allowed)} layers, not {len(known)}")
+            mask = np.zeros_like(known)
+            for layer, choices in enumerate(allowed):
+                for choice in choices:
+                    code = self._code_of(choice) if isinstance(choice, str) else choice
+                    if not 0 <= code < len(self.operators):
+                        raise BadRequest(f"layer {layer}: no operator has code {code}")
+                    mask[layer, code] = True
+        for layer in range(len(known)):
+            if not mask[layer].any():
+                raise BadRequest(f"layer {layer} has no operator to choose from")
+            if (mask[layer] & ~known[layer]).any():
+                code = int((mask[layer] & ~known[layer]).argmax())
+                raise BadRequest(self._no_latency(layer, self.operators[code]))
+        return mask
+
+    def missing(self) -> tuple[MissingCell, ...]:
+        """Where an operator applies and has no ``ok`` row, and why."""
+        return self._missing
+
+    def flagged(self, kind: str) -> tuple[Row, ...]:
+        """The rows in use with a flag of a kind: to be told, never hidden.
+
+        Args:
+            kind: the flag, or its part before the colon: ``fallback`` finds ``fallback:cpu``.
+        """
+        return tuple(
+            row
+            for row in self._rows.values()
+            if any(kind in (word, word.split(":", 1)[0]) for word in row.flag_words)
+        )
+
+    def _code_of(self, name: str) -> int:
+        code = self._code.get(name)
+        if code is None:
+            near = difflib.get_close_matches(name, self.operators, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"it has {', '.join(self.operators)}"
+            )
+            raise BadRequest(
+                f"operator {name!r} has no latency on {self.target.name} at any layer; {hint}"
+            )
+        return code
+
+    def _check_codes(self, codes: ArrayLike) -> NDArray[np.integer]:
+        array = np.asarray(codes)
+        layers = len(self.latency_ms)
+        if array.ndim != 2 or array.shape[1] != layers or array.dtype.kind not in "iu":
+            raise BadRequest(
+                f"codes are integers [N × {layers}] for {self.backbone.name}, not "
+                f"{array.dtype} {list(array.shape)}"
+            )
+        if array.size and not 0 <= int(array.min()) <= int(array.max()) < len(self.operators):
+            wrong = int(array.min()) if int(array.min()) < 0 else int(array.max())
+            raise BadRequest(f"code {wrong} is outside 0 to {len(self.operators) - 1}")
+        return array.astype(np.intp) if array.dtype.kind == "u" else array
+
+    def _refuse(self, codes: NDArray[np.integer]) -> None:
+        layer = int(np.isnan(self.latency_ms[np.arange(len(codes)), codes]).argmax())
+        raise BadRequest(self._no_latency(layer, self.operators[codes[layer]]))
+
+    def _no_latency(self, layer: int, name: str) -> str:
+        shape = self.backbone.layers[layer]
+        reasons = {(cell.operator, cell.shape): cell.reason for cell in self._missing}
+        reason = reasons.get((name, shape), "does not apply there")
+        return f"layer {layer} ({shape}): {name} has no latency on {self.target.name} ({reason})"
+
+
+def guess_backbone(table: LookupTable) -> Backbone:
+    """The shipped backbone whose stem, head and layers the table covers.
+
+    Raises:
+        BadRequest: the table covers none or several.
+    """
+    cells = {(row.operator, row.shape) for row in table.rows if row.ok}
+    shapes = {row.shape for row in table.rows if row.ok and not (row.is_stem or row.is_head)}
+    covered = [
+        backbone
+        for backbone in map(load_backbone, shipped_backbones())
+        if shapes.issuperset(backbone.layers)
+        and {
+            (backbone.stem_name, backbone.stem_shape),
+            (backbone.head_name, backbone.head_shape),
+        }
+        <= cells
+    ]
+    if len(covered) == 1:
+        return covered[0]
+    if covered:
+        names = ", ".join(backbone.name for backbone in covered)
+        raise BadRequest(
+            f"{_name(table)} covers several backbones; name one with --backbone: {names}"
+        )
+    raise BadRequest(
+        f"{_name(table)} covers all layers of no shipped backbone "
+        f"({', '.join(shipped_backbones())}); name the backbone with --backbone"
+    )
+
+
+def fill_command(
+    table_path: str | Path | None, backbone: Backbone, target: Target, layers: str = ""
+) -> str:
+    """The profile-ops command that measures what a table lacks.
+
+    Args:
+        table_path: the table; None: a name is made up.
+        layers: which of the backbone's layers, such as ``0-7,12``; empty: all.
+    """
+    shipped = backbone.name in shipped_backbones()
+    where = backbone.name if shipped else backbone.source or backbone.name
+    words = ["profile-ops", "--layers", where + (f":{layers}" if layers else "")]
+    words += ["--target", target.name]
+    for key, value in parse_options(target.options).items():
+        words += ["--option", f"{key}={value}"]
+    return shlex.join([*words, "-o", str(table_path or "table.csv")])
+
+
+def _stem_and_head(
+    table: LookupTable,
+    backbone: Backbone,
+    target: Target,
+    rows: dict[tuple[str, LayerShape], Row],
+) -> tuple[Row, Row]:
+    found = []
+    lacking = []
+    for name, shape in (
+        (backbone.stem_name, backbone.stem_shape),
+        (backbone.head_name, backbone.head_shape),
+    ):
+        row = rows.get((name, shape))
+        if row is not None and row.ok:
+            found.append(row)
+        else:
+            lacking.append(f"{name} at {shape}" + (f" ({row.status})" if row else ""))
+    if lacking:
+        raise BadRequest(
+            f"{_name(table)} lacks {' and '.join(lacking)} of {backbone.name} on {target.name}; "
+            f"fill it: {fill_command(table.path, backbone, target)}"
+        )
+    return found[0], found[1]
+
+
+def _names(
+    rows: dict[tuple[str, LayerShape], Row],
+    shapes: Sequence[LayerShape],
+    wanted: Iterable[str] | None,
+) -> tuple[str, ...]:
+    """Operators in question: in the order of the pool, then users' own by name."""
+    places = set(shapes)
+    there = {
+        name
+        for (name, shape), row in rows.items()
+        if shape in places and not (row.is_stem or row.is_head)
+    }
+    if wanted is not None:
+        chosen = set(wanted)
+        for name in chosen - there:
+            parse_operator(name)  # Neither in the table nor registered: a slip of the pen.
+        there = chosen
+    order = {operator.name: index for index, operator in enumerate(POOL)}
+    return tuple(sorted(there, key=lambda name: (order.get(name, len(order)), name)))
+
+
+def _missing(
+    rows: dict[tuple[str, LayerShape], Row], shapes: Sequence[LayerShape], names: Sequence[str]
+) -> tuple[MissingCell, ...]:
+    cells = []
+    for name in names:
+        for shape in shapes:
+            row = rows.get((name, shape))
+            if row is None and _applies(name, shape, unknown=False):
+                cells.append(MissingCell(name, shape, "absent"))
+            elif row is not None and not row.ok:
+                cells.append(MissingCell(name, shape, row.status))
+    return tuple(cells)
+
+
+def _applies(name: str, shape: LayerShape, unknown: bool) -> bool:
+    """Whether an operator can stand somewhere; `unknown`: the answer for one not registered."""
+    try:
+        return parse_operator(name).applies_to(shape)
+    except BadRequest:
+        return unknown
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Layer numbers in the form that --layers takes: ``0-7,12``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def _name(table: LookupTable) -> str:
+    return str(table.path) if table.path is not None else "the table"

@@ -1,0 +1,793 @@
+"""The lookup table: tidy CSV rows of operators at layer shapes on targets.
+
+Every column is explained in `docs/table-format.md`. A `Row` that exists is valid, wherever it
+comes from (a file, a journal, a measurement), and holds exactly what the file will hold.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import hashlib
+import io
+import math
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from functools import cached_property, lru_cache
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..ops.errors import BadRequest
+from ..ops.pool import POOL
+from ..ops.shapes import LayerShape
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
+
+PROCESSORS = ("cpu", "dsp", "vpu", "npu", "gpu")
+ORIGINS = ("measured", "simulated", "emulated", "estimated", "imported")
+STATUSES = ("ok", "unsupported", "failed", "timeout")
+
+SIGNIFICANT_DIGITS = 6
+"""Digits kept of every number: a millionth is far below any retest, and diffs stay small."""
+
+MAX_LATENCY_MS = 3_600_000.0
+"""An hour: more than this is a wrong unit."""
+
+MAX_FREQUENCY_MHZ = 20_000.0
+"""More than this is Hz or kHz."""
+
+TEMPERATURE_RANGE_C = (-90.0, 200.0)
+"""Outside of this it is Kelvin, Fahrenheit or thousandths of a degree."""
+
+LISTED = 6
+"""Targets that a message lists before it says how many more there are."""
+
+_WORD = re.compile(r"[a-z][a-z0-9_.]*")
+_OPERATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
+_FLAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:=/+-]*")
+_OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+_WHOLE = re.compile(r"-?[0-9]+")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class TableError(BadRequest):
+    """A table or a row of it is not valid.
+
+    Attributes:
+        problems: one text for each line that is wrong.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems) or (message,)
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    """Where latencies were taken; the same fields as the first columns of a table.
+
+    Attributes:
+        device: the device's name; for a simulated one, its device file's name.
+        processor: one of `PROCESSORS`.
+        runtime: e.g. ``onnxruntime``.
+        runtime_version: as the runtime tells it; empty where unknown.
+        options: canonical ``key=value;…`` of everything else that changes the result.
+        precision: e.g. ``fp32``, ``int8``.
+        threads: at least 1.
+        origin: one of `ORIGINS`.
+    """
+
+    device: str
+    processor: str
+    runtime: str
+    runtime_version: str = ""
+    options: str = ""
+    precision: str = "fp32"
+    threads: int = 1
+    origin: str = "measured"
+
+    def __post_init__(self) -> None:
+        _check_text("device", self.device, required=True)
+        _check_choice("processor", self.processor, PROCESSORS)
+        _check_word("runtime", self.runtime)
+        _check_text("runtime_version", self.runtime_version)
+        parse_options(self.options)
+        _check_word("precision", self.precision)
+        object.__setattr__(self, "threads", _count("threads", self.threads))
+        _check_choice("origin", self.origin, ORIGINS)
+
+    @property
+    def name(self) -> str:
+        """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``."""
+        threads = f"-t{self.threads}" if self.threads > 1 else ""
+        if self.origin == "simulated":
+            return f"sim-{self.device}{threads}"
+        return f"{self.processor}-{self.runtime}-{self.precision}{threads}"
+
+    def __str__(self) -> str:
+        facts = [self.device, f"{self.runtime} {self.runtime_version}".strip(), self.options]
+        facts.append("" if self.origin == "measured" else self.origin)
+        return f"{self.name} ({', '.join(filter(None, facts))})"
+
+
+TARGET_COLUMNS = tuple(f.name for f in fields(Target))
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A row's identity: no table holds two rows with the same."""
+
+    target: Target
+    operator: str
+    shape: LayerShape
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table; the attributes are its columns, in order.
+
+    Numbers are rounded to `SIGNIFICANT_DIGITS` on creation, so that a row in memory equals
+    the one read back. ``None`` and ``""`` are empty cells; a missing number is never 0.
+
+    Raises:
+        TableError: a value breaks the format; the message names the column.
+    """
+
+    device: str
+    processor: str
+    runtime: str
+    runtime_version: str
+    options: str
+    precision: str
+    threads: int
+    origin: str
+    operator: str
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    stride: int
+    batch: int
+
+    status: str
+    latency_ms: float | None = None
+    ci_low_ms: float | None = None
+    ci_high_ms: float | None = None
+    call_ms: float | None = None
+    warm_ms: float | None = None
+    cold_ms: float | None = None
+    p10_ms: float | None = None
+    p90_ms: float | None = None
+    device_ms: float | None = None
+    samples: int | None = None
+    rounds: int | None = None
+    estimator: str = ""
+
+    flags: str = ""
+    compute_unit: str = ""
+
+    macs: int | None = None
+    params: int | None = None
+    graph_sha256: str = ""
+    artifact_sha256: str = ""
+    agent_version: str = ""
+    temperature_before_c: float | None = None
+    temperature_after_c: float | None = None
+    frequency_before_mhz: float | None = None
+    frequency_after_mhz: float | None = None
+    measured_at: str = ""
+
+    def __post_init__(self) -> None:
+        for name in _SHAPE_COLUMNS:
+            object.__setattr__(self, name, _count(name, getattr(self, name)))
+        for name in _OPTIONAL_COUNTS:
+            value = getattr(self, name)
+            if value is not None:
+                minimum = 0 if name in ("macs", "params") else 1
+                object.__setattr__(self, name, _count(name, value, minimum))
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _number(name, value))
+        target = _target(*(getattr(self, name) for name in TARGET_COLUMNS))
+        object.__setattr__(self, "threads", target.threads)
+        self._check_values()
+        self._check_provenance()
+
+    @classmethod
+    def of(
+        cls, target: Target, operator: str, shape: LayerShape, *, batch: int = 1, **values: Any
+    ) -> Row:
+        """A row from its identity in parts and the remaining columns by name."""
+        return cls(
+            *(getattr(target, name) for name in TARGET_COLUMNS),
+            operator=operator,
+            height=shape.height,
+            width=shape.width,
+            in_channels=shape.in_channels,
+            out_channels=shape.out_channels,
+            stride=shape.stride,
+            batch=batch,
+            **values,
+        )
+
+    @cached_property
+    def target(self) -> Target:
+        return _target(*(getattr(self, name) for name in TARGET_COLUMNS))
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(self.height, self.width, self.in_channels, self.out_channels, self.stride)
+
+    @cached_property
+    def key(self) -> RowKey:
+        return RowKey(self.target, self.operator, self.shape, self.batch)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def flag_words(self) -> tuple[str, ...]:
+        return tuple(self.flags.split(";")) if self.flags else ()
+
+    @property
+    def is_stem(self) -> bool:
+        return self.operator.split(":", 1)[0] == "stem"
+
+    @property
+    def is_head(self) -> bool:
+        return self.operator.split(":", 1)[0] == "head"
+
+    def to_line(self) -> str:
+        """The row as one line of CSV, with its line end."""
+        return _csv_line([_cell(getattr(self, name)) for name in COLUMNS])
+
+    @classmethod
+    def from_line(cls, line: str) -> Row:
+        """Reads one line of CSV (with or without its line end).
+
+        Raises:
+            TableError: too few or too many cells, or a cell breaks the format.
+        """
+        cells = _split(line.rstrip("\r\n"))
+        if cells == [""]:
+            _fail("is an empty line; take it out")
+        if len(cells) != len(COLUMNS):
+            problem = "cut off?" if len(cells) < len(COLUMNS) else "a comma too many?"
+            _fail(f"has {len(cells)} cells where the header has {len(COLUMNS)} ({problem})")
+        values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+        for name in _WHOLES:
+            values[name] = _parse_whole(name, values[name])
+        for name in _NUMBERS:
+            values[name] = _parse_number(name, values[name])
+        return cls(**values)
+
+    def _check_values(self) -> None:
+        if not isinstance(self.operator, str) or not _OPERATOR.fullmatch(self.operator):
+            _fail(f"operator is {self.operator!r}; a name starts with a letter and has no spaces")
+        _check_choice("status", self.status, STATUSES)
+        if self.status != "ok":
+            filled = [name for name in VALUE_COLUMNS if getattr(self, name) not in (None, "")]
+            if filled:
+                _fail(f"{filled[0]} is filled though status is {self.status}; only ok rows have it")
+            return
+        if self.latency_ms is None:
+            _fail("latency_ms is empty though status is ok")
+        for name in _LATENCIES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if value <= 0:
+                _fail(f"{name} is {value:g}; a latency is a positive number of milliseconds")
+            if value > MAX_LATENCY_MS:
+                _fail(f"{name} is {value:g}, over an hour; the unit is milliseconds")
+        if self.call_ms is not None and not 0 <= self.call_ms <= MAX_LATENCY_MS:
+            _fail(f"call_ms is {self.call_ms:g}; it is a number of milliseconds of at least 0")
+        low, high = self.ci_low_ms, self.ci_high_ms
+        if (low is None) != (high is None):
+            _fail("ci_low_ms and ci_high_ms must both be there or both be empty")
+        if low is not None and high is not None and not low <= self.latency_ms <= high:
+            _fail(f"latency_ms {self.latency_ms:g} lies outside its interval {low:g} to {high:g}")
+        if self.p10_ms is not None and self.p90_ms is not None and self.p10_ms > self.p90_ms:
+            _fail(f"p10_ms {self.p10_ms:g} exceeds p90_ms {self.p90_ms:g}")
+        _check_text("estimator", self.estimator)
+        if not self.estimator:
+            _fail("estimator is empty though status is ok; name how latency_ms was obtained")
+
+    def _check_provenance(self) -> None:
+        if self.flags:
+            words = self.flags.split(";")
+            if not all(_FLAG.fullmatch(word) for word in words) or len(set(words)) < len(words):
+                _fail(f"flags is {self.flags!r}; write different words with ';' between them")
+        _check_text("compute_unit", self.compute_unit)
+        for name in ("graph_sha256", "artifact_sha256"):
+            digest = getattr(self, name)
+            if digest and not _SHA256.fullmatch(digest):
+                _fail(f"{name} is {digest!r}; it has 64 hexadecimal digits in lower case")
+        _check_text("agent_version", self.agent_version)
+        for name in ("temperature_before_c", "temperature_after_c"):
+            value = getattr(self, name)
+            if value is not None:
+                coldest, hottest = TEMPERATURE_RANGE_C
+                if not coldest <= value <= hottest:
+                    _fail(f"{name} is {value:g}; the unit is degrees Celsius")
+        for name in ("frequency_before_mhz", "frequency_after_mhz"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MAX_FREQUENCY_MHZ:
+                _fail(f"{name} is {value:g}; the unit is MHz, and unknown is an empty cell")
+        if self.measured_at:
+            _check_time(self.measured_at)
+
+
+COLUMNS = tuple(f.name for f in fields(Row))
+"""The header of a table."""
+
+IDENTITY_COLUMNS = COLUMNS[: COLUMNS.index("batch") + 1]
+VALUE_COLUMNS = COLUMNS[COLUMNS.index("latency_ms") : COLUMNS.index("estimator") + 1]
+"""Empty unless the status is ok."""
+
+_SHAPE_COLUMNS = ("height", "width", "in_channels", "out_channels", "stride", "batch")
+_OPTIONAL_COUNTS = ("samples", "rounds", "macs", "params")
+_WHOLES = ("threads", *_SHAPE_COLUMNS, *_OPTIONAL_COUNTS)
+_NUMBERS = tuple(name for name in COLUMNS if name.endswith(("_ms", "_c", "_mhz")))
+_LATENCIES = ("latency_ms", "warm_ms", "cold_ms", "p10_ms", "p90_ms", "device_ms")
+_HEADER = ",".join(COLUMNS)
+_POOL_ORDER = {operator.name: index for index, operator in enumerate(POOL)}
+
+
+class LookupTable:
+    """Rows with different identities, in the one order in which they are written.
+
+    A table never changes: methods that add rows return another table.
+
+    Args:
+        rows: in any order.
+        path: the file they come from, for messages.
+
+    Raises:
+        TableError: two rows have the same identity.
+    """
+
+    def __init__(self, rows: Iterable[Row] = (), path: str | Path | None = None) -> None:
+        self.rows: tuple[Row, ...] = tuple(sorted(rows, key=_order))
+        self.path = Path(path) if path is not None else None
+        self._by_key = {row.key: row for row in self.rows}
+        if len(self._by_key) < len(self.rows):
+            twice = next(
+                a for a, b in zip(self.rows, self.rows[1:], strict=False) if a.key == b.key
+            )
+            raise TableError(f"{self._name}: two rows for {describe(twice)}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> LookupTable:
+        """Reads and validates a table.
+
+        Raises:
+            TableError: there is no such file, or it breaks the format; the message names
+                the first wrong line, and `problems` all of them.
+        """
+        rows, problems = _read(path)
+        if problems:
+            more = len(problems) - 1
+            hint = f" (and {more} more; `hurricane table validate {path}` lists them)"
+            raise TableError(problems[0] + (hint if more else ""), problems)
+        return cls(rows, path)
+
+    @classmethod
+    def load_with_journal(cls, path: str | Path) -> LookupTable:
+        """What a run that writes to `path` has so far: the table, and the journal beside it.
+
+        A row of the journal replaces that of the table. Empty where there is neither.
+        """
+        from .journal import read_journal
+
+        table = cls.load(path) if Path(path).exists() else cls(path=path)
+        return table.merged(read_journal(path).rows, prefer="last")
+
+    def save(self, path: str | Path) -> None:
+        """Writes the table atomically.
+
+        Raises:
+            HurricaneError: the file cannot be written.
+        """
+        write_atomically(path, self.to_csv().encode())
+
+    def to_csv(self) -> str:
+        """The canonical text of the table."""
+        return _HEADER + "\n" + "".join(row.to_line() for row in self.rows)
+
+    def sha256(self) -> str:
+        """Digest of the canonical bytes: equal tables have equal digests."""
+        return hashlib.sha256(self.to_csv().encode()).hexdigest()
+
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that have rows, sorted."""
+        return tuple(dict.fromkeys(row.target for row in self.rows))
+
+    def target(self, wanted: Target | str | None = None) -> Target:
+        """The one target that is meant.
+
+        Args:
+            wanted: a target; or its name, with ``,field=value`` appended where several share
+                the name (``cpu-onnxruntime-fp32,runtime_version=1.20``); None where the
+                table holds one target only.
+
+        Raises:
+            BadRequest: none or several match; the message lists them.
+        """
+        targets = self.targets()
+        found = [t for t in targets if wanted is None or matches_target(t, wanted)]
+        if len(found) == 1:
+            return found[0]
+        if not targets:
+            raise BadRequest(f"{self._name} has no rows; fill it with profile-ops")
+        if not found:
+            raise BadRequest(f"{self._name} has no target {wanted}; it has {_list(targets)}")
+        differing = [n for n in TARGET_COLUMNS if len({getattr(t, n) for t in found}) > 1]
+        hint = "name one with --target"
+        if len({t.name for t in found}) < len(found):
+            facts = "".join(f",{n}={getattr(found[0], n)}" for n in differing)
+            hint += f", adding what differs, as in {shlex.quote(found[0].name + facts)}"
+        raise BadRequest(f"{self._name} holds {len(found)} targets: {_list(found)}; {hint}")
+
+    def select(
+        self,
+        target: Target | str | None = None,
+        operators: str | None = None,
+        status: str | None = None,
+    ) -> LookupTable:
+        """The rows that fulfil all conditions.
+
+        Args:
+            target: a target, or a name as `target` takes it (all that match).
+            operators: comma-separated names or shell patterns, ``MB_*,head:*``.
+            status: one of `STATUSES`.
+        """
+        patterns = [p.strip() for p in (operators or "*").split(",") if p.strip()]
+        wanted = {t for t in self.targets() if target is None or matches_target(t, target)}
+        return LookupTable(
+            (
+                row
+                for row in self.rows
+                if row.target in wanted
+                and status in (None, row.status)
+                and any(fnmatch.fnmatchcase(row.operator, p) for p in patterns)
+            ),
+            self.path,
+        )
+
+    def get(self, key: RowKey) -> Row | None:
+        """The row with this identity, or None."""
+        return self._by_key.get(key)
+
+    def add(self, rows: Iterable[Row]) -> LookupTable:
+        """A table with these rows too.
+
+        Raises:
+            TableError: a row with the same identity is there already.
+        """
+        return LookupTable((*self.rows, *rows), self.path)
+
+    def merged(self, other: LookupTable | Iterable[Row], prefer: str | None = None) -> LookupTable:
+        """A table with the rows of both; equal rows are taken once.
+
+        Args:
+            other: a table, or rows of which each identity may occur repeatedly.
+            prefer: which row stays where two differ: ``first`` (ours) or ``last``.
+
+        Raises:
+            TableError: rows differ and `prefer` is None.
+        """
+        if prefer not in (None, "first", "last"):
+            raise ValueError(f"prefer is {prefer!r}")
+        merged = dict(self._by_key)
+        conflicts = []
+        for row in other.rows if isinstance(other, LookupTable) else other:
+            there = merged.get(row.key)
+            if there is not None and there != row and prefer is None:
+                conflicts.append(row)
+            if there is None or prefer == "last":
+                merged[row.key] = row
+        if conflicts:
+            raise TableError(
+                f"the tables differ in {len(conflicts)} of their rows, the first for "
+                f"{describe(conflicts[0])}; choose with --prefer first or --prefer last"
+            )
+        return LookupTable(merged.values(), self.path)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas DataFrame with the columns of the file (empty numbers are NA)."""
+        import pandas
+
+        cells = [[getattr(row, name) for name in COLUMNS] for row in self.rows]
+        frame = pandas.DataFrame(cells, columns=pandas.Index(COLUMNS))
+        kinds = {n: "Int64" if n in _OPTIONAL_COUNTS else "int64" for n in _WHOLES}
+        kinds |= dict.fromkeys(_NUMBERS, "float64")
+        return frame.astype(kinds)
+
+    @classmethod
+    def from_frame(cls, frame: pandas.DataFrame) -> LookupTable:
+        """A table from a DataFrame with the columns of the file, NaN for empty.
+
+        Raises:
+            TableError: the columns are not those of a table, or a row breaks the format.
+        """
+        problem = _header_problem([str(name) for name in frame.columns])
+        if problem:
+            raise TableError(f"data frame: {problem}")
+        texts = set(COLUMNS) - set(_WHOLES) - set(_NUMBERS)
+        rows = []
+        for number, cells in enumerate(frame.astype(object).itertuples(index=False)):
+            values: dict[str, Any] = {
+                name: ("" if name in texts else None) if _is_missing(cell) else cell
+                for name, cell in zip(COLUMNS, cells, strict=True)
+            }
+            try:
+                rows.append(Row(**values))
+            except TableError as error:
+                raise TableError(f"data frame, row {number}: {error}") from error
+        return cls(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LookupTable) and self.rows == other.rows
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"LookupTable({len(self.rows)} rows, {', '.join(t.name for t in self.targets())})"
+
+    @property
+    def _name(self) -> str:
+        return str(self.path) if self.path is not None else "the table"
+
+
+def format_options(options: Mapping[str, Any]) -> str:
+    """The canonical text of options: ``key=value`` sorted by key, ``;`` between them.
+
+    Raises:
+        TableError: a key or value has characters that the text cannot hold.
+    """
+    return ";".join(f"{key}={_option(key, options[key])}" for key in sorted(options))
+
+
+def parse_options(text: str) -> dict[str, str]:
+    """Reads a canonical options text.
+
+    Raises:
+        TableError: it is not canonical; the message shows how it would be.
+    """
+    if not text:
+        return {}
+    if not isinstance(text, str):
+        _fail(f"options is {text!r}; write key=value;key=value")
+    options: dict[str, str] = {}
+    for part in text.split(";"):
+        key, equals, value = part.partition("=")
+        if not equals or key in options:
+            _fail(f"options is {text!r}; write key=value;key=value, each key once")
+        options[key] = value
+    canonical = format_options(options)
+    if canonical != text:
+        _fail(f"options is {text!r}; sort it: {canonical!r}")
+    return options
+
+
+def format_flags(words: Iterable[str]) -> str:
+    """The text of the flags column: different words, sorted, ``;`` between them."""
+    return ";".join(sorted(set(words)))
+
+
+def matches_target(target: Target, wanted: Target | str) -> bool:
+    """Whether a target is meant by another one or by a text such as `LookupTable.target` takes."""
+    if isinstance(wanted, Target):
+        return target == wanted
+    # Split only before a field's name: device names and options may hold commas and '='.
+    name, *conditions = re.split(rf",(?=(?:{'|'.join(TARGET_COLUMNS)})=)", wanted)
+    pairs = [condition.partition("=") for condition in conditions]
+    return name == target.name and all(str(getattr(target, k)) == v for k, _, v in pairs)
+
+
+def describe(row: Row | RowKey) -> str:
+    """A row's identity in words, for messages."""
+    batch = f", batch {row.batch}" if row.batch != 1 else ""
+    return f"{row.operator} at {row.shape}{batch} on {row.target}"
+
+
+def _read(path: str | Path) -> tuple[list[Row], list[str]]:
+    """Rows of a file, and its problems, each beginning with file and line."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise TableError(f"table {path} does not exist; profile-ops -o {path} fills one") from error
+    except OSError as error:
+        raise TableError(f"table {path} cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode("utf-8-sig")  # Excel puts a byte order mark in front.
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        return [], [f"{path}:{line}: is not UTF-8 text; save the table as UTF-8 CSV"]
+    if not text:
+        return [], [f"{path}:1: the file is empty; a table begins with its header"]
+    lines = text.split("\n")
+    problem = _header_problem([cell.strip("\r") for cell in lines[0].split(",")])
+    if problem:
+        return [], [f"{path}:1: {problem}"]
+
+    rows: list[Row] = []
+    problems: list[str] = []
+    line_of: dict[RowKey, int] = {}
+    rest = lines.pop()
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            row = Row.from_line(line)
+        except TableError as error:
+            problems.append(f"{path}:{number}: {error}")
+            continue
+        first = line_of.setdefault(row.key, number)
+        if first != number:
+            problems.append(f"{path}:{number}: {describe(row)} is on line {first} already")
+            continue
+        rows.append(row)
+    if rest:
+        problems.append(
+            f"{path}:{len(lines) + 1}: the last line has no end, so the file was cut off; "
+            "take the line out or copy the file again"
+        )
+    return rows, problems
+
+
+def _header_problem(names: Sequence[str]) -> str | None:
+    if tuple(names) == COLUMNS:
+        return None
+    lacking = [name for name in COLUMNS if name not in names]
+    extra = [name for name in names if name not in COLUMNS]
+    if len(lacking) > len(COLUMNS) // 2:
+        return "this is not the header of a lookup table; it begins with device,processor,runtime"
+    if lacking or extra:
+        parts = [f"lacks {', '.join(lacking)}"] if lacking else []
+        parts += [f"has {', '.join(map(repr, extra))}"] if extra else []
+        return f"the header {' and '.join(parts)}; docs/table-format.md lists the columns"
+    if len(names) > len(COLUMNS):
+        repeated = next(name for name in names if names.count(name) > 1)
+        return f"the header has {repeated} twice"
+    moved = next(i for i, (a, b) in enumerate(zip(names, COLUMNS, strict=True)) if a != b)
+    return f"column {moved + 1} is {names[moved]} and should be {COLUMNS[moved]}"
+
+
+def _order(row: Row) -> tuple[Any, ...]:
+    """Target, stem, layers from large to small in the order of the pool, head."""
+    part = 0 if row.is_stem else 2 if row.is_head else 1
+    return (
+        row.target,
+        part,
+        (-row.height, -row.width, row.in_channels, row.out_channels, row.stride),
+        _POOL_ORDER.get(row.operator, len(_POOL_ORDER)),
+        row.operator,
+        row.batch,
+    )
+
+
+@lru_cache(maxsize=256)
+def _target(*values: Any) -> Target:
+    """One object for all rows of a target: checked once, and quick to compare."""
+    return Target(*values)
+
+
+def _fail(message: str) -> NoReturn:
+    raise TableError(message)
+
+
+def _is_missing(cell: Any) -> bool:
+    import pandas
+
+    return cell is None or cell is pandas.NA or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _count(name: str, value: Any, minimum: int = 1) -> int:
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < minimum:
+        _fail(f"{name} is {value!r}; it is a whole number of at least {minimum}")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        _fail(f"{name} is {value!r}; it is a finite number, or empty where there is none")
+    return float(f"{float(value):.{SIGNIFICANT_DIGITS}g}") + 0.0  # no negative zero
+
+
+def _parse_whole(name: str, cell: str) -> int | None:
+    if cell == "":
+        if name in _OPTIONAL_COUNTS:
+            return None
+        _fail(f"{name} is empty")
+    if not _WHOLE.fullmatch(cell):
+        _fail(f"{name} is {cell!r}; it is a whole number")
+    return int(cell)
+
+
+def _parse_number(name: str, cell: str) -> float | None:
+    if cell == "":
+        return None
+    try:
+        if "_" in cell or cell.strip() != cell:
+            raise ValueError(cell)
+        return float(cell)
+    except ValueError:
+        _fail(f"{name} is {cell!r}; it is a number with a decimal point, without its unit")
+
+
+def _check_text(name: str, value: Any, required: bool = False) -> None:
+    if not isinstance(value, str) or not value.isprintable() or value.strip() != value:
+        _fail(f"{name} is {value!r}; it is printable text without spaces around it")
+    if required and not value:
+        _fail(f"{name} is empty")
+
+
+def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        _fail(f"{name} is {value!r}; it is one of {', '.join(allowed)}")
+
+
+def _check_word(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        _fail(f"{name} is {value!r}; it is a word of lower-case letters, digits, '_' and '.'")
+
+
+def _check_time(text: str) -> None:
+    try:
+        known = datetime.fromisoformat(text).tzinfo is not None
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        _fail(f"measured_at is {text!r}; write it as 2026-01-31T12:00:00+00:00, with the zone")
+
+
+def _option(key: Any, value: Any) -> str:
+    text = str(value)
+    if not isinstance(key, str) or not _OPTION_KEY.fullmatch(key):
+        _fail(f"option {key!r}: a key has letters, digits and _ . -")
+    if not text or not text.isprintable() or text.strip() != text or set(text) & set(";="):
+        _fail(f"option {key} is {value!r}; a value is printable text without ';' and '='")
+    return text
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else str(value)
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _split(line: str) -> list[str]:
+    if '"' not in line:
+        return line.split(",")
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        _fail(f"its quotes do not match ({error})")
+
+
+def _list(targets: Iterable[Target]) -> str:
+    names = [str(target) for target in targets]
+    more = [f"and {len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join(names[:LISTED] + more)

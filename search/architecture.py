@@ -1,0 +1,180 @@
+"""A found network on disk: `architecture.json`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..ops.backbone import Backbone, load_backbone, shipped_backbones
+from ..ops.errors import BadRequest
+from ..ops.pool import GATES
+from .jsonfile import Fields, write_json
+
+FORMAT_VERSION = 1
+
+_DISTRIBUTIONS = ("hurricane-nas", "numpy", "torch", "onnx")
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """The lookup table that latencies came from.
+
+    Attributes:
+        path: where it was read.
+        sha256: of the file's bytes.
+        target: which of the table's targets.
+    """
+
+    path: str
+    sha256: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One accuracy figure and where it comes from.
+
+    Attributes:
+        value: share of images classified rightly, 0 to 1.
+        split: ``validation`` or ``test``.
+        how: ``supernet`` (with inherited weights) or ``retrained`` (from scratch), and on what.
+    """
+
+    value: float
+    split: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One operator for each learnable layer of a backbone, with what is known about it.
+
+    Attributes:
+        backbone: name of a shipped backbone, or path of a backbone file.
+        operators: one name for each layer.
+        gate: of squeeze-and-excitation.
+        table: what `predicted_ms` was computed from.
+        budget_ms: the latency it was searched for.
+        predicted_ms: latency by the table.
+        measured_ms: latency on the target; None until measured.
+        measured_halves_ms: over the first and the second half of the rounds: the retest.
+        accuracy: figures, each with how it was obtained.
+        seed: of the search.
+        versions: of Python and the packages that made it.
+    """
+
+    backbone: str
+    operators: tuple[str, ...]
+    gate: str = GATES[0]
+    table: TableSource | None = None
+    budget_ms: float | None = None
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+    measured_halves_ms: tuple[float, float] | None = None
+    accuracy: tuple[Accuracy, ...] = ()
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `architecture.json`."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "backbone": self.backbone,
+            "operators": list(self.operators),
+            "gate": self.gate,
+            "table": asdict(self.table) if self.table else None,
+            "budget_ms": self.budget_ms,
+            "predicted_ms": self.predicted_ms,
+            "measured_ms": self.measured_ms,
+            "measured_halves_ms": list(self.measured_halves_ms or ()) or None,
+            "accuracy": [asdict(figure) for figure in self.accuracy],
+            "seed": self.seed,
+            "versions": dict(self.versions),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file atomically."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Architecture:
+        """Reads and validates the file; operators must fit the backbone's layers.
+
+        Raises:
+            BadRequest: no such file, a missing or wrong field, an unknown operator, or an
+                operator that cannot stand at its layer. The message names file and field.
+        """
+        fields = Fields.load(path, "architecture file", FORMAT_VERSION)
+        table = fields.optional_object("table")
+        versions = fields.optional_object("versions")
+        architecture = cls(
+            backbone=_beside(fields.text("backbone"), Path(path).parent),
+            operators=fields.texts("operators"),
+            gate=fields.choice("gate", GATES),
+            table=read_table_source(table) if table else None,
+            budget_ms=fields.optional_number("budget_ms"),
+            predicted_ms=fields.optional_number("predicted_ms"),
+            measured_ms=fields.optional_number("measured_ms"),
+            measured_halves_ms=fields.optional_pair("measured_halves_ms"),
+            accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
+            seed=fields.optional_integer("seed"),
+            versions={k: str(v) for k, v in versions.as_dict().items()} if versions else {},
+        )
+        try:
+            architecture.load_backbone()
+        except BadRequest as error:
+            raise BadRequest(f"architecture file {path}: {error}") from error
+        return architecture
+
+    def load_backbone(self) -> Backbone:
+        """The backbone, with the operators checked against its layers."""
+        backbone = load_backbone(self.backbone)
+        backbone.check(self.operators)
+        return backbone
+
+    def with_accuracy(self, *figures: Accuracy) -> Architecture:
+        """A copy with figures added; one of the same split and origin is replaced."""
+        fresh = {(f.split, f.how) for f in figures}
+        kept = tuple(f for f in self.accuracy if (f.split, f.how) not in fresh)
+        return replace(self, accuracy=kept + figures)
+
+
+def read_table_source(fields: Fields) -> TableSource:
+    """From a JSON object to the table it names."""
+    return TableSource(fields.text("path"), fields.text("sha256"), fields.text("target"))
+
+
+def backbone_reference(backbone: Backbone) -> str:
+    """What `load_backbone` takes to give this backbone again: a shipped name or a path."""
+    shipped = backbone.name in shipped_backbones() and backbone.source == f"{backbone.name}.toml"
+    return backbone.name if shipped else backbone.source
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that bear on a result."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _beside(backbone: str, folder: Path) -> str:
+    """A relative backbone path that does not exist here is looked for beside the file."""
+    if backbone in shipped_backbones() or Path(backbone).is_file():
+        return backbone
+    candidate = folder / backbone
+    return str(candidate) if candidate.is_file() else backbone
+
+
+def _read_accuracy(fields: Fields) -> Accuracy:
+    value = fields.number("value")
+    if value > 1:
+        raise fields.fail("value", "a share between 0 and 1")
+    return Accuracy(value, fields.choice("split", ("validation", "test")), fields.text("how"))

@@ -1,0 +1,457 @@
+"""The command ``hurricane``: `space`, `search`, `train` and `export`, and all the others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..agents.console import (
+    LazyCommand,
+    LazyGroup,
+    Progress,
+    emit,
+    json_option,
+    progress_bar,
+    run_command,
+)
+from ..agents.version import agent_version
+from ..ops.errors import BadRequest
+from ..ops.pool import PLUGIN_VARIABLE
+
+if TYPE_CHECKING:
+    from .architecture import TableSource
+    from .measuring import TargetMeasurer
+    from .pipeline import RunOutcome, SearchSettings
+    from .space import SearchSpace
+
+# The modules that do the work are imported inside the commands, so that --help and an
+# impossible request do not wait for torch.
+
+_LAZY = {
+    "agent": LazyCommand("hurricane.agents.cli:cli", "The part that runs on the board."),
+    "profile-ops": LazyCommand(
+        "hurricane.profiler.cli:profile_ops", "Measures operators into a lookup table."
+    ),
+    "table": LazyCommand(
+        "hurricane.lookup_tables.cli:table_group",
+        "Shows, checks, compares and merges lookup tables.",
+    ),
+    "verify": LazyCommand(
+        "hurricane.profiler.cli:verify", "Measures whole networks against a table's prediction."
+    ),
+    "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
+    "demo": LazyCommand("hurricane.search.demo:demo_command", "Runs everything, in small."),
+}
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=LazyGroup, lazy=_LAZY, context_settings=_CONTEXT)
+@click.version_option(agent_version(), prog_name="hurricane")
+@click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Python file that registers operators of your own (repeatable).",
+)
+def cli(plugin: tuple[str, ...]) -> None:
+    """Hardware-aware architecture search from latencies measured on the device."""
+    if plugin:
+        known = os.environ.get(PLUGIN_VARIABLE, "").split(os.pathsep)
+        named = [str(Path(path).resolve()) for path in plugin]
+        os.environ[PLUGIN_VARIABLE] = os.pathsep.join(dict.fromkeys(filter(None, known + named)))
+
+
+def main() -> None:
+    """Runs ``hurricane`` as a program."""
+    run_command(cli, "hurricane")
+
+
+def _decorate(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+class _AlphaType(click.ParamType):
+    """``auto`` or a number of at least 0."""
+
+    name = "alpha"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | float:
+        if value == "auto" or isinstance(value, float):
+            return value
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor a number", param, ctx)
+
+
+_space_options = _decorate(
+    click.option("--table", metavar="T", help="Lookup table: a path, or a shipped table's name."),
+    click.option("--latency", "latency_ms", type=float, metavar="MS", help="The budget, in ms."),
+    click.option("--backbone", help="Name or TOML file [the one that the table covers]."),
+    click.option("--target", help="One of the table's targets [the only one]."),
+    click.option("--top", type=int, metavar="P", help="Scored operators kept at each layer [4]."),
+    click.option(
+        "--alpha", type=_AlphaType(), metavar="A", help="Exponent of the score, or auto [auto]."
+    ),
+    click.option(
+        "--exploring-layers",
+        type=int,
+        metavar="N",
+        help="Last layers with one more candidate [the backbone's].",
+    ),
+    click.option(
+        "--split",
+        type=int,
+        metavar="T",
+        help="First layers, which stage 2 searches [the backbone's].",
+    ),
+    click.option(
+        "--score-latency",
+        type=click.Choice(["operator", "architecture"]),
+        help="Whose latency the score divides by [operator].",
+    ),
+)
+
+_training_options = _decorate(
+    click.option(
+        "--data",
+        default="digits",
+        show_default=True,
+        metavar="SPEC",
+        help="digits, cifar10:PATH or folder:PATH.",
+    ),
+    click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
+    click.option(
+        "--device", default="auto", show_default=True, help="For training: auto, cpu, cuda, cuda:N."
+    ),
+    click.option(
+        "--training",
+        default=1.0,
+        show_default=True,
+        metavar="FACTOR",
+        help="Length of all trainings, as a multiple of the data's preset.",
+    ),
+)
+
+_agent_options = _decorate(
+    click.option(
+        "--measure/--no-measure",
+        default=True,
+        show_default=True,
+        help="Measure the trained network on the table's target.",
+    ),
+    click.option(
+        "--agent",
+        "agents",
+        multiple=True,
+        metavar="HOST:PORT",
+        help="The agent to measure on [a private one on this machine].",
+    ),
+    click.option("--token-file", type=click.Path(dir_okay=False), help="The agent's token."),
+    click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
+    click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
+    click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
+)
+
+_SPACE_HELP = """Builds the search space for a budget: the operators to choose from at each layer.
+
+\b
+Examples:
+  hurricane space --table cpu.csv --latency 17
+  hurricane space --table cpu.csv --latency 17 --alpha 0.42 -o space.json
+"""
+
+_SEARCH_HELP = """Finds the most accurate network within a latency budget, trains and exports it.
+
+Given again with the same -o, a run that was killed is carried on.
+
+\b
+Examples:
+  hurricane search --table cpu.csv --latency 4 --backbone digits32 -o runs/mine
+  hurricane search --space space.json --data cifar10:cifar-10-python.tar.gz -o runs/cifar
+"""
+
+_TRAIN_HELP = """Trains an architecture from scratch and exports it.
+
+\b
+Example:
+  hurricane train runs/mine/winner-1.json --data digits -o runs/stage-1
+"""
+
+_EXPORT_HELP = """Writes an architecture as an ONNX file.
+
+Weights are those that training left beside the architecture; without any they are drawn from
+a fixed seed, which is enough to measure latency.
+
+\b
+Example:
+  hurricane export runs/mine/architecture.json -o model.onnx
+"""
+
+
+@cli.command(help=_SPACE_HELP, short_help="Builds the search space for a budget.")
+@_space_options
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="space.json")
+@json_option
+def space(output: Path | None, as_json: bool, **options: Any) -> None:
+    from .summary import describe_space
+
+    made = _make_space(options)
+    if output is not None:
+        made.save(output)
+    text = describe_space(made) + (f"\n\nwritten to {output}" if output else "")
+    emit(made.to_dict(), as_json, text)
+
+
+@cli.command(help=_SEARCH_HELP, short_help="Finds, trains and exports a network for a budget.")
+@_space_options
+@click.option(
+    "--space",
+    "space_file",
+    type=click.Path(path_type=Path),
+    metavar="S",
+    help="A space file, instead of the options that build a space.",
+)
+@_training_options
+@click.option("--stages", default=2, show_default=True, type=click.IntRange(1, 2))
+@click.option(
+    "--evaluations",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Architectures evaluated in each stage, at most.",
+)
+@click.option("--population", default=50, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--strategy",
+    default="evolution",
+    show_default=True,
+    type=click.Choice(["evolution", "random"]),
+)
+@click.option(
+    "--supernet",
+    default="single-path",
+    show_default=True,
+    type=click.Choice(["single-path", "fair", "sandwich"]),
+    help="How a supernet is trained.",
+)
+@_agent_options
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's directory."
+)
+@json_option
+def search(space_file: Path | None, output: Path, as_json: bool, **options: Any) -> None:
+    from .pipeline import SearchSettings, run_search
+    from .rundir import leads
+    from .space import SearchSpace
+    from .summary import describe_architecture, describe_space, describe_stage
+
+    settings = _settings(SearchSettings, options)
+    if space_file is None:
+        made = _make_space(options)
+    else:
+        given = [name for name in _SPACE_NAMES if options[name] is not None]
+        if given:
+            option = "--" + given[0].removesuffix("_ms").replace("_", "-")
+            raise BadRequest(f"the space file already settles {option}: give one or the other")
+        made = SearchSpace.load(space_file)
+    if not as_json and leads():
+        click.echo(describe_space(made) + "\n", err=True)
+    measure = _measurer(made.table, options)
+    with _bars() as watch:
+        outcome = run_search(made, settings, output, measure=measure, watch=watch)
+    if not leads():
+        return
+    from .report import write_report
+
+    assert outcome.stages is not None
+    write_report([output], output / "report.html", title=output.resolve().name)
+    stages = [
+        {
+            "stage": stage.stage,
+            "evaluated": len(stage.evaluated),
+            "feasible": stage.feasible,
+            "accuracy": stage.fitness,
+            "predicted_ms": stage.latency_ms,
+            "operators": list(stage.operators),
+        }
+        for stage in outcome.stages.stages
+    ]
+    result = {
+        "directory": str(outcome.directory),
+        "stages": stages,
+        "architecture": outcome.architecture.to_dict(),
+        "unmeasured": outcome.unmeasured,
+    }
+    text = [describe_stage(stage) for stage in outcome.stages.stages]
+    text += [describe_architecture(outcome.architecture), *_last_lines(outcome)]
+    emit(result, as_json, "\n".join(text))
+
+
+@cli.command(help=_TRAIN_HELP, short_help="Trains an architecture from scratch.")
+@click.argument("architecture", type=click.Path(path_type=Path))
+@_training_options
+@_agent_options
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's directory."
+)
+@json_option
+def train(architecture: Path, output: Path, as_json: bool, **options: Any) -> None:
+    from .architecture import Architecture
+    from .pipeline import SearchSettings, run_training
+    from .rundir import leads
+    from .summary import describe_architecture
+
+    loaded = Architecture.load(architecture)
+    settings = _settings(SearchSettings, options)
+    measure = _measurer(loaded.table, options)
+    with _bars() as watch:
+        outcome = run_training(loaded, settings, output, measure=measure, watch=watch)
+    if not leads():
+        return
+    result = {
+        "directory": str(output),
+        "architecture": outcome.architecture.to_dict(),
+        "unmeasured": outcome.unmeasured,
+    }
+    text = [describe_architecture(outcome.architecture), *_last_lines(outcome)]
+    emit(result, as_json, "\n".join(text))
+
+
+@cli.command(help=_EXPORT_HELP, short_help="Writes an architecture as an ONNX file.")
+@click.argument("architecture", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="onnx", show_default=True, type=click.Choice(["onnx"]))
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["fp32"]),
+    help="Of weights.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Weights that training saved [weights.pt beside the architecture].",
+)
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+def export(
+    architecture: Path,
+    form: str,
+    precision: str,
+    weights: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    import hashlib
+
+    from .architecture import Architecture
+    from .jsonfile import write_bytes
+    from .pipeline import export_trained
+
+    loaded = Architecture.load(architecture)
+    beside = architecture.parent / "weights.pt"
+    source = weights or (beside if beside.exists() else None)
+    content = export_trained(loaded, loaded.load_backbone(), source)
+    write_bytes(output, content)
+    result = {
+        "output": str(output),
+        "format": form,
+        "precision": precision,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "weights": str(source) if source else None,
+    }
+    origin = f"weights of {source}" if source else "seeded, untrained weights"
+    emit(result, as_json, f"{output}: {len(content):,} bytes, {origin}")
+
+
+_SPACE_NAMES = (
+    "table",
+    "latency_ms",
+    "backbone",
+    "target",
+    "top",
+    "alpha",
+    "exploring_layers",
+    "split",
+    "score_latency",
+)
+"""Options that build a space; None where not given."""
+
+
+def _make_space(options: dict[str, Any]) -> SearchSpace:
+    """The space that the options ask for."""
+    from .pipeline import open_latency
+    from .space import build_space
+
+    if options["table"] is None or options["latency_ms"] is None:
+        raise BadRequest("name a table with --table and a budget in ms with --latency")
+    opened = open_latency(options["table"], options["backbone"], options["target"])
+    rest = {k: options[k] for k in _SPACE_NAMES[4:] if options[k] is not None}
+    return build_space(
+        opened.model,
+        opened.backbone,
+        options["latency_ms"],
+        gate=opened.gate,
+        table=opened.source,
+        **rest,
+    )
+
+
+def _settings(kind: type[SearchSettings], options: dict[str, Any]) -> SearchSettings:
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in options.items() if name in known})
+
+
+def _measurer(source: TableSource | None, options: dict[str, Any]) -> TargetMeasurer | None:
+    """What measures the result, if it is to be measured; a named agent is asked at once."""
+    if source is None or not options["measure"]:
+        return None
+    from ..profiler.cli import credentials
+    from .measuring import TargetMeasurer
+
+    keys = [options[name] for name in ("token_file", "tls_ca", "tls_cert", "tls_key")]
+    try:
+        measurer = TargetMeasurer.of_table(
+            source, agents=options["agents"], credentials=credentials(*keys)
+        )
+    except BadRequest as error:
+        raise BadRequest(f"{error}; without its table, add --no-measure") from error
+    if options["agents"]:
+        measurer.check()
+    return measurer
+
+
+def _last_lines(outcome: RunOutcome) -> list[str]:
+    lines = [f"not measured: {outcome.unmeasured}"] if outcome.unmeasured else []
+    return [*lines, f"everything is in {outcome.directory}"]
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars one after the other: a new label ends the bar before."""
+    with ExitStack() as stack:
+        label = ""
+        bar = Progress()
+
+        def watch(what: str, done: int, total: int) -> None:
+            nonlocal label, bar
+            if what != label:
+                stack.close()
+                label, bar = what, stack.enter_context(progress_bar(total, what))
+            bar.update(done)
+
+        yield watch

@@ -1,0 +1,120 @@
+"""Several processes as one: rank and size, gradient sums, work shared out and gathered.
+
+Started with ``torchrun``, every process runs the same program with the same seeds: batches are
+cut into parts and candidates into shares, and each process takes its own. Nothing here needs a
+second process: alone, a process is rank 0 of 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..ops.errors import BadRequest, HurricaneError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank: from 0; rank 0 writes the files.
+        size: number of processes.
+        local_rank: rank on this host; picks the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replaces gradients by their sum over all processes; absent ones stay absent.
+
+        Every process must hold gradients for the same parameters.
+        """
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view(gradient.shape))
+
+    def share_out(self, count: int, work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
+        """Does `work` on this process's share of range(count); gives everybody's results."""
+        if self.size == 1:
+            return list(work(range(count)))
+        first, end = (count * r // self.size for r in (self.rank, self.rank + 1))
+        shares: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(shares, list(work(range(first, end))))
+        return [result for share in shares for result in share]
+
+    def agree(self, value: object, what: str) -> None:
+        """Raises HurricaneError unless all processes hold the same value."""
+        values = self.share_out(self.size, lambda _: [value])
+        if any(v != value for v in values):
+            raise HurricaneError(
+                f"the processes differ in {what}: {values}; "
+                "keep the run's folder on storage that all of them share"
+            )
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def join_world() -> World:
+    """The world that ``torchrun`` made, joined on first use; a world of one without it.
+
+    Raises:
+        BadRequest: the launcher's variables are set but no connection comes about.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        try:
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise BadRequest(
+                f"WORLD_SIZE is {size} but the processes cannot connect ({error}); "
+                "start with torchrun, or unset WORLD_SIZE"
+            ) from error
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def choose_device(wish: str = "auto", world: World | None = None) -> torch.device:
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        BadRequest: the device is not there.
+    """
+    if wish == "cpu" or (wish == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BadRequest(f"device {wish!r} is not available on this machine; use cpu or auto")
+    if wish in ("auto", "cuda"):
+        device = torch.device("cuda", world.local_rank if world else 0)
+    else:
+        try:
+            device = torch.device(wish)
+        except RuntimeError as error:
+            raise BadRequest(
+                f"device {wish!r} is unknown; use auto, cpu, cuda or cuda:N"
+            ) from error
+    torch.cuda.set_device(device)
+    return device

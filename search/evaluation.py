@@ -1,0 +1,355 @@
+"""Accuracy of networks and of a supernet's paths.
+
+A path borrows weights that were trained with many others, so BatchNorm's statistics are
+recalibrated for it: reset, averaged over a fixed set of training images, and only then is it
+scored on the validation split. Every path sees the same images in the same batches.
+
+Paths that begin alike share work. A layer's outputs depend only on the layers before it, so paths
+are walked as a tree: a stretch that several paths have in common is recalibrated and run once,
+and its outputs are kept for as long as a path needs them. The figures are those of scoring each
+path by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..ops.backbone import Backbone
+from ..ops.errors import HurricaneError
+from ..ops.pool import GATES
+from .data import ImageData, Split
+from .distributed import choose_device, join_world
+from .supernet import Candidates, Supernet
+from .training import (
+    Preset,
+    Progress,
+    Sampler,
+    build_supernet,
+    generator,
+    load_weights,
+    preset_for,
+    train_supernet,
+)
+
+CALIBRATION = 1000
+"""What the random numbers that pick the calibration images are for (see `derive`)."""
+
+KEPT_BYTES = 1 << 30
+"""Outputs of shared stretches that may be kept at one time."""
+
+Batches = list[Tensor]
+
+
+def evaluate_network(
+    network: nn.Module, split: Split, data: ImageData, batch: int = 256, device: str = "auto"
+) -> float:
+    """Share of a split's images that a network classifies rightly, 0 to 1.
+
+    Args:
+        network: from normalised images to logits; is moved to the device, left in its mode.
+        split: one of the data's.
+        data: for normalisation.
+        batch: images put through at once.
+        device: as in `TrainingSettings`.
+    """
+    place = choose_device(device)
+    was_training = network.training
+    network.to(place).eval()
+    right = 0
+    with torch.inference_mode():
+        for images, labels in zip(
+            split.images.split(batch), split.labels.split(batch), strict=True
+        ):
+            right += _right(network(_ready(images, data, place)), labels.to(place))
+    network.train(was_training)
+    return right / len(split)
+
+
+def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Sets BatchNorm's statistics to their averages over some batches of normalised images."""
+    with torch.inference_mode(), _calibrating([network]):
+        for images in batches:
+            network(images)
+
+
+def calibration_batches(data: ImageData, images: int, batch: int, device: torch.device) -> Batches:
+    """A fixed draw of training images, not augmented, normalised, in whole batches."""
+    count = min(images, len(data.train))
+    order = torch.randperm(len(data.train), generator=generator(data.seed, CALIBRATION))
+    chosen = data.train.images[order[: max(count - count % batch, min(count, batch))]]
+    return [_ready(part, data, device) for part in chosen.split(batch)]
+
+
+def _ready(images: Tensor, data: ImageData, device: torch.device) -> Tensor:
+    return data.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
+def _right(logits: Tensor, labels: Tensor) -> int:
+    return int((logits.argmax(1) == labels).sum())
+
+
+@contextmanager
+def _calibrating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """BatchNorm, and nothing else, learns plain averages of its batches' statistics inside."""
+    norms = [n for m in modules for n in m.modules() if isinstance(n, nn.BatchNorm2d)]
+    momenta = [n.momentum for n in norms]
+    modes = [(part, part.training) for m in modules for part in m.modules()]
+    for module in modules:
+        module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Outputs of a stretch of layers for the images of both passes."""
+
+    calibration: Batches
+    validation: Batches
+
+
+class PathScorer:
+    """Scores paths of a supernet on the validation split.
+
+    Args:
+        supernet: trained; its BatchNorm statistics are overwritten by scoring.
+        data: gives calibration and validation images.
+        calibration_images: training images for BatchNorm.
+        batch: images put through at once.
+        device: as in `TrainingSettings`.
+        kept_bytes: memory for outputs of shared stretches; 0 scores every path by itself.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: ImageData,
+        calibration_images: int,
+        batch: int = 128,
+        device: str = "auto",
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self._device = choose_device(device, join_world())
+        self._supernet = supernet.to(self._device).eval()
+        self._budget = kept_bytes
+        inputs = calibration_batches(data, calibration_images, batch, self._device)
+        validation = [_ready(p, data, self._device) for p in data.validation.images.split(batch)]
+        self._labels = data.validation.labels.to(self._device)
+        self._images = sum(map(len, inputs)) + len(self._labels)
+        self._root = 0
+        self._kept = _Kept(inputs, validation)
+        widths = [1, *map(len, supernet.candidates), 2]
+        fixed = next(place for place, width in enumerate(widths) if width > 1)
+        if self._size(fixed) <= kept_bytes:
+            # What no path can change, stem and first fixed layers, is run once and for all.
+            common = np.zeros(len(widths), dtype=np.int64)
+            self._kept = self._advance(self._stretch(common, 0, fixed), self._kept)
+            self._root = fixed
+            self._budget -= self._size(fixed)
+
+    def score(self, codes: np.ndarray) -> list[float]:
+        """Validation accuracies (0 to 1) of codes [N, layers]; equal codes are run once."""
+        distinct, inverse = np.unique(
+            np.asarray(codes, dtype=np.int64), axis=0, return_inverse=True
+        )
+        found = np.full(len(distinct), np.nan)
+        # Places on a path: 0 is the stem, which offers one choice, then come the layers.
+        places = np.pad(distinct, ((0, 0), (1, 0)))
+        with torch.inference_mode():
+            self._walk(places, np.arange(len(places)), self._root, self._kept, found)
+        return found[inverse.reshape(-1)].tolist()
+
+    def _walk(
+        self, codes: np.ndarray, rows: np.ndarray, place: int, kept: _Kept, found: np.ndarray
+    ) -> None:
+        """Scores the paths `rows`, which are alike before a place, from its inputs."""
+        last = codes.shape[1]
+        for group in _alike(codes, rows, place):
+            if len(group) > 1:
+                parts = (codes[group] != codes[group[0]]).any(0)
+                end = int(parts.argmax())
+                if self._size(end) <= self._budget:
+                    self._budget -= self._size(end)
+                    stretch = self._stretch(codes[group[0]], place, end)
+                    self._walk(codes, group, end, self._advance(stretch, kept), found)
+                    self._budget += self._size(end)
+                    continue
+            for row in group:
+                found[row] = self._finish(self._stretch(codes[row], place, last), kept)
+
+    def _stretch(self, code: np.ndarray, start: int, end: int) -> list[nn.Module]:
+        """Modules of a path from one place to before another."""
+        return [
+            self._supernet.operator(place - 1, int(code[place])) if place else self._supernet.stem
+            for place in range(start, end)
+        ]
+
+    def _advance(self, modules: Sequence[nn.Module], kept: _Kept) -> _Kept:
+        """Recalibrates a stretch on its inputs and gives its outputs."""
+        with torch.inference_mode():
+            with _calibrating(modules):
+                calibration = [_chain(modules, x) for x in kept.calibration]
+            return _Kept(calibration, [_chain(modules, x) for x in kept.validation])
+
+    def _finish(self, modules: Sequence[nn.Module], kept: _Kept) -> float:
+        """Recalibrates a path's last stretch and its head, and gives the path's accuracy."""
+        whole = [*modules, self._supernet.head]
+        with _calibrating(whole):
+            for x in kept.calibration:
+                _chain(whole, x)
+        logits = torch.cat([_chain(whole, x) for x in kept.validation])
+        return _right(logits, self._labels) / len(self._labels)
+
+    def _size(self, place: int) -> int:
+        """Bytes of all images' float32 inputs to a place on a path."""
+        backbone = self._supernet.backbone
+        if place == 0:
+            shape = backbone.stem_shape
+        elif place <= len(backbone.layers):
+            shape = backbone.layers[place - 1]
+        else:
+            shape = backbone.head_shape
+        return 4 * self._images * shape.in_pixels * shape.in_channels
+
+
+def _alike(codes: np.ndarray, rows: np.ndarray, place: int) -> list[np.ndarray]:
+    """Rows grouped by their choice at a place (none is left at the head)."""
+    if place == codes.shape[1]:
+        return [rows]
+    choices = codes[rows, place]
+    return [rows[choices == choice] for choice in np.unique(choices)]
+
+
+def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+class SupernetEvaluator:
+    """Trains a supernet for each stage of a search and scores architectures with it.
+
+    Checkpoints go to ``supernet-<stage>.pt`` in the run's directory; a run that was cut off
+    carries on from them. Under ``torchrun`` every process calls the same methods with the same
+    arguments; training and scoring are shared out.
+
+    Args:
+        backbone: the frame.
+        data: what to train and score on.
+        directory: of the run; None keeps no checkpoints.
+        preset: settings of the trainings; by default those for the data.
+        gate: of squeeze-and-excitation.
+        seed: of initial weights, paths, data order and augmentation.
+        device: as in `TrainingSettings`.
+        progress: is told how far a training is.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        data: ImageData,
+        directory: Path | None = None,
+        preset: Preset | None = None,
+        gate: str = GATES[0],
+        seed: int = 0,
+        device: str = "auto",
+        progress: Progress | None = None,
+    ) -> None:
+        self._backbone = backbone
+        self._data = data
+        self._directory = directory
+        self._preset = (preset or preset_for(data)).adjusted(seed=seed, device=device)
+        self._gate = gate
+        self._seed = seed
+        self._progress = progress
+        self._supernet: Supernet | None = None
+        self._scorer: PathScorer | None = None
+
+    def prepare(
+        self,
+        stage: int,
+        candidates: Candidates,
+        sampler: Sampler,
+        previous: Candidates | None = None,
+    ) -> None:
+        """Makes ready to score a stage's architectures: trains its supernet or resumes it.
+
+        Args:
+            stage: from 1.
+            candidates: of every layer in this stage; fixed layers have one.
+            sampler: draws codes evenly from those that meet the budget.
+            previous: candidates of the stage before, whose weights are inherited wherever an
+                operator stays; None starts afresh.
+
+        Raises:
+            BadRequest: a checkpoint in the directory is another run's.
+            HurricaneError: the stage before left no checkpoint, or training diverged.
+        """
+        supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
+        settings = self._preset.supernet
+        if previous is not None:
+            supernet.inherit(self._earlier(stage - 1, previous))
+            settings = self._preset.stage_2
+        self._scorer = None
+        train_supernet(
+            supernet, self._data, sampler, settings, self._checkpoint(stage), self._progress
+        )
+        self._supernet = supernet
+        self._scorer = PathScorer(
+            supernet,
+            self._data,
+            self._preset.calibration_images,
+            self._preset.evaluation_batch,
+            settings.device,
+        )
+
+    def evaluate(self, codes: np.ndarray) -> list[float]:
+        """Validation accuracies, 0 to 1, of codes [N, layers] into this stage's candidates.
+
+        Raises:
+            HurricaneError: no stage was prepared.
+        """
+        if self._scorer is None:
+            raise HurricaneError("no supernet is trained; call prepare first")
+        scorer = self._scorer
+        codes = np.asarray(codes, dtype=np.int64)
+        order = np.lexsort(codes.T[::-1])  # neighbours share most of their layers
+        shares = join_world().share_out(
+            len(codes), lambda rows: scorer.score(codes[order[np.asarray(rows, dtype=np.int64)]])
+        )
+        found = np.empty(len(codes))
+        found[order] = shares
+        return found.tolist()
+
+    def _checkpoint(self, stage: int) -> Path | None:
+        return self._directory / f"supernet-{stage}.pt" if self._directory else None
+
+    def _earlier(self, stage: int, candidates: Candidates) -> Supernet:
+        """The stage before's supernet: at hand, or read from its checkpoint."""
+        if self._supernet is not None and self._supernet.candidates == candidates:
+            return self._supernet.cpu()
+        path = self._checkpoint(stage)
+        if path is None or not path.exists():
+            raise HurricaneError(
+                f"stage {stage} has no trained supernet{f' at {path}' if path else ''}; "
+                "prepare it first"
+            )
+        supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
+        load_weights(supernet, path)
+        return supernet

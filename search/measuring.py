@@ -1,0 +1,111 @@
+"""Measuring a found network on the target that its table is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..lookup_tables.shipped import open_table
+from ..lookup_tables.table import Target, parse_options
+from ..ops.errors import BadRequest, HurricaneError
+from .architecture import Architecture, TableSource
+
+if TYPE_CHECKING:
+    from ..profiler.measuring import Bench
+
+ROUNDS = 96
+"""Passes for one network: four times a row's, as nothing averages its noise out."""
+
+
+class NotMeasurable(HurricaneError):
+    """No agent was named and this machine is not the table's target."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A network's latency, and that of each half of the rounds (its retest), in ms."""
+
+    ms: float
+    first_ms: float
+    second_ms: float
+
+
+@dataclass(frozen=True)
+class TargetMeasurer:
+    """Measures networks on one target.
+
+    Attributes:
+        target: what the table is of; another device, runtime or precision is refused.
+        agents: addresses; none stands for a private agent on this machine.
+        credentials: keyword arguments of `AgentClient`.
+        rounds: passes.
+    """
+
+    target: Target
+    agents: Sequence[str] = ()
+    credentials: Mapping[str, Any] = field(default_factory=dict)
+    rounds: int = ROUNDS
+
+    @classmethod
+    def of_table(cls, source: TableSource, **settings: Any) -> TargetMeasurer:
+        """A measurer for the target of a table."""
+        return cls(open_table(source.path).target(source.target), **settings)
+
+    def check(self) -> None:
+        """Raises BadRequest unless the agent has the target, NotMeasurable if none was named."""
+        with self._bench():
+            pass
+
+    def __call__(self, architecture: Architecture, model: Path) -> Measurement:
+        """Measures an architecture's ONNX file.
+
+        Raises:
+            BadRequest: the named agent does not have the target.
+            NotMeasurable: no agent was named and this machine does not have it.
+            HurricaneError: the target could not run the network.
+        """
+        from ..profiler.measuring import MeasuringSettings
+        from ..profiler.networks import WholeNetwork, time_networks
+
+        network = WholeNetwork("given", "winner", architecture.operators, architecture.gate)
+        with self._bench() as bench:
+            (time,) = time_networks(
+                bench,
+                architecture.load_backbone(),
+                [network],
+                MeasuringSettings(rounds=self.rounds),
+                contents={network.label: model.read_bytes()},
+            )
+        if time.error:
+            raise HurricaneError(f"{model} could not be measured on {self.target}: {time.error}")
+        return Measurement(time.measured_ms, time.first_ms, time.second_ms)
+
+    @contextmanager
+    def _bench(self) -> Iterator[Bench]:
+        from ..profiler.measuring import Bench, TargetRequest, connect, parse_target
+
+        named = parse_target(self.target.name)
+        options = parse_options(self.target.options)
+        options.pop("gate", None)  # is in the network, not in the runtime
+        request = TargetRequest(named.name, named.threads, options)
+        with connect(self.agents, request, **self.credentials) as clients:
+            try:
+                bench = Bench.open(clients[0], request)
+            except BadRequest as error:
+                if self.agents:
+                    raise
+                raise NotMeasurable(f"{error}; name the board's agent with --agent") from error
+            found = replace(
+                bench.target,
+                runtime_version=self.target.runtime_version,
+                options=self.target.options,
+            )
+            if found != self.target:
+                words = f"the table is of {self.target}, the agent has {bench.target}"
+                if self.agents:
+                    raise BadRequest(f"{words}; name the right agent with --agent")
+                raise NotMeasurable(f"{words}; name the board's agent with --agent")
+            yield bench

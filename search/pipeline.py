@@ -1,0 +1,408 @@
+"""A whole search as plain functions: table, model, space, two stages, training, export, measuring.
+
+Torch is imported where it is needed and not before, so that an impossible request fails at once.
+Every finished step is found in the run's directory and not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..lookup_tables.calibration import find_calibration
+from ..lookup_tables.model import LatencyModel, guess_backbone
+from ..lookup_tables.shipped import open_table
+from ..lookup_tables.table import parse_options
+from ..ops.backbone import Backbone, load_backbone
+from ..ops.errors import BadRequest
+from ..ops.pool import GATES
+from .architecture import Accuracy, Architecture, TableSource, package_versions
+from .evolution import STRATEGIES, Strategy
+from .measuring import Measurement, NotMeasurable
+from .rundir import RunDirectory, leads
+from .space import SearchSpace
+from .two_stage import StageResult, TwoStageResult, two_stage_search
+
+if TYPE_CHECKING:
+    from ..ops.blocks import Network
+    from .data import ImageData
+    from .training import Preset
+
+Watch = Callable[[str, int, int], None]
+"""Told (what is being done, steps done, steps in all)."""
+
+Measure = Callable[[Architecture, Path], Measurement]
+"""From an architecture and its ONNX file to its latency on the target."""
+
+SUPERNET_TRAININGS = ("single-path", "fair", "sandwich")
+
+
+@dataclass(frozen=True)
+class TargetLatency:
+    """A latency model with where it came from."""
+
+    model: LatencyModel
+    backbone: Backbone
+    gate: str
+    source: TableSource
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search does with a space. Defaults are the paper's where it says something.
+
+    Attributes:
+        data: what to train on, see `data.load_data`.
+        stages: 2, or 1 for the later layers only.
+        strategy: ``evolution`` or ``random``.
+        evaluations: in each stage, at most (paper: 1,000).
+        population: architectures of a generation.
+        seed: of everything that is drawn.
+        device: for training: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        training: length of all trainings, as a multiple of the data's preset.
+        supernet: how a supernet is trained: ``single-path``, ``fair`` or ``sandwich``.
+    """
+
+    data: str = "digits"
+    stages: int = 2
+    strategy: str = "evolution"
+    evaluations: int = 1000
+    population: int = 50
+    seed: int = 0
+    device: str = "auto"
+    training: float = 1.0
+    supernet: str = "single-path"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("strategy", tuple(STRATEGIES)),
+            ("supernet", SUPERNET_TRAININGS),
+            ("stages", (1, 2)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise BadRequest(f"{name} must be one of {', '.join(map(str, allowed))}")
+        if self.evaluations < 1 or self.population < 1:
+            raise BadRequest("evaluations and population must be at least 1")
+        if not self.training > 0:
+            raise BadRequest("training must be a positive multiple of the preset's length")
+        if self.seed < 0:
+            raise BadRequest("seed must not be negative")
+
+    def make_strategy(self) -> Strategy:
+        return STRATEGIES[self.strategy](self.population)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run ends with.
+
+    Attributes:
+        directory: of the run.
+        architecture: with its figures.
+        unmeasured: why there is no measured latency, where measuring was asked for.
+        space: what was searched; None for a training alone.
+        stages: what each stage found; None for a training alone.
+    """
+
+    directory: Path
+    architecture: Architecture
+    unmeasured: str = ""
+    space: SearchSpace | None = None
+    stages: TwoStageResult | None = None
+
+
+def open_latency(
+    table: str | Path, backbone: str | Path | None = None, target: str | None = None
+) -> TargetLatency:
+    """The latency model of a table; a calibration that lies beside the table is used.
+
+    Args:
+        table: path, or name of a shipped table.
+        backbone: name or path; None: the one shipped backbone that the table covers.
+        target: None where the table holds one.
+    """
+    opened = open_table(table)
+    frame = guess_backbone(opened) if backbone is None else load_backbone(backbone)
+    found = opened.target(target)
+    calibration = find_calibration(opened.path, found) if opened.path is not None else None
+    model = LatencyModel(opened, frame, found, calibration=calibration)
+    source = TableSource(str(table), opened.sha256(), target or found.name)
+    gate = parse_options(found.options).get("gate", GATES[0])
+    return TargetLatency(model, frame, gate, source)
+
+
+def run_search(
+    space: SearchSpace,
+    settings: SearchSettings,
+    directory: str | Path,
+    preset: Preset | None = None,
+    measure: Measure | None = None,
+    watch: Watch | None = None,
+) -> RunOutcome:
+    """Searches a space, trains the winner, exports it and measures it; resumes a killed run.
+
+    Args:
+        space: what to choose from.
+        settings: how.
+        directory: of the run, see `rundir`.
+        preset: of the trainings; by default the data's.
+        measure: measures the exported winner; None leaves ``measured_ms`` open.
+        watch: is told how far each step is.
+
+    Raises:
+        BadRequest: the directory holds another run, or the data does not fit.
+    """
+    config = {"command": "search", **space_facts(space), **_settings_facts(settings, preset)}
+    with RunDirectory.open(directory, config) as run:
+        run.save_space(space)
+        workshop = _Workshop(run, space.backbone, space.gate, settings, preset, watch)
+        stages = two_stage_search(
+            space,
+            workshop,
+            stages=settings.stages,
+            strategy=settings.make_strategy(),
+            evaluations=settings.evaluations,
+            seed=settings.seed,
+            log=run,
+            progress=lambda stage, done, total: workshop.tell(
+                f"stage {stage}: architectures evaluated", done, total
+            ),
+            finished=lambda result: run.save_winner(
+                result.stage, found_architecture(space, result, settings)
+            ),
+        )
+        winner = found_architecture(space, stages.winner, settings)
+        known = run.read_architecture()
+        if known is not None and known.operators == winner.operators:
+            winner = known
+        finished, unmeasured = _finish(run, workshop, winner, settings, measure)
+        return RunOutcome(run.path, finished, unmeasured, space, stages)
+
+
+def run_training(
+    architecture: Architecture,
+    settings: SearchSettings,
+    directory: str | Path,
+    preset: Preset | None = None,
+    measure: Measure | None = None,
+    watch: Watch | None = None,
+) -> RunOutcome:
+    """Trains an architecture from scratch, exports and measures it; resumes a killed run.
+
+    Args:
+        architecture: any, found by a search or written by hand.
+        settings: data, seed, device and length of the training; the rest plays no part.
+        directory: of the run.
+        preset, measure, watch: as in `run_search`.
+    """
+    config = {
+        "command": "train",
+        "backbone": architecture.backbone,
+        "operators": list(architecture.operators),
+        "gate": architecture.gate,
+        **_settings_facts(settings, preset),
+    }
+    with RunDirectory.open(directory, config) as run:
+        workshop = _Workshop(run, architecture.backbone, architecture.gate, settings, preset, watch)
+        # Figures of an earlier training or measurement are not this run's.
+        fresh = replace(
+            architecture,
+            measured_ms=None,
+            measured_halves_ms=None,
+            accuracy=(),
+            versions=package_versions(),
+        )
+        known = run.read_architecture() or fresh
+        return RunOutcome(run.path, *_finish(run, workshop, known, settings, measure))
+
+
+def found_architecture(
+    space: SearchSpace, result: StageResult, settings: SearchSettings
+) -> Architecture:
+    """A stage's winner as an architecture."""
+    how = f"supernet of stage {result.stage}, BatchNorm recalibrated, on {settings.data}"
+    return Architecture(
+        backbone=space.backbone,
+        operators=result.operators,
+        gate=space.gate,
+        table=space.table,
+        budget_ms=space.budget_ms,
+        predicted_ms=result.latency_ms,
+        accuracy=(Accuracy(result.fitness, "validation", how),),
+        seed=settings.seed,
+        versions=package_versions(),
+    )
+
+
+def space_facts(space: SearchSpace) -> dict[str, Any]:
+    """What a run's configuration keeps of its space: the essentials, and a digest of all."""
+    content = json.dumps(space.to_dict(), sort_keys=True).encode()
+    return {
+        "backbone": space.backbone,
+        "latency_ms": space.budget_ms,
+        "table": asdict(space.table) if space.table else None,
+        "alpha": space.alpha,
+        "split": space.split,
+        "space_sha256": hashlib.sha256(content).hexdigest(),
+    }
+
+
+def _settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
+    return {**asdict(settings), "preset": asdict(preset) if preset else None}
+
+
+class _Workshop:
+    """Everything that needs torch and data, set up when first used."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        backbone: str,
+        gate: str,
+        settings: SearchSettings,
+        preset: Preset | None,
+        watch: Watch | None,
+    ) -> None:
+        self._run = run
+        self.backbone = load_backbone(backbone)
+        self._gate = gate
+        self._settings = settings
+        self._wanted_preset = preset
+        self._watch = watch
+        self._data: ImageData | None = None
+        self._label = ""
+        self._evaluator: Any = None
+
+    @property
+    def data(self) -> ImageData:
+        if self._data is None:
+            from .data import load_data
+
+            self._data = load_data(self._settings.data, self.backbone, self._settings.seed)
+        return self._data
+
+    @property
+    def preset(self) -> Preset:
+        """The trainings' settings, with this run's length, seed and device."""
+        from .training import preset_for
+
+        s = self._settings
+        preset = (self._wanted_preset or preset_for(self.data)).scaled(s.training)
+        preset = preset.adjusted(seed=s.seed, device=s.device)
+        return replace(
+            preset,
+            supernet=replace(preset.supernet, strategy=s.supernet),
+            stage_2=replace(preset.stage_2, strategy=s.supernet),
+        )
+
+    def tell(self, label: str, done: int, total: int) -> None:
+        if self._watch is not None:
+            self._watch(label, done, total)
+
+    def trained(self, label: str) -> Callable[[int, int, float], None]:
+        """A training's progress function under a label."""
+        return lambda done, total, loss: self.tell(label, done, total)
+
+    def prepare(self, stage: int, candidates: Any, sampler: Any, previous: Any = None) -> None:
+        """Trains a stage's supernet (`two_stage.StageEvaluator`)."""
+        from .evaluation import SupernetEvaluator
+
+        if self._evaluator is None:
+            self._evaluator = SupernetEvaluator(
+                self.backbone,
+                self.data,
+                self._run.path,
+                self.preset,
+                self._gate,
+                self._settings.seed,
+                self._settings.device,
+                progress=lambda done, total, loss: self.tell(self._label, done, total),
+            )
+        self._label = f"stage {stage}: supernet trained"
+        self._evaluator.prepare(stage, candidates, sampler, previous)
+
+    def evaluate(self, codes: Any) -> list[float]:
+        """Scores paths of the stage's supernet (`two_stage.StageEvaluator`)."""
+        return self._evaluator.evaluate(codes)
+
+
+def _finish(
+    run: RunDirectory,
+    workshop: _Workshop,
+    architecture: Architecture,
+    settings: SearchSettings,
+    measure: Measure | None,
+) -> tuple[Architecture, str]:
+    """Trains, exports and measures, as far as the run's directory does not hold it.
+
+    Returns:
+        The architecture with its figures, and why it could not be measured.
+    """
+    network: Network | None = None
+    run.save_architecture(architecture)
+    how = f"trained from scratch on {settings.data}"
+    known = any(f.split == "test" and f.how.startswith(how) for f in architecture.accuracy)
+    if not (known and run.weights_path.exists()):
+        from .retrain import train_architecture
+
+        trained = train_architecture(
+            workshop.backbone,
+            architecture.operators,
+            workshop.data,
+            workshop.preset.retrain,
+            run.path,
+            architecture.gate,
+            workshop.trained("winner trained"),
+        )
+        network = trained.network
+        how = f"{how}, {trained.settings.epochs:g} epochs"
+        architecture = architecture.with_accuracy(
+            Accuracy(trained.validation_accuracy, "validation", how),
+            Accuracy(trained.test_accuracy, "test", how),
+        )
+        run.save_architecture(architecture)
+    if network is not None or not run.model_path.exists():
+        run.save_model(export_trained(architecture, workshop.backbone, run.weights_path, network))
+    unmeasured = ""
+    if measure is not None and leads() and architecture.measured_ms is None:
+        workshop.tell("winner measured", 0, 1)
+        try:
+            found = measure(architecture, run.model_path)
+        except NotMeasurable as error:
+            unmeasured = str(error)
+        else:
+            architecture = replace(
+                architecture,
+                measured_ms=found.ms,
+                measured_halves_ms=(found.first_ms, found.second_ms),
+            )
+            run.save_architecture(architecture)
+        workshop.tell("winner measured", 1, 1)
+    return architecture, unmeasured
+
+
+def export_trained(
+    architecture: Architecture,
+    backbone: Backbone,
+    weights: Path | None,
+    network: Network | None = None,
+) -> bytes:
+    """The ONNX file of an architecture.
+
+    Args:
+        architecture: what to export.
+        backbone: its backbone.
+        weights: file that `train_architecture` saved; None for seeded, untrained weights.
+        network: the network with its weights, where it is at hand.
+    """
+    from ..ops.export import export_architecture
+
+    if network is None and weights is not None:
+        from .retrain import load_network
+
+        network = load_network(backbone, architecture.operators, weights, architecture.gate)
+    return export_architecture(backbone, architecture.operators, network, architecture.gate)

@@ -1,0 +1,1174 @@
+"""The report: one self-contained HTML page of one run, or of several side by side.
+
+`gather_run` reads a run's directory into frozen values and never writes there; the template
+beside this file turns them into a page. What a directory does not hold is left out with a
+sentence that says so. A report of unchanged runs has equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..agents.console import emit, json_option
+from ..lookup_tables.model import LatencyModel, fill_command
+from ..lookup_tables.shipped import open_table, shipped_tables
+from ..lookup_tables.table import LookupTable, Row, Target
+from ..ops.backbone import Backbone, load_backbone
+from ..ops.errors import BadRequest, HurricaneError
+from ..ops.pool import parse_operator
+from ..ops.shapes import LayerShape
+from .architecture import Accuracy, Architecture, TableSource
+from .jsonfile import Fields, write_bytes
+from .pipeline import SearchSettings, open_latency
+from .rundir import EVALUATED_COLUMNS, read_config
+from .space import SearchSpace
+
+BASELINE = "baseline"
+"""Folder of the network trained for comparison: in the run's directory, or beside it."""
+
+VERIFICATION = "verify.json"
+"""What ``hurricane verify --json`` printed, kept in the run's directory."""
+
+HEAT_STEPS_PER_OCTAVE = 2
+HEAT_LEVELS = 11
+"""Colours of the heat map: half octaves of the ratio to the fastest, up to 32 times and over."""
+
+SHADES = 3
+"""Colours of evaluated architectures, from early to late generations."""
+
+_SAME_MS = 1e-6  # a table keeps six digits: sums that differ by more come from other rows
+_LOG_FROM = 12.0  # an axis whose ends differ by this factor is logarithmic
+
+
+@dataclass(frozen=True)
+class NetworkFigures:
+    """A network's figures on a run's target.
+
+    Attributes:
+        label: what it is, e.g. ``uniform Choice_3``.
+        operators: one for each layer.
+        macs, params: of the whole network, for one image.
+        layer_ms: latency of each layer by the table; None where the table is not at hand.
+        predicted_ms: the table's sum.
+        whole_ms: the whole network timed on the target.
+        halves_ms: over the first and the second half of the rounds: the retest.
+        accuracy: figures with how they were obtained.
+    """
+
+    label: str
+    operators: tuple[str, ...]
+    macs: int
+    params: int
+    layer_ms: tuple[float, ...] | None = None
+    predicted_ms: float | None = None
+    whole_ms: float | None = None
+    halves_ms: tuple[float, float] | None = None
+    accuracy: tuple[Accuracy, ...] = ()
+
+    @property
+    def test(self) -> Accuracy | None:
+        """The figure on the test split."""
+        return next((a for a in reversed(self.accuracy) if a.split == "test"), None)
+
+    @property
+    def validation(self) -> Accuracy | None:
+        """The latest figure on the validation split."""
+        return next((a for a in reversed(self.accuracy) if a.split == "validation"), None)
+
+    @property
+    def retest(self) -> float | None:
+        """How far the two halves are apart, as a share of the second."""
+        return None if self.halves_ms is None else abs(self.halves_ms[0] / self.halves_ms[1] - 1)
+
+
+@dataclass(frozen=True)
+class HeatCell:
+    """An operator at a layer shape.
+
+    Attributes:
+        operator, shape: where.
+        status: a table's status, ``absent`` (no row) or ``inapplicable``.
+        ms: marginal latency, with the ends of its interval where the row has them.
+        ratio: to the fastest operator at this shape.
+        flags: of the row.
+    """
+
+    operator: str
+    shape: LayerShape
+    status: str
+    ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    ratio: float | None = None
+    flags: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> int:
+        """The colour, from 0."""
+        octaves = math.log2(self.ratio or 1.0)
+        return min(HEAT_LEVELS - 1, int(octaves * HEAT_STEPS_PER_OCTAVE + 1e-9))
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Latency by operator and layer shape on one target.
+
+    Attributes:
+        target: where.
+        backbone: its name.
+        shapes: distinct layer shapes in layer order.
+        layers: for each shape, its layers as ``1–2, 5``.
+        rows: an operator and its cells, in the order of the table.
+        fixed: name and ms of stem, head and the price of a call.
+        flags: every flag that occurs, with the number of cells.
+    """
+
+    target: Target
+    backbone: str
+    shapes: tuple[LayerShape, ...]
+    layers: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[HeatCell, ...]], ...]
+    fixed: tuple[tuple[str, float], ...]
+    flags: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class EvaluatedPoint:
+    """One evaluated architecture: what it was worth and what it costs."""
+
+    generation: int
+    accuracy: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the search.
+
+    Attributes:
+        number: from 1.
+        points: in the order of evaluation.
+        winner: what it found; None where it is not finished.
+    """
+
+    number: int
+    points: tuple[EvaluatedPoint, ...]
+    winner: EvaluatedPoint | None
+
+    @property
+    def best_so_far(self) -> tuple[tuple[int, float], ...]:
+        """Evaluations (from 1) that improved on all before, with their accuracy."""
+        steps: list[tuple[int, float]] = []
+        for number, point in enumerate(self.points, 1):
+            if not steps or point.accuracy > steps[-1][1]:
+                steps.append((number, point.accuracy))
+        return tuple(steps)
+
+
+@dataclass(frozen=True)
+class ErrorFigures:
+    """One line of ``hurricane verify``; fractions, None where there are too few networks."""
+
+    count: int
+    bias: float | None
+    rmspe: float | None
+    within_5: float | None
+    within_10: float | None
+    kendall_tau: float | None
+
+
+@dataclass(frozen=True)
+class GroupErrors:
+    """A group of networks: the prediction's errors, and the retest that bounds them."""
+
+    group: str
+    prediction: ErrorFigures
+    retest: ErrorFigures
+    failed: int
+
+
+@dataclass(frozen=True)
+class VerifiedNetwork:
+    """A whole network: the table's sum and the time it took."""
+
+    group: str
+    label: str
+    predicted_ms: float
+    whole_ms: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``hurricane verify --json`` found."""
+
+    measured_on: str
+    groups: tuple[GroupErrors, ...]
+    networks: tuple[VerifiedNetwork, ...]
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """A lookup table as it was found for a report.
+
+    Attributes:
+        path: where it was found.
+        rows: of the run's target.
+        statuses: each with its number of rows.
+        flagged: rows that carry a flag.
+        measured_at: first and last time stamp; empty where rows have none.
+        agent_versions: of the rows.
+        calibration: in words; empty where there is none.
+    """
+
+    path: str
+    rows: int
+    statuses: tuple[tuple[str, int], ...]
+    flagged: int
+    measured_at: tuple[str, ...]
+    agent_versions: tuple[str, ...]
+    calibration: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a report says about one run.
+
+    Attributes:
+        folder: of the run.
+        config: as it was run.
+        backbone: of its networks.
+        backbone_name: what `load_backbone` takes to give it again.
+        source: the table that the run names.
+        target: the table's; None where the table is not at hand.
+        table: what was found of it.
+        fixed_ms: stem, head and the price of a call, by the table.
+        space, winner, baseline, stages, heat, verification: what there is of them.
+        same_training: how the baseline's training compares with the winner's, in words.
+        versions, seed: of the winner.
+        model: size in bytes and SHA-256 of ``model.onnx``.
+        gaps: for a part of the report, why it is not there or what is odd about it.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    backbone: Backbone
+    backbone_name: str
+    source: TableSource | None = None
+    target: Target | None = None
+    table: TableFacts | None = None
+    fixed_ms: float | None = None
+    space: SearchSpace | None = None
+    winner: NetworkFigures | None = None
+    baseline: NetworkFigures | None = None
+    same_training: str = ""
+    stages: tuple[Stage, ...] = ()
+    heat: HeatMap | None = None
+    verification: Verification | None = None
+    versions: tuple[tuple[str, str], ...] = ()
+    seed: int | None = None
+    model: tuple[int, str] | None = None
+    gaps: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def device(self) -> str:
+        if self.target is not None:
+            return self.target.device
+        return self.source.target if self.source is not None else self.name
+
+    @property
+    def target_name(self) -> str:
+        if self.target is not None:
+            return self.target.name
+        return self.source.target if self.source is not None else ""
+
+    @property
+    def origin(self) -> str:
+        """Where the run's latencies come from; never ``measured`` unless the table says so."""
+        return self.target.origin if self.target is not None else "origin unknown"
+
+    @property
+    def whole_word(self) -> str:
+        """What a whole network's time is called: only a real device's is *measured*."""
+        return self.origin if self.origin in ("measured", "simulated", "emulated") else "timed"
+
+    @property
+    def budget_ms(self) -> float | None:
+        if self.space is not None:
+            return self.space.budget_ms
+        value = self.config.get("latency_ms")
+        return float(value) if isinstance(value, int | float) else None
+
+
+# --- Gathering ------------------------------------------------------------------------------
+
+
+def gather_run(folder: str | Path) -> Run:
+    """Reads a run's directory.
+
+    Raises:
+        BadRequest: the directory holds no run, or a file of it is broken.
+    """
+    path = Path(folder)
+    config = read_config(path)
+    searched = config.get("command") == "search"
+    gaps: dict[str, str] = {}
+    space = _optional(path / "space.json", SearchSpace.load)
+    found = _optional(path / "architecture.json", Architecture.load)
+    if found is None:
+        gaps["winner"] = f"{path} holds no architecture.json yet: the run is not finished."
+    if space is None:
+        gaps["space"] = (
+            f"{path} holds no space.json."
+            if searched
+            else f"{path} trained a given network: there was no search space."
+        )
+    source = (space.table if space else None) or (found.table if found else None)
+    named = space.backbone if space else found.backbone if found else config.get("backbone")
+    if not isinstance(named, str):
+        raise BadRequest(f"{path / 'config.json'}: backbone must be a text")
+    backbone = load_backbone(named)
+    run = Run(path, config, backbone, named, source=source, space=space)
+
+    table, model = _find_table(path, source, named, gaps)
+    if table is not None and source is not None:
+        target = table.target(source.target)
+        heat = heat_map(table, target, backbone, model)
+        run = replace(run, target=target, table=_table_facts(table, target, model), heat=heat)
+    if model is not None:
+        run = replace(run, fixed_ms=model.fixed_ms)
+    if found is not None:
+        winner = _figures("winner", found, backbone, model)
+        if model is not None and found.predicted_ms is not None:
+            now = sum(winner.layer_ms or ()) + model.fixed_ms
+            if abs(now / found.predicted_ms - 1) > _SAME_MS:
+                gaps["changed"] = (
+                    f"By the table as it is now the network takes {ms(now)} ms, not the "
+                    f"{ms(found.predicted_ms)} ms that the run predicted."
+                )
+        run = replace(run, winner=winner, seed=found.seed, versions=tuple(found.versions.items()))
+    run = _with_baseline(run, model, gaps)
+    if searched:
+        run = replace(run, stages=_read_stages(path, config, gaps))
+    else:
+        gaps["stages"] = f"{path} trained a given network: nothing was searched."
+    run = replace(run, verification=_optional(path / VERIFICATION, read_verification))
+    if run.verification is None:
+        gaps["verification"] = (
+            f"{path} holds no {VERIFICATION}: predictions were not checked against whole "
+            f"networks. `hurricane verify --json … > {path / VERIFICATION}` does it."
+        )
+    onnx = path / "model.onnx"
+    if onnx.is_file():
+        content = onnx.read_bytes()
+        run = replace(run, model=(len(content), hashlib.sha256(content).hexdigest()))
+    return replace(run, gaps=gaps)
+
+
+def heat_map(
+    table: LookupTable, target: Target, backbone: Backbone, model: LatencyModel | None = None
+) -> HeatMap:
+    """The latencies of a target at a backbone's layers.
+
+    Args:
+        table: with rows of the target.
+        target: one of the table's.
+        backbone: gives the shapes and their order.
+        model: of this table, for the price of a call.
+    """
+    shapes = backbone.distinct_shapes
+    rows = {(r.operator, r.shape): r for r in table if r.target == target and r.batch == 1}
+    names = list(
+        dict.fromkeys(
+            r.operator for (_, shape), r in rows.items() if shape in shapes and not _is_frame(r)
+        )
+    )
+    fastest = {
+        shape: min((rows[n, shape].latency_ms or math.inf) for n in names if _ok(rows, n, shape))
+        for shape in shapes
+        if any(_ok(rows, n, shape) for n in names)
+    }
+    cells = tuple((n, tuple(_cell(rows, n, s, fastest.get(s)) for s in shapes)) for n in names)
+    words = [word for _, line in cells for cell in line for word in cell.flags]
+    frame = [
+        (label, rows.get(key))
+        for label, key in (
+            ("stem", (backbone.stem_name, backbone.stem_shape)),
+            ("head", (backbone.head_name, backbone.head_shape)),
+        )
+    ]
+    fixed = [(label, row.latency_ms) for label, row in frame if row and row.latency_ms is not None]
+    if model is not None:
+        fixed.append(("a call", model.call_ms))
+    return HeatMap(
+        target=target,
+        backbone=backbone.name,
+        shapes=shapes,
+        layers=tuple(
+            _spans([i for i, shape in enumerate(backbone.layers) if shape == wanted])
+            for wanted in shapes
+        ),
+        rows=cells,
+        fixed=tuple(fixed),
+        flags=tuple((word, words.count(word)) for word in sorted(set(words))),
+    )
+
+
+def read_verification(path: str | Path) -> Verification:
+    """Reads what ``hurricane verify --json`` printed.
+
+    Raises:
+        BadRequest: it is not that; the message names file and field.
+    """
+    where = f"verification {path}"
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise BadRequest(f"{where} is not JSON: {error}") from error
+    content = Fields(data, where)
+    networks = []
+    for item in content.objects("networks"):
+        if item.optional_number("measured_ms") is not None:
+            networks.append(
+                VerifiedNetwork(
+                    item.text("group"),
+                    item.text("label"),
+                    item.number("predicted_ms"),
+                    item.number("measured_ms"),
+                )
+            )
+    if any(min(n.predicted_ms, n.whole_ms) <= 0 for n in networks):
+        raise content.fail("networks", "timed with more than 0 ms")
+    groups = tuple(
+        GroupErrors(
+            item.text("group"),
+            _errors(item.object("prediction")),
+            _errors(item.object("retest")),
+            item.integer("failed"),
+        )
+        for item in content.objects("groups")
+    )
+    return Verification(content.text("measured_on"), groups, tuple(networks))
+
+
+def reductions(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a run's configuration does less of than the defaults, which are a full run."""
+    defaults = SearchSettings()
+    found = []
+    for name, words in (
+        ("evaluations", "{now:,} architectures evaluated in each stage at most, not {full:,}"),
+        ("population", "{now} architectures in a generation, not {full}"),
+        ("stages", "{now} stage, not {full}"),
+        ("training", "all trainings {now:g} times as long as the preset's"),
+    ):
+        now, full = config.get(name), getattr(defaults, name)
+        matters = config.get("command") == "search" or name == "training"
+        if matters and isinstance(now, int | float) and now < full:
+            found.append(words.format(now=now, full=full))
+    if config.get("preset") is not None:
+        found.append("trainings with settings of their own, not the data's preset")
+    return tuple(found)
+
+
+def commands(run: Run) -> tuple[str, ...]:
+    """The commands that give a run again, in order."""
+    lines = []
+    source, space = run.source, run.space
+    if source is not None and run.target is not None and source.path not in shipped_tables():
+        lines.append(fill_command(source.path, run.backbone, run.target))
+    settings = {
+        f.name: run.config[f.name]
+        for f in fields(SearchSettings)
+        if f.name in run.config and run.config[f.name] != f.default
+    }
+    if space is not None and source is not None:
+        words = ["hurricane", "space", "--table", source.path, "--target", source.target]
+        words += ["--backbone", space.backbone, "--latency", f"{space.budget_ms:.12g}"]
+        words += ["--top", str(space.top), "--split", str(space.split)]
+        words += ["--alpha", "auto" if space.alpha_mode == "auto" else repr(space.alpha)]
+        explores = [i for i, name in enumerate(space.exploring) if name is not None]
+        words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
+        words += ["--score-latency", space.score_latency, "-o", "space.json"]
+        lines.append(shlex.join(words))
+        words = ["hurricane", "search", "--space", "space.json"]
+        lines.append(shlex.join([*words, *_options(settings), "-o", str(run.folder)]))
+    elif run.config.get("command") == "train":
+        kept = {k: v for k, v in settings.items() if k in ("data", "seed", "device", "training")}
+        words = ["hurricane", "train", str(run.folder / "architecture.json"), *_options(kept)]
+        lines.append(shlex.join([*words, "-o", "runs/again"]))
+    if run.verification is not None and source is not None:
+        counts = [n.group for n in run.verification.networks]
+        words = ["hurricane", "verify", "--table", source.path, "--target", source.target]
+        words += ["--backbone", run.backbone_name]
+        words += ["--random", str(counts.count("random"))] if "random" in counts else []
+        words += ["--uniform"] if "uniform" in counts else []
+        words += [str(run.folder / "architecture.json")] if "given" in counts else []
+        target = shlex.quote(str(run.folder / VERIFICATION))
+        lines.append(f"{shlex.join([*words, '--json'])} > {target}")
+    lines.append(shlex.join(["hurricane", "report", str(run.folder)]))
+    return tuple(lines)
+
+
+def _optional(path: Path, read: Callable[[Path], Any]) -> Any:
+    return read(path) if path.exists() else None
+
+
+def _find_table(
+    path: Path, source: TableSource | None, backbone: str, gaps: dict[str, str]
+) -> tuple[LookupTable | None, LatencyModel | None]:
+    """The run's table: where the run says, or by its name in the run's folder or above it."""
+    if source is None:
+        gaps["heat"] = f"{path} names no lookup table."
+        return None, None
+    name = Path(source.path).name
+    places = [source.path, path / name, path.parent / name]
+    place = next((p for p in places if p in shipped_tables() or Path(p).is_file()), None)
+    if place is None:
+        gaps["heat"] = (
+            f"The lookup table {source.path} was not found here, so there are no latencies by "
+            f"operator, and nothing tells whether they were measured or simulated."
+        )
+        return None, None
+    table = open_table(place)
+    if table.sha256() != source.sha256:
+        gaps["table"] = (
+            f"The lookup table {place} has changed since the run: latencies by operator and "
+            "by layer are those of the table as it is now."
+        )
+    try:
+        model = open_latency(place, backbone, source.target).model
+    except BadRequest as error:
+        gaps["layers"] = f"The table gives no latency of layers: {error}"
+        return table, None
+    return table, model
+
+
+def _table_facts(table: LookupTable, target: Target, model: LatencyModel | None) -> TableFacts:
+    rows = [row for row in table if row.target == target]
+    statuses = [row.status for row in rows]
+    times = sorted(row.measured_at for row in rows if row.measured_at)
+    calibration = model.calibration if model is not None else None
+    return TableFacts(
+        path=str(table.path),
+        rows=len(rows),
+        statuses=tuple((s, statuses.count(s)) for s in dict.fromkeys(sorted(statuses))),
+        flagged=sum(bool(row.flags) for row in rows),
+        measured_at=tuple(dict.fromkeys((times[0], times[-1]))) if times else (),
+        agent_versions=tuple(sorted({row.agent_version for row in rows if row.agent_version})),
+        calibration=(
+            f"×{calibration.scale:.4g}, {signed(calibration.offset_ms, '.3g')} ms"
+            if calibration is not None
+            else ""
+        ),
+    )
+
+
+def _figures(
+    label: str, found: Architecture, backbone: Backbone, model: LatencyModel | None
+) -> NetworkFigures:
+    layer_ms = None
+    if model is not None and all(name in model.operators for name in found.operators):
+        codes = [model.operators.index(name) for name in found.operators]
+        cells = [float(model.latency_ms[layer, code]) for layer, code in enumerate(codes)]
+        layer_ms = tuple(cells) if all(map(math.isfinite, cells)) else None
+    return NetworkFigures(
+        label=label,
+        operators=found.operators,
+        macs=backbone.macs(found.operators),
+        params=backbone.params(found.operators),
+        layer_ms=layer_ms,
+        predicted_ms=found.predicted_ms,
+        whole_ms=found.measured_ms,
+        halves_ms=found.measured_halves_ms,
+        accuracy=found.accuracy,
+    )
+
+
+def _with_baseline(run: Run, model: LatencyModel | None, gaps: dict[str, str]) -> Run:
+    """The run with the network it is compared with, if there is one."""
+    places = (run.folder / BASELINE, run.folder.parent / BASELINE)
+    place = next((p for p in places if (p / "architecture.json").is_file()), None)
+    if run.folder.name == BASELINE or place is None:
+        gaps["baseline"] = (
+            f"No network to compare with was found: {places[0]} holds none. `hurricane train` "
+            "of a uniform network, with the run's data and seed, makes one there."
+        )
+        return run
+    found = Architecture.load(place / "architecture.json")
+    if load_backbone(found.backbone).layers != run.backbone.layers:
+        gaps["baseline"] = f"The network in {place} has another backbone and is left out."
+        return run
+    if found.table is None or run.source is None or not _same_table(found.table, run.source):
+        found = replace(found, predicted_ms=None, measured_ms=None, measured_halves_ms=None)
+    one = set(found.operators)
+    label = f"uniform {found.operators[0]}" if len(one) == 1 else "baseline"
+    figures = _figures(label, found, run.backbone, model)
+    if figures.layer_ms is not None and model is not None:
+        figures = replace(figures, predicted_ms=model.latency_of(found.operators))
+    return replace(run, baseline=figures, same_training=_compare_training(run.config, place))
+
+
+def _same_table(a: TableSource, b: TableSource) -> bool:
+    return (a.sha256, a.target) == (b.sha256, b.target)
+
+
+def _compare_training(config: Mapping[str, Any], baseline: Path) -> str:
+    if not (baseline / "config.json").is_file():
+        return "how it was trained is not recorded"
+    other = read_config(baseline)
+    keys = ("data", "seed", "training", "preset")
+    differing = [key for key in keys if config.get(key) != other.get(key)]
+    if not differing:
+        return "trained the same way (data, seed, length and settings)"
+    words = ", ".join(
+        f"{key} {json.dumps(other.get(key))} where the winner has {json.dumps(config.get(key))}"
+        for key in differing
+        if key != "preset"
+    )
+    return "trained in another way: " + (words or "other training settings")
+
+
+def _read_stages(path: Path, config: Mapping[str, Any], gaps: dict[str, str]) -> tuple[Stage, ...]:
+    wanted = config.get("stages", 2)
+    stages = []
+    for number in range(1, (wanted if isinstance(wanted, int) else 2) + 1):
+        file = path / f"evaluated-{number}.csv"
+        points = _read_evaluated(file) if file.exists() else ()
+        if not points:
+            gaps["stages"] = f"Stage {number} has evaluated nothing yet."
+            break
+        found = _optional(path / f"winner-{number}.json", Architecture.load)
+        stages.append(Stage(number, points, _winner_point(found) if found else None))
+    return tuple(stages)
+
+
+def _winner_point(found: Architecture) -> EvaluatedPoint | None:
+    figure = next((a for a in found.accuracy if a.split == "validation"), None)
+    if figure is None or found.predicted_ms is None:
+        return None
+    return EvaluatedPoint(-1, figure.value, found.predicted_ms)
+
+
+def _read_evaluated(path: Path) -> tuple[EvaluatedPoint, ...]:
+    """What a stage evaluated; a last line that is being written is not read."""
+    text = path.read_bytes().decode(errors="replace")
+    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    if rows and tuple(rows[0]) != EVALUATED_COLUMNS:
+        raise BadRequest(f"{path} line 1: columns must be {', '.join(EVALUATED_COLUMNS)}")
+    points = []
+    for line, row in enumerate(rows[1:], 2):
+        try:
+            values = dict(zip(EVALUATED_COLUMNS, row, strict=True))
+            point = EvaluatedPoint(
+                int(values["generation"]), float(values["accuracy"]), float(values["predicted_ms"])
+            )
+        except ValueError as error:
+            raise BadRequest(f"{path} line {line} is broken: {error}") from error
+        if not (0 <= point.accuracy <= 1 and 0 < point.predicted_ms < math.inf):
+            raise BadRequest(f"{path} line {line}: accuracy or predicted_ms is out of range")
+        points.append(point)
+    return tuple(points)
+
+
+def _errors(item: Fields) -> ErrorFigures:
+    def optional(key: str) -> float | None:
+        return None if item.get(key) is None else item.number(key, -math.inf)
+
+    return ErrorFigures(
+        item.integer("count"),
+        *(optional(k) for k in ("bias", "rmspe", "within_5", "within_10", "kendall_tau")),
+    )
+
+
+def _cell(
+    rows: Mapping[tuple[str, LayerShape], Row], name: str, shape: LayerShape, fastest: float | None
+) -> HeatCell:
+    row = rows.get((name, shape))
+    if row is None:
+        return HeatCell(name, shape, "absent" if applies(name, shape) else "inapplicable")
+    if row.latency_ms is None or fastest is None:
+        return HeatCell(name, shape, row.status, flags=row.flag_words)
+    return HeatCell(
+        name,
+        shape,
+        row.status,
+        row.latency_ms,
+        row.ci_low_ms,
+        row.ci_high_ms,
+        row.latency_ms / fastest,
+        row.flag_words,
+    )
+
+
+def _ok(rows: Mapping[tuple[str, LayerShape], Row], name: str, shape: LayerShape) -> bool:
+    row = rows.get((name, shape))
+    return row is not None and row.ok
+
+
+def _is_frame(row: Row) -> bool:
+    return row.is_stem or row.is_head
+
+
+def _options(settings: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def applies(name: str, shape: LayerShape) -> bool:
+    """Whether an operator can stand at a shape; one that is not registered is taken to."""
+    try:
+        return parse_operator(name).applies_to(shape)
+    except BadRequest:
+        return True
+
+
+def family(name: str) -> str:
+    """An operator's family as a word for its colour: ``sep``, ``mb``, ``choice`` or ``own``."""
+    try:
+        found = parse_operator(name)
+    except BadRequest:
+        return "own"
+    return "own" if found.custom is not None else found.family.lower()
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Whole numbers in rising order as ``1–2, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
+
+
+# --- Numbers in words -----------------------------------------------------------------------
+
+
+def ms(value: float | None, digits: int = 4) -> str:
+    """Milliseconds with a fixed number of significant digits."""
+    if value is None:
+        return "–"
+    if value >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".").replace("-", "−") if value else "0"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def signed(value: float, form: str = ".1f") -> str:
+    """A number that always shows its sign."""
+    return f"{value:+{form}}".replace("-", "−")
+
+
+def signed_percent(value: float | None) -> str:
+    """A share as a percentage that always shows its sign."""
+    return "–" if value is None else f"{signed(100 * value)} %"
+
+
+def count(value: int) -> str:
+    """A whole number; large ones as a power of ten."""
+    if value < 10_000_000:
+        return f"{value:,}"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    powers = str(int(exponent)).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} × 10{powers}"
+
+
+def millions(value: int) -> str:
+    """A count in millions with three significant digits."""
+    return f"{ms(value / 1e6, 3)} M"
+
+
+# --- Plots ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From values to places in a picture.
+
+    Attributes:
+        low, high: values at the two ends.
+        start, end: their places, in pixels; a vertical axis has the larger one first.
+        log: whether equal ratios take equal room.
+        percent: whether ticks are written as percentages.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+    percent: bool = False
+
+    @classmethod
+    def over(
+        cls,
+        values: Iterable[float],
+        start: float,
+        end: float,
+        log: bool = False,
+        percent: bool = False,
+    ) -> Axis:
+        """An axis that holds all values, with a little room at both ends."""
+        found = list(values)
+        low, high = min(found), max(found)
+        if log:
+            room = (high / low) ** 0.05 if high > low else 1.1
+            return cls(low / room, high * room, start, end, True, percent)
+        room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+        return cls(low - room, high + room, start, end, False, percent)
+
+    def at(self, value: float) -> float:
+        """The place of a value."""
+        if self.log:
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+    @cached_property
+    def ticks(self) -> tuple[tuple[str, float], ...]:
+        """Label and place of each tick."""
+        if self.log:
+            first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+            decades = [m * 10.0**e for e in range(first, last + 1) for m in (1, 2, 5)]
+            inside = [v for v in decades if self.low <= v <= self.high]
+            return tuple((f"{v:g}", self.at(v)) for v in inside)
+        unit = 100 if self.percent else 1
+        low, high = self.low * unit, self.high * unit
+        step = _nice_step((high - low) / 5)
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+        return tuple((f"{n * step:.{digits}f}", self.at(n * step / unit)) for n in numbers)
+
+
+def _nice_step(rough: float) -> float:
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A network in the plot of latencies: predicted, and timed with its two halves."""
+
+    label: str
+    predicted: float | None
+    whole: float | None
+    halves: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class LatencyPlot:
+    """Winner and baseline against the budget; places in pixels along `x`."""
+
+    x: Axis
+    budget: float | None
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class StagePlot:
+    """A stage's architectures (accuracy over latency) and its best so far (over evaluations).
+
+    Attributes:
+        shades: SVG paths of dots, from early to late generations.
+        winner: its place; None where the stage is not finished.
+        budget: its place; None where it is not known.
+        number, best_y: axes of the best so far.
+        best: SVG path of it.
+    """
+
+    x: Axis
+    y: Axis
+    shades: tuple[str, ...]
+    winner: tuple[float, float] | None
+    budget: float | None
+    number: Axis
+    best_y: Axis
+    best: str
+
+
+@dataclass(frozen=True)
+class VerificationPlot:
+    """Whole networks: the table's sum against the time taken; equal axes.
+
+    Attributes:
+        groups: each group with the SVG path of its dots.
+        identity: ends of the line of equality, and of the lines 5% beside it.
+    """
+
+    x: Axis
+    y: Axis
+    groups: tuple[tuple[str, str], ...]
+    identity: tuple[tuple[float, float, float, float], ...]
+
+
+def latency_plot(run: Run) -> LatencyPlot | None:
+    """Winner and baseline against the budget; None where there is no latency."""
+    networks = [n for n in (run.winner, run.baseline) if n is not None]
+    values = [v for n in networks for v in (n.predicted_ms, n.whole_ms, *(n.halves_ms or ())) if v]
+    if not values:
+        return None
+    budget = run.budget_ms
+    x = Axis.over([*values, *([budget] if budget else [])], 14, 346)
+    marks = tuple(
+        Mark(
+            n.label,
+            None if n.predicted_ms is None else x.at(n.predicted_ms),
+            None if n.whole_ms is None else x.at(n.whole_ms),
+            None if n.halves_ms is None else (x.at(min(n.halves_ms)), x.at(max(n.halves_ms))),
+        )
+        for n in networks
+    )
+    return LatencyPlot(x, None if budget is None else x.at(budget), marks)
+
+
+def range_axis(space: SearchSpace) -> Axis:
+    """The axis on which a space lies within the reachable range."""
+    low, high = space.reachable_ms
+    values = (low, high, space.budget_ms, space.lowest_ms, space.highest_ms)
+    return Axis.over(values, 8, 352, log=high / low >= _LOG_FROM)
+
+
+def stage_plot(stage: Stage, run: Run) -> StagePlot:
+    """A stage in pictures; the latency axis is the same in all stages of a run."""
+    every = [p.predicted_ms for s in run.stages for p in s.points]
+    budget = run.budget_ms
+    x = Axis.over([*every, *([budget] if budget else [])], 46, 350)
+    accuracies = [p.accuracy for p in stage.points]
+    y = Axis.over(accuracies, 196, 14, percent=True)
+    generations = max(p.generation for p in stage.points) + 1
+    shades = [
+        _dots(
+            (x.at(p.predicted_ms), y.at(p.accuracy))
+            for p in stage.points
+            if p.generation * SHADES // generations == shade
+        )
+        for shade in range(SHADES)
+    ]
+    steps = stage.best_so_far
+    number = Axis(0, len(stage.points), 46, 350)
+    best_y = Axis.over([a for _, a in steps], 96, 10, percent=True)
+    path = f"M{number.at(steps[0][0])} {best_y.at(steps[0][1])}" + "".join(
+        f"H{number.at(n)}V{best_y.at(a)}" for n, a in steps[1:]
+    )
+    winner = stage.winner
+    return StagePlot(
+        x=x,
+        y=y,
+        shades=tuple(shades),
+        winner=(x.at(winner.predicted_ms), y.at(winner.accuracy)) if winner else None,
+        budget=None if budget is None else x.at(budget),
+        number=number,
+        best_y=best_y,
+        best=path + f"H{number.at(len(stage.points))}",
+    )
+
+
+def verification_plot(found: Verification) -> VerificationPlot | None:
+    """Predicted against timed; None where no network was timed."""
+    values = [v for n in found.networks for v in (n.predicted_ms, n.whole_ms)]
+    if not values:
+        return None
+    log = max(values) / min(values) >= _LOG_FROM
+    x, y = Axis.over(values, 52, 350, log), Axis.over(values, 308, 10, log)
+    lines = []
+    for factor in (1.0, 0.95, 1.05):
+        low, high = max(x.low, x.low / factor), min(x.high, x.high / factor)
+        lines.append((x.at(low), y.at(low * factor), x.at(high), y.at(high * factor)))
+    groups = tuple(
+        (
+            group,
+            _dots(
+                (x.at(n.whole_ms), y.at(n.predicted_ms)) for n in found.networks if n.group == group
+            ),
+        )
+        for group in dict.fromkeys(n.group for n in found.networks)
+    )
+    return VerificationPlot(x, y, groups, tuple(lines))
+
+
+def _dots(places: Iterable[tuple[float, float]]) -> str:
+    """Dots as one path: lines of no length with round ends, a tenth of a circle's bytes."""
+    return "".join(f"M{x:g} {y:g}h0" for x, y in places)
+
+
+# --- The page and the command -----------------------------------------------------------------
+
+
+def write_report(
+    run_folders: Sequence[str | Path],
+    output: str | Path,
+    title: str,
+    notes: Sequence[str] = (),
+) -> Path:
+    """Writes the report of one run, or of several side by side.
+
+    Args:
+        run_folders: the runs' directories, in the order in which they are shown.
+        output: the HTML file.
+        title: of the page.
+        notes: sentences that stand under the title, such as how a run was cut short.
+
+    Raises:
+        BadRequest: no directory is given, or one holds no run or a broken file.
+        HurricaneError: the file cannot be written.
+    """
+    runs = [gather_run(folder) for folder in run_folders]
+    if not runs:
+        raise BadRequest("name at least one run directory")
+    _write(render_report(runs, title, notes), output)
+    return Path(output)
+
+
+def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ms=ms,
+        percent=percent,
+        signed_percent=signed_percent,
+        count=count,
+        millions=millions,
+        family=family,
+        tau=lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
+        json=lambda value: json.dumps(value, ensure_ascii=False),
+    )
+    together: dict[tuple[LayerShape, ...], list[Run]] = {}
+    for run in runs:
+        together.setdefault(run.backbone.layers, []).append(run)
+    heats = list(dict.fromkeys(run.heat for run in runs if run.heat is not None))
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        notes=notes,
+        runs=runs,
+        groups=list(together.values()),
+        heats=heats,
+        heat_levels=HEAT_LEVELS,
+        plots={
+            "latency": latency_plot,
+            "range": range_axis,
+            "stage": stage_plot,
+            "verification": verification_plot,
+        },
+        commands=commands,
+        reductions=reductions,
+    )
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+def _write(page: str, output: str | Path) -> None:
+    try:
+        write_bytes(output, page.encode())
+    except OSError as error:
+        raise HurricaneError(
+            f"{output} cannot be written: {error.strerror or error}; name another file with -o"
+        ) from error
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """The runs that are meant: a run's directory itself, or all runs in a directory of runs.
+
+    Raises:
+        BadRequest: a path is no directory, or there is no run in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if (path / "config.json").exists():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise BadRequest(f"{path} is not a run's directory: there is no such folder")
+        inside = sorted(
+            p for p in path.iterdir() if (p / "config.json").exists() and p.name != BASELINE
+        )
+        if not inside:
+            raise BadRequest(f"{path} holds no run: it has no config.json, nor has a folder in it")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+_HELP = """Makes one HTML page of a run, or of several runs side by side.
+
+A folder of runs stands for all runs in it. The page needs no network and no scripts.
+
+\b
+Examples:
+  hurricane report runs/mine
+  hurricane report runs/demo -o demo.html
+  hurricane report runs/cpu runs/dsp -o both.html --title 'CPU and DSP'
+"""
+
+
+@click.command("report", help=_HELP)
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page [report.html in the one folder that is named].",
+)
+@click.option("--title", help="Of the page [from the folder's name].")
+@json_option
+def report_command(
+    folders: tuple[Path, ...], output: Path | None, title: str | None, as_json: bool
+) -> None:
+    paths = find_runs(folders)
+    if output is None:
+        first, *others = folders
+        if others:
+            raise BadRequest("several folders are named: name the page with -o FILE")
+        output = first / "report.html"
+    runs = [gather_run(path) for path in paths]
+    named = title or " and ".join(folder.resolve().name for folder in folders)
+    _write(render_report(runs, named), output)
+    result = {"output": str(output), "runs": [_summary(run) for run in runs]}
+    gaps = [f"  left out: {gap}" for run in runs for gap in run.gaps.values()]
+    emit(result, as_json, "\n".join([f"{output}: {len(runs)} run(s)", *gaps]))
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    winner, baseline = run.winner, run.baseline
+
+    def figures(network: NetworkFigures | None) -> dict[str, Any] | None:
+        return network and {
+            "operators": list(network.operators),
+            "predicted_ms": network.predicted_ms,
+            f"{run.whole_word}_ms": network.whole_ms,
+            "test_accuracy": network.test.value if network.test else None,
+        }
+
+    return {
+        "folder": str(run.folder),
+        "target": run.target_name,
+        "origin": run.origin,
+        "budget_ms": run.budget_ms,
+        "winner": figures(winner),
+        "baseline": figures(baseline),
+        "gaps": dict(run.gaps),
+    }

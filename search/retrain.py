@@ -1,0 +1,142 @@
+"""Training one architecture from scratch, and the figures that it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops.backbone import Backbone
+from ..ops.blocks import Network
+from ..ops.pool import GATES
+from .data import ImageData
+from .distributed import choose_device, join_world
+from .evaluation import calibration_batches, evaluate_network, recalibrate
+from .training import (
+    INITIAL,
+    Progress,
+    TrainingSettings,
+    forward,
+    load_weights,
+    optimise,
+    preset_for,
+    seeded,
+    write_atomically,
+)
+
+BATCH_NORM_IMAGES = 4096
+"""Training images that the final BatchNorm statistics are averaged over (Wu & Johnson 2021,
+arXiv 2105.07576: "precise" statistics), which makes them the same for any number of processes."""
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A trained architecture and how good it is.
+
+    Attributes:
+        network: on the CPU, in evaluation mode.
+        operators: one name a layer.
+        validation_accuracy, test_accuracy: share of the split's images, 0 to 1.
+        validation_images, test_images, train_images: sizes of the splits.
+        settings: how it was trained.
+        spec: the data.
+    """
+
+    network: Network
+    operators: tuple[str, ...]
+    validation_accuracy: float
+    test_accuracy: float
+    validation_images: int
+    test_images: int
+    train_images: int
+    settings: TrainingSettings
+    spec: str
+
+    def figures(self) -> dict[str, Any]:
+        """Accuracies with how they were obtained, for JSON."""
+        return {
+            "validation": self.validation_accuracy,
+            "validation_images": self.validation_images,
+            "test": self.test_accuracy,
+            "test_images": self.test_images,
+            "train_images": self.train_images,
+            "data": self.spec,
+            "how": "trained from scratch on the training split, last weights",
+            "settings": asdict(self.settings),
+        }
+
+
+def train_architecture(
+    backbone: Backbone,
+    operators: Sequence[str],
+    data: ImageData,
+    settings: TrainingSettings | None = None,
+    directory: Path | None = None,
+    gate: str = GATES[0],
+    progress: Progress | None = None,
+) -> TrainedNetwork:
+    """Trains an architecture from scratch, or carries on where its checkpoint stands.
+
+    Args:
+        backbone: the frame.
+        operators: one name a layer.
+        data: training split to learn from; validation and test splits to score on.
+        settings: by default those for the data.
+        directory: gets ``training.pt`` (checkpoint) and ``weights.pt``; None keeps nothing.
+        gate: of squeeze-and-excitation.
+        progress: is told how far it is.
+
+    Raises:
+        BadRequest: the architecture does not fit the backbone, or the directory holds the
+            checkpoint of another training.
+        HurricaneError: training diverged, or the checkpoint is damaged.
+    """
+    settings = settings or preset_for(data).retrain
+    with seeded(settings.seed, INITIAL):
+        network = Network(backbone, operators, gate)
+    identity = {"backbone": repr(backbone), "operators": list(operators), "gate": gate}
+    checkpoint = directory / "training.pt" if directory else None
+
+    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        logits = forward(network, settings, images)
+        yield F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+
+    optimise(network, objective, data, settings, identity, checkpoint, progress)
+    device = choose_device(settings.device, join_world())
+    batch = max(1, settings.batch // settings.parts)
+    recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, batch, device))
+    validation = evaluate_network(network, data.validation, data, device=settings.device)
+    test = evaluate_network(network, data.test, data, device=settings.device)
+    network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+    if directory is not None and join_world().leads:
+        write_atomically(directory / "weights.pt", {"model": network.state_dict()})
+    return TrainedNetwork(
+        network=network,
+        operators=tuple(operators),
+        validation_accuracy=validation,
+        test_accuracy=test,
+        validation_images=len(data.validation),
+        test_images=len(data.test),
+        train_images=len(data.train),
+        settings=settings,
+        spec=data.spec,
+    )
+
+
+def load_network(
+    backbone: Backbone, operators: Sequence[str], weights: Path, gate: str = GATES[0]
+) -> Network:
+    """A network with the weights that `train_architecture` saved, in evaluation mode.
+
+    Raises:
+        BadRequest: the architecture does not fit the backbone.
+        HurricaneError: the file is missing, damaged, or of another architecture.
+    """
+    network = Network(backbone, operators, gate)
+    load_weights(network, weights)
+    return network.eval()

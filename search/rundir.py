@@ -1,0 +1,243 @@
+"""A run's directory: its configuration, what was evaluated, and what came out.
+
+Everything is written atomically or, for the list of evaluated architectures, line by line with
+an unfinished last line dropped, so that a killed run can be carried on.
+
+Under ``torchrun`` every process opens the directory and reads it; only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..ops.errors import BadRequest, HurricaneError
+from .architecture import Architecture
+from .evolution import Evaluated
+from .jsonfile import Fields, write_bytes, write_json
+from .space import SearchSpace
+
+FORMAT_VERSION = 1
+EVALUATED_COLUMNS = ("evaluation", "generation", "accuracy", "predicted_ms", "operators")
+
+
+class RunDirectory:
+    """One run; open it with `RunDirectory.open`.
+
+    Attributes:
+        path: the directory.
+        config: the run's settings.
+        resumed: whether the directory held this run before.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], resumed: bool) -> None:
+        self.path = path
+        self.config = dict(config)
+        self.resumed = resumed
+        self._lock: io.TextIOWrapper | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, config: Mapping[str, Any]) -> RunDirectory:
+        """Starts a run in a new or empty directory, or carries on the same run.
+
+        Args:
+            path: the directory; is made where it does not exist.
+            config: everything that the result depends on, as JSON values.
+
+        Raises:
+            BadRequest: the directory holds something else, or a run with another
+                configuration (the message names what differs).
+            HurricaneError: another process is at work in it.
+        """
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise BadRequest(f"{folder} is a file; name a directory for the run")
+        wanted = json.loads(json.dumps(config))  # tuples as the lists that a file gives back
+        config_file = folder / "config.json"
+        resumed = config_file.exists()
+        if resumed:
+            _require_same(folder, read_config(folder), wanted)
+        elif folder.exists() and any(f.name != ".lock" for f in folder.iterdir()) and leads():
+            raise BadRequest(
+                f"{folder} is not empty and holds no run; name a new directory, or empty it"
+            )
+        run = cls(folder, wanted, resumed)
+        if leads():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                run._take_lock()
+                if not resumed:
+                    write_json(config_file, {"format_version": FORMAT_VERSION, **wanted})
+            except OSError as error:
+                raise HurricaneError(
+                    f"{folder} cannot be written: {error.strerror or error}"
+                ) from error
+        return run
+
+    @property
+    def space_path(self) -> Path:
+        return self.path / "space.json"
+
+    @property
+    def architecture_path(self) -> Path:
+        return self.path / "architecture.json"
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / "model.onnx"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.pt"
+
+    def evaluated_path(self, stage: int) -> Path:
+        return self.path / f"evaluated-{stage}.csv"
+
+    def winner_path(self, stage: int) -> Path:
+        return self.path / f"winner-{stage}.json"
+
+    def save_space(self, space: SearchSpace) -> None:
+        if leads():
+            space.save(self.space_path)
+
+    def save_winner(self, stage: int, architecture: Architecture) -> None:
+        if leads():
+            architecture.save(self.winner_path(stage))
+
+    def save_architecture(self, architecture: Architecture) -> None:
+        if leads():
+            architecture.save(self.architecture_path)
+
+    def save_model(self, content: bytes) -> None:
+        if leads():
+            write_bytes(self.model_path, content)
+
+    def read_architecture(self) -> Architecture | None:
+        """The architecture, where the run has come that far."""
+        if not self.architecture_path.exists():
+            return None
+        return Architecture.load(self.architecture_path)
+
+    def read_evaluated(self, stage: int, candidates: Sequence[Sequence[str]]) -> list[Evaluated]:
+        """What a stage evaluated so far; an unfinished last line is dropped from the file.
+
+        Raises:
+            BadRequest: a line is wrong, or names an operator that is no candidate.
+        """
+        path = self.evaluated_path(stage)
+        if not path.exists():
+            return []
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content and leads():
+            write_bytes(path, whole)
+        rows = list(csv.reader(io.StringIO(whole.decode(errors="replace"))))
+        if not rows:
+            return []
+        if tuple(rows[0]) != EVALUATED_COLUMNS:
+            raise BadRequest(f"{path} line 1: columns must be {', '.join(EVALUATED_COLUMNS)}")
+        return [_parse_row(path, number, row, candidates) for number, row in enumerate(rows[1:])]
+
+    def append_evaluated(
+        self, stage: int, candidates: Sequence[Sequence[str]], batch: Sequence[Evaluated]
+    ) -> None:
+        """Adds evaluated architectures to a stage's list, durably."""
+        if not leads():
+            return
+        path = self.evaluated_path(stage)
+        content = path.read_bytes() if path.exists() else b""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not content:
+            writer.writerow(EVALUATED_COLUMNS)
+        first = max(0, content.count(b"\n") - 1)
+        for number, item in enumerate(batch, first):
+            names = [c[code] for c, code in zip(candidates, item.codes, strict=True)]
+            writer.writerow(
+                [
+                    number,
+                    item.generation,
+                    repr(item.fitness),
+                    repr(item.latency_ms),
+                    " ".join(names),
+                ]
+            )
+        with path.open("ab") as file:
+            file.write(text.getvalue().encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Lets other processes use the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _take_lock(self) -> None:
+        lock = (self.path / ".lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise HurricaneError(
+                f"another process is at work in {self.path}; wait for it, or name another directory"
+            ) from None
+        self._lock = lock
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The settings of the run in a directory.
+
+    Raises:
+        BadRequest: the directory holds no run.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise BadRequest(f"{folder} holds no run: it has no config.json")
+    fields = Fields.load(path, "run configuration", FORMAT_VERSION)
+    return {k: v for k, v in fields.as_dict().items() if k != "format_version"}
+
+
+def _require_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+    if differing:
+        was = ", ".join(f"{k}={json.dumps(found.get(k))}" for k in differing[:3])
+        now = ", ".join(f"{k}={json.dumps(wanted.get(k))}" for k in differing[:3])
+        raise BadRequest(
+            f"{folder} holds a run with {was}, not {now};\n"
+            "give the same options to carry it on, or name another directory with -o"
+        )
+
+
+def _parse_row(
+    path: Path, number: int, row: list[str], candidates: Sequence[Sequence[str]]
+) -> Evaluated:
+    where = f"{path} line {number + 2}"
+    try:
+        index, generation, fitness, latency, operators = row
+        names = operators.split(" ")
+        codes = tuple(list(c).index(name) for c, name in zip(candidates, names, strict=True))
+        if int(index) != number:
+            raise ValueError(f"evaluation {index} where {number} is expected")
+        return Evaluated(codes, float(fitness), float(latency), int(generation))
+    except ValueError as error:
+        raise BadRequest(
+            f"{where} does not fit this run ({error}); start a new run directory"
+        ) from error
+
+
+def leads() -> bool:
+    """Whether this process writes and prints: rank 0 under torchrun, and any process without it."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,102 @@
+"""Spaces, runs and architectures in words, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ops.backbone import load_backbone
+from .architecture import Architecture
+from .space import SearchSpace
+from .two_stage import StageResult
+
+
+def describe_space(space: SearchSpace) -> str:
+    """A space: its range, its α, and the candidates of each stretch of equal layers."""
+    shapes = load_backbone(space.backbone).layers
+    everything = space.feasible_set
+    stage1 = space.stage1_set
+    low, high = space.reachable_ms
+    place = f" on {space.table.target}" if space.table else ""
+    tau = "" if space.score_latency == "operator" else ", score by the latency of architectures"
+    lines = [
+        f"{space.backbone}{place}: budget {space.budget_ms:g} ms, "
+        f"reachable {low:.4g} to {high:.4g} ms",
+        f"alpha {space.alpha:g} ({space.alpha_mode}{tau}): space of {space.lowest_ms:.4g} to "
+        f"{space.highest_ms:.4g} ms, mean {space.mean_ms:.4g} ms",
+        f"within the budget: {_share(everything.count, everything.total, everything.exact)}; "
+        f"stage 1 (first {space.split} layers at the top score): "
+        f"{_share(stage1.count, stage1.total, stage1.exact)}",
+        "",
+    ]
+    rows = [("layer", "shape", "candidates in ms, best score first; + explores")]
+    layers = [
+        (shapes[i], space.candidates[i], space.exploring[i], space.latency_ms[i])
+        for i in range(space.layers)
+    ]
+    for first, last in _runs(layers):
+        shape, names, exploring, latencies = layers[first]
+        cells = [
+            f"{'+' if name == exploring else ''}{name} {ms:.3g}"
+            for name, ms in zip(names, latencies, strict=True)
+        ]
+        rows.append((_span(first, last), str(shape), ", ".join(cells)))
+    return "\n".join([*lines, *_columns(rows)])
+
+
+def describe_stage(result: StageResult) -> str:
+    """One line on what a stage found."""
+    return (
+        f"stage {result.stage}: {len(result.evaluated):,} of {result.feasible:,} architectures "
+        f"evaluated, best {result.fitness:.1%} with inherited weights at "
+        f"{result.latency_ms:.4g} ms predicted"
+    )
+
+
+def describe_architecture(architecture: Architecture) -> str:
+    """An architecture: its latencies, its accuracies, and its operators."""
+    shapes = load_backbone(architecture.backbone).layers
+    lines = []
+    if architecture.predicted_ms is not None:
+        latency = f"latency: {architecture.predicted_ms:.4g} ms predicted"
+        if architecture.measured_ms is not None:
+            latency += f", {architecture.measured_ms:.4g} ms measured"
+        if architecture.measured_halves_ms is not None:
+            first, second = architecture.measured_halves_ms
+            latency += f" (its halves: {first:.4g} and {second:.4g})"
+        if architecture.budget_ms is not None:
+            latency += f"; budget {architecture.budget_ms:g} ms"
+            if (architecture.measured_ms or 0) > architecture.budget_ms:
+                latency += ", missed as measured"
+        lines.append(latency)
+    lines += [f"{f.split} accuracy: {f.value:.1%} ({f.how})" for f in architecture.accuracy]
+    pairs = list(zip(shapes, architecture.operators, strict=True))
+    rows = [("layer", "shape", "operator")]
+    rows += [(_span(a, b), str(pairs[a][0]), pairs[a][1]) for a, b in _runs(pairs)]
+    return "\n".join([*lines, *_columns(rows)])
+
+
+def _runs(items: Sequence[object]) -> list[tuple[int, int]]:
+    """Stretches of equal neighbours as (first, last)."""
+    starts = [i for i in range(len(items)) if i == 0 or items[i] != items[i - 1]]
+    return [(a, b - 1) for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _share(count: int, total: int, exact: bool) -> str:
+    about = "" if exact else "about "
+    return f"{about}{_big(count)} of {_big(total)} architectures ({count / total:.2%})"
+
+
+def _big(number: int) -> str:
+    return f"{number:,}" if number < 10_000_000 else f"{number:.3g}"
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
+        for row in rows
+    ]
