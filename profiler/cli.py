@@ -352,3 +352,7 @@ def _finite(value: Any) -> Any:
 def main() -> None:
     """The console script ``profile-ops``."""
     run_command(profile_ops, "profile-ops")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""What the agent keeps and reads on its board: the artefact store, conditions, the backends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hurricane.agents import conditions
+from hurricane.agents.backends import backend_names, load_backend
+from hurricane.agents.backends.base import (
+    TensorInfo,
+    check_inputs,
+    choice_of,
+    one_line,
+    random_inputs,
+    time_calls,
+)
+from hurricane.agents.conditions import Conditions, read_conditions, since
+from hurricane.agents.errors import BadRequest, Busy, Internal
+from hurricane.agents.machine import read_device
+from hurricane.agents.store import Store
+
+
+def add(store: Store, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    store.add(digest, len(content), [content])
+    return digest
+
+
+def test_the_store_makes_room_by_dropping_what_was_used_least_recently(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_artifact_bytes=100, max_bytes=250)
+    first, second = add(store, b"a" * 100), add(store, b"b" * 100)
+    for age, digest in enumerate((second, first)):
+        os.utime(tmp_path / digest, ns=(age, age))
+    assert store.missing([second]) == []  # counts as used
+    third = add(store, b"c" * 100)
+    assert store.missing([first, second, third]) == [first]
+
+
+def test_the_store_never_drops_what_a_request_needs(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_artifact_bytes=100, max_bytes=250)
+    held = [add(store, b"a" * 100), add(store, b"b" * 100)]
+    with store.pinned(held) as paths:
+        assert [path.read_bytes()[:1] for path in paths] == [b"a", b"b"]
+        with pytest.raises(Busy, match="full"):
+            add(store, b"c" * 100)
+        assert store.missing(held) == []
+    add(store, b"c" * 100)
+    with pytest.raises(BadRequest, match="1 of 2"), store.pinned(held):
+        pass
+
+
+def test_a_broken_upload_leaves_no_file(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_artifact_bytes=100)
+    before = sorted(tmp_path.iterdir())
+
+    def breaking_off() -> object:
+        yield b"a" * 10
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        store.add("0" * 64, 20, breaking_off())
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_temporary_stores_go_with_their_agent_and_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = (
+        "import os, tempfile\n"
+        f"tempfile.tempdir = {str(tmp_path)!r}\n"
+        "from hurricane.agents.store import Store\n"
+        "store = Store(None, 100)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+    (left_over,) = tmp_path.iterdir()
+    living = Store(None, 100)
+    assert not left_over.exists()
+    other = Store(None, 100)
+    assert len(list(tmp_path.iterdir())) == 2
+    living.close()
+    other.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_agent_a_store(tmp_path: Path) -> None:
+    store = Store(tmp_path, 100)
+    with pytest.raises(BadRequest, match="in use"):
+        Store(tmp_path, 100)
+    store.close()
+    Store(tmp_path, 100).close()
+
+
+@pytest.fixture
+def board_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty machine, to be filled with files as a kernel shows them."""
+    for name in ("_THERMAL", "_HWMON", "_CPU", "_PROC"):
+        folder = tmp_path / name.strip("_").lower()
+        folder.mkdir()
+        monkeypatch.setattr(conditions, name, folder)
+    return tmp_path
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_a_machine_does_not_tell_is_zero(board_files: Path) -> None:
+    assert read_conditions() == Conditions()
+
+
+def test_conditions_are_read_as_the_kernel_shows_them(
+    board_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "_cores", lambda: [1, 2])
+    put(board_files / "thermal/thermal_zone0/type", "battery\n")
+    put(board_files / "thermal/thermal_zone0/temp", "99000\n")
+    put(board_files / "thermal/thermal_zone1/type", "cpu-thermal\n")
+    put(board_files / "thermal/thermal_zone1/temp", "48500\n")
+    put(board_files / "hwmon/hwmon0/name", "k10temp\n")
+    put(board_files / "hwmon/hwmon0/temp1_input", "-274000\n")
+    for core, khz in ((0, 600_000), (1, 1_000_000), (2, 2_000_000)):
+        put(board_files / f"cpu/cpu{core}/cpufreq/scaling_cur_freq", f"{khz}\n")
+        put(board_files / f"cpu/cpu{core}/thermal_throttle/core_throttle_count", "3\n")
+    put(board_files / "proc/loadavg", "1.25 0.50 0.10 1/100 4242\n")
+    put(board_files / "proc/stat", "cpu  50 0 10 30 0 0 0 10 7 0\ncpu0 1 2 3\n")
+    assert read_conditions() == Conditions(48.5, 1500.0, 1.25, 0.1, 9, (100, 10))
+
+
+def test_frequency_comes_from_cpuinfo_where_there_is_no_governor(
+    board_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conditions, "_cores", lambda: [1])
+    blocks = [f"processor\t: {core}\ncpu MHz\t\t: {1000 + core}.5\n" for core in range(3)]
+    put(board_files / "proc/cpuinfo", "\n".join(blocks))
+    assert read_conditions().frequency_mhz == 1001.5
+
+
+def test_the_steal_share_of_a_measurement_is_that_of_its_own_time() -> None:
+    before = Conditions(steal_share=0.5, ticks=(1000, 500))
+    after = Conditions(steal_share=0.46, ticks=(1100, 510))
+    assert since(before, after).steal_share == pytest.approx(0.1)
+    assert since(before, before) == before
+
+
+def test_the_device_has_a_model_even_without_a_name() -> None:
+    assert read_device().name == read_device().model != ""
+    assert read_device("my board").name == "my board"
+
+
+def test_inputs_for_timing_are_fixed_and_neither_zero_nor_denormal() -> None:
+    tensors = [TensorInfo("x", "float32", (3, 100)), TensorInfo("i", "uint8", (100,))]
+    first, again = random_inputs(tensors), random_inputs(tensors)
+    assert np.array_equal(first["x"], again["x"])
+    assert (first["x"].dtype, first["i"].dtype) == (np.float32, np.uint8)
+    assert first["x"].min() >= 0.1
+    assert first["x"].max() < 1.0
+    assert len(np.unique(first["x"])) > 200
+    check_inputs(tensors, first)
+
+
+def test_every_call_is_made_and_timed() -> None:
+    calls: list[int] = []
+    samples = time_calls(lambda: calls.append(1), 5)
+    assert len(calls) == len(samples) == 5
+    assert all(sample.wall_ms > 0 and sample.device_ms is None for sample in samples)
+
+
+def test_an_option_has_its_first_value_by_default() -> None:
+    assert choice_of({}, "mode", ("fast", "slow")) == "fast"
+    assert choice_of({"mode": "slow"}, "mode", ("fast", "slow")) == "slow"
+    with pytest.raises(BadRequest, match="'mode' is one of fast, slow"):
+        choice_of({"mode": "odd"}, "mode", ("fast", "slow"))
+
+
+def test_a_runtimes_message_becomes_one_short_line() -> None:
+    assert one_line(" a\n  b\tc ") == "a b c"
+    assert len(one_line("x" * 1000)) == 400
+
+
+def test_operators_may_bring_backends_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = backend_names()
+    assert "hurricane.agents.backends.onnxruntime_cpu" in ours
+    assert not any(name.endswith(("base", "__init__")) for name in ours)
+    mine, other = tmp_path / "mine.py", tmp_path / "other.py"
+    mine.write_text("def targets(context): return []\ndef open_target(*_): ...\n")
+    other.write_text("def targets(context): return []\n")
+    monkeypatch.setenv("HURRICANE_BACKENDS", f"{mine}:{other}")
+    assert backend_names() == [*ours, str(mine), str(other)]
+    assert load_backend(str(mine)).targets(None) == []
+    with pytest.raises(Internal, match="open_target"):
+        load_backend(str(other))
+    with pytest.raises(Internal, match="cannot be imported"):
+        load_backend(str(tmp_path / "absent.py"))
+
+
+def test_installed_packages_may_bring_backends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = tmp_path / "operator_runtime-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: operator-runtime\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[hurricane.backends]\nmine = operator_runtime\n")
+    (tmp_path / "operator_runtime.py").write_text(
+        "def targets(context): return []\ndef open_target(*_): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "operator_runtime" in backend_names()
+    assert load_backend("operator_runtime").targets(None) == []

@@ -1,0 +1,332 @@
+"""Plans, estimates and whole runs of the profiler, on simulated devices and the real CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hurricane.agents.client import private_agent
+from hurricane.lookup_tables.journal import journal_path
+from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.backbone import load_backbone
+from hurricane.ops.errors import BadRequest
+from hurricane.ops.export import export_operator, sha256
+from hurricane.ops.pool import POOL, select_operators
+from hurricane.profiler.cli import profile_ops, verify
+from hurricane.profiler.estimate import estimate_row, location_ms
+from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
+from hurricane.profiler.networks import (
+    check_networks,
+    compare,
+    kendall_tau,
+    random_networks,
+    time_networks,
+    uniform_networks,
+)
+from hurricane.profiler.plan import graph_bytes, parse_layers, plan_row, plan_rows
+from hurricane.profiler.profile import missing_rows, profile, split_batches
+
+DSP = "sim-hexagon685-dsp"
+FEW = "SEP_3,SEP_5,MB_3_3,Choice_3,Choice_3_SE"
+QUICK = MeasuringSettings(rounds=16)
+
+
+def run(command, *words: str):
+    result = CliRunner().invoke(command, list(words), catch_exceptions=False, standalone_mode=False)
+    if isinstance(result.return_value, int):  # as `run_command` takes it
+        result.exit_code = result.return_value
+    return result
+
+
+def test_layers_of_equal_shape_share_rows():
+    rows = plan_rows(parse_layers("imagenet224"), POOL)
+    assert len(rows) == 32 * 8 + 2
+    assert len({(r.name, r.shape) for r in rows}) == len(rows)
+
+
+def test_some_layers_can_be_named():
+    assert parse_layers("imagenet224:0-7,12").indices == (0, 1, 2, 3, 4, 5, 6, 7, 12)
+    assert not parse_layers("imagenet224:0").whole
+    for wrong in ("imagenet224:20", "imagenet224:3-1", "imagenet224:x"):
+        with pytest.raises(BadRequest, match="--layers"):
+            parse_layers(wrong)
+
+
+@pytest.mark.parametrize("backbone", ["imagenet224", "proxyless224", "digits32"])
+def test_the_graphs_of_a_network_sum_to_the_network(backbone):
+    """Longer minus shorter, added up over a network with its call, leaves exactly its pieces."""
+    frame = load_backbone(backbone)
+    operators = [POOL[i % 3].name for i in range(len(frame.layers))]
+    names = [frame.stem_name, *operators, frame.head_name]
+    shapes = [frame.stem_shape, *frame.layers, frame.head_shape]
+    count: dict[object, int] = {}
+    for name, shape in zip(names, shapes, strict=True):
+        row = plan_row(name, shape)
+        for piece in row.longer:
+            count[piece] = count.get(piece, 0) + 1
+        for piece in row.shorter:
+            count[piece] = count.get(piece, 0) - 1
+    for piece in plan_row(frame.stem_name, frame.stem_shape).shorter:  # the price of a call
+        count[piece] = count.get(piece, 0) + 1
+    expected: dict[object, int] = {}
+    for name, shape in zip(names, shapes, strict=True):
+        piece = plan_row(name, shape).alone[0]
+        expected[piece] = expected.get(piece, 0) + 1
+    assert {p: n for p, n in count.items() if n} == expected
+
+
+def test_a_row_is_known_by_its_canonical_graph():
+    row = plan_row("SEP_3", load_backbone("digits32").layers[0])
+    assert sha256(graph_bytes(row.alone)) == sha256(export_operator(row.name, row.shape))
+
+
+def test_the_marginal_latency_is_a_difference_and_its_interval_holds_it():
+    row = plan_row("SEP_3", load_backbone("digits32").layers[1])
+    random = np.random.default_rng(0)
+    shorter = 2.0 + random.exponential(0.02, 400)
+    longer = 2.5 + random.exponential(0.02, 400)
+    found = estimate_row(row, {row.shorter: shorter, row.longer: longer})
+    assert found.latency_ms == pytest.approx(0.5, abs=0.003)
+    assert found.ci_low_ms <= found.latency_ms <= found.ci_high_ms
+    assert found.ci_high_ms - found.ci_low_ms < 0.02
+    assert found.call_ms == pytest.approx(location_ms(shorter) - found.latency_ms)
+
+
+def test_bursts_of_other_work_do_not_move_the_location():
+    quiet = np.full(24, 1.0)
+    disturbed = quiet.copy()
+    disturbed[:14] = 5.0
+    assert location_ms(disturbed) == location_ms(quiet)
+
+
+def test_a_difference_below_the_noise_is_flagged_and_never_negative():
+    row = plan_row("SEP_3", load_backbone("digits32").layers[1])
+    random = np.random.default_rng(1)
+    same = 2.0 + random.normal(0, 0.05, 24)
+    found = estimate_row(row, {row.shorter: same, row.longer: same[::-1] - 0.005})
+    assert found.flags == ("below-noise",)
+    assert 0 < found.latency_ms == found.ci_high_ms
+
+
+def test_batches_hold_every_row_once_and_mix_the_shapes():
+    rows = plan_rows(parse_layers("imagenet224"), POOL)
+    batches = split_batches(rows, 10**12)
+    assert sorted(r.name + str(r.shape) for b in batches for r in b) == sorted(
+        r.name + str(r.shape) for r in rows
+    )
+    assert len(batches) > 2
+    for batch in batches:
+        assert len({r.shape for r in batch}) >= 8
+    small = split_batches(rows, 300_000_000)
+    assert len(small) > len(batches)
+
+
+@given(
+    st.lists(st.floats(0.1, 10), min_size=2, max_size=12),
+    st.lists(st.floats(0.1, 10), min_size=2, max_size=12),
+)
+@settings(max_examples=50, deadline=None)
+def test_kendalls_tau_is_that_of_scipy(a: list[float], b: list[float]):
+    from scipy.stats import kendalltau
+
+    n = min(len(a), len(b))
+    ours = kendall_tau(np.array(a[:n]), np.array(b[:n]))
+    assert ours == pytest.approx(kendalltau(a[:n], b[:n]).statistic, nan_ok=True)
+
+
+def test_error_figures_are_fractions():
+    figures = compare([1.1, 2.2, 2.7], [1.0, 2.0, 3.0])
+    assert figures.bias == pytest.approx(0.1 / 3)
+    assert figures.rmspe == pytest.approx(0.1)
+    assert figures.within_5 == 0
+    assert figures.kendall_tau == 1
+
+
+@pytest.fixture(scope="module")
+def dsp_table(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "dsp.csv"
+    result = run(profile_ops, "--layers", "digits32", "--target", DSP, "-o", str(path))
+    assert result.exit_code == 0, result.output
+    return path
+
+
+def test_a_whole_backbone_is_filled_and_a_second_run_measures_nothing(dsp_table: Path):
+    table = LookupTable.load(dsp_table)
+    assert len(table) == 4 * 32 + 2
+    assert {row.status for row in table} == {"ok"}
+    assert {row.origin for row in table} == {"simulated"}
+    assert not journal_path(dsp_table).exists()
+    before = dsp_table.read_bytes()
+    result = run(
+        profile_ops, "--layers", "digits32", "--target", DSP, "-o", str(dsp_table), "--json"
+    )
+    assert '"measured": 0' in result.output
+    assert dsp_table.read_bytes() == before
+
+
+def test_sums_hold_on_a_simulated_device_whatever_a_call_costs(tmp_path):
+    backbone = load_backbone("digits32")
+    request = parse_target(DSP, ["call_ms=1.0"])
+    rows = plan_rows(parse_layers("digits32"), select_operators(FEW))
+    with connect([], request) as clients:
+        bench = Bench.open(clients[0], request)
+        profile([bench], rows, tmp_path / "t.csv", QUICK)
+        model = LatencyModel(LookupTable.load(tmp_path / "t.csv"), backbone)
+        networks = random_networks(model, 12, seed=1) + uniform_networks(model)
+        times = time_networks(bench, backbone, networks, QUICK)
+    groups, _ = check_networks(model, times)
+    assert [g.group for g in groups] == ["random", "uniform"]
+    for group in groups:
+        assert abs(group.prediction.bias) < 0.03
+        assert group.prediction.rmspe < 0.03
+    assert model.call_ms == pytest.approx(1.0, rel=0.2)
+
+
+def test_the_price_of_a_call_leaves_the_ranking_of_operators_as_it_is(tmp_path):
+    shape_rows = plan_rows(parse_layers("imagenet224:1,5"), select_operators(FEW))
+    ranks = []
+    for price in ("0.0", "1.0"):
+        request = parse_target(DSP, [f"call_ms={price}"])
+        with connect([], request) as clients:
+            bench = Bench.open(clients[0], request)
+            table = profile([bench], shape_rows, tmp_path / f"{price}.csv", QUICK).table
+        found: dict[object, list[tuple[float, str]]] = {}
+        for row in table:
+            found.setdefault(row.shape, []).append((row.latency_ms or 0.0, row.operator))
+        ranks.append({shape: [name for _, name in sorted(v)] for shape, v in found.items()})
+    assert ranks[0] == ranks[1]
+
+
+def test_random_networks_cover_the_latency_range(dsp_table: Path):
+    model = LatencyModel(LookupTable.load(dsp_table), load_backbone("digits32"))
+    networks = random_networks(model, 20, seed=0)
+    latencies = np.array([model.latency_of(n.operators) for n in networks])
+    low, high = model.bounds()
+    covered = (latencies.max() - latencies.min()) / (high - low)
+    assert len({n.operators for n in networks}) == 20
+    assert covered > 0.6
+    assert networks == random_networks(model, 20, seed=0)
+
+
+def test_verify_prints_the_retest_beside_each_error(dsp_table: Path):
+    result = run(verify, "--table", str(dsp_table), "--backbone", "digits32", "--random", "4")
+    assert result.exit_code == 0, result.output
+    assert "random" in result.output
+    assert "retest" in result.output
+    assert "sim-hexagon685-dsp" in result.output
+
+
+def test_the_real_cpu_fills_a_few_rows(tmp_path):
+    path = tmp_path / "cpu.csv"
+    words = ("--layers", "digits32:1", "--operators", "SEP_3,MB_3_6", "--rounds", "8")
+    result = run(profile_ops, *words, "--target", "cpu-onnxruntime-fp32", "-o", str(path), "--json")
+    assert result.exit_code == 0, result.output
+    rows = {row.operator: row for row in LookupTable.load(path)}
+    assert {r.origin for r in rows.values()} == {"measured"}
+    assert (rows["MB_3_6"].latency_ms or 0) > (rows["SEP_3"].latency_ms or 0) > 0
+    assert rows["SEP_3"].compute_unit == "CPU"
+
+
+def test_check_tells_what_is_missing_and_measures_nothing(tmp_path):
+    path = tmp_path / "none.csv"
+    result = run(profile_ops, "--layers", "digits32:1", "--target", DSP, "-o", str(path), "--check")
+    assert result.exit_code == 1
+    assert "holds 0 of 32 rows" in result.output
+    assert not path.exists()
+
+
+def test_two_agents_share_one_plan_and_lose_or_double_no_row(tmp_path):
+    rows = plan_rows(parse_layers("imagenet224:0,4,8"), POOL)
+    request = parse_target(DSP)
+    simulate = ("hexagon685-dsp",)
+    with private_agent(simulate) as a, private_agent(simulate) as b:
+        benches = [Bench.open(client, request) for client in (a, b)]
+        result = profile(benches, rows, tmp_path / "t.csv", MeasuringSettings(rounds=4))
+    assert not missing_rows(rows, result.table, result.target)
+    assert len(result.table) == len(rows)
+
+
+WORDS = ("--layers", "imagenet224", "--operators", "SEP_*,Choice_*", "--target", DSP)
+
+
+def test_a_killed_run_is_finished_by_the_next_one(tmp_path):
+    path = tmp_path / "killed.csv"
+    command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            journal = journal_path(path)
+            if journal.exists() and journal.read_bytes().count(b"\n") > 5:
+                break
+        assert process.poll() is None, "the run ended before it could be killed"
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not path.exists()
+    kept = journal_path(path).read_bytes().count(b"\n") - 1
+    result = run(profile_ops, *WORDS, "-o", str(path), "--json")
+    assert result.exit_code == 0, result.output
+    table = LookupTable.load(path)
+    rows = plan_rows(parse_layers("imagenet224"), select_operators("SEP_*,Choice_*"))
+    assert len(table) == len(rows)
+    assert f'"kept": {kept}' in result.output
+
+
+def test_an_unreachable_agent_is_one_line_and_leaves_nothing(tmp_path):
+    path = tmp_path / "t.csv"
+    command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
+    result = subprocess.run(
+        [*command, "--agent", "127.0.0.1:1"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert "127.0.0.1:1" in result.stderr
+    assert not path.exists()
+    assert not journal_path(path).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--layers", "nonesuch", "--target", DSP), "nonesuch"),
+        (("--layers", "digits32", "--target", DSP, "--operators", "SEP_9"), "did you mean"),
+        (("--layers", "digits32", "--target", "cpu-none-fp32"), "does not know the target"),
+        (("--layers", "digits32", "--target", DSP, "--option", "x"), "key=value"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_status_2(tmp_path, words, message):
+    command = [
+        sys.executable,
+        "-m",
+        "hurricane.profiler.cli",
+        *words,
+        "-o",
+        str(tmp_path / "t.csv"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_broken_table_is_told_before_anything_is_measured(tmp_path, dsp_table):
+    path = tmp_path / "broken.csv"
+    path.write_bytes(dsp_table.read_bytes()[:-40])
+    before = path.read_bytes()
+    command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "broken.csv" in result.stderr
+    assert path.read_bytes() == before
