@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from ..ops.pool import GATES, PLUGIN_VARIABLE, select_operators
 
 if TYPE_CHECKING:
     from ..agents.client import TlsFiles
-    from .networks import GroupCheck, NetworkCheck
 
 _PROGRESS_STEPS = 1000
 
@@ -223,6 +221,11 @@ def _gate_option(gate: str) -> tuple[str, ...]:
     "--random", "random_count", default=0, help="Random networks, stratified over latency."
 )
 @click.option("--uniform", is_flag=True, help="Networks with one operator in all layers.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Fit a line to the random networks and keep it beside the table, for searches.",
+)
 @target_options
 @plugin_option
 @json_option
@@ -233,6 +236,7 @@ def verify(
     backbone_name: str | None,
     random_count: int,
     uniform: bool,
+    calibrate: bool,
     agents: tuple[str, ...],
     runtime_options: tuple[str, ...],
     token_file: str | None,
@@ -244,13 +248,15 @@ def verify(
     plugins: tuple[str, ...],
     as_json: bool,
 ) -> int:
+    from ..lookup_tables.calibration import save_calibration
     from ..lookup_tables.model import LatencyModel, guess_backbone
     from ..lookup_tables.shipped import open_table
     from ..lookup_tables.table import parse_options
     from ..ops.backbone import load_backbone
     from .measuring import Bench, MeasuringSettings, TargetRequest, connect, parse_target
-    from .networks import WholeNetwork, check_networks, random_networks, time_networks
+    from .networks import WholeNetwork, random_networks
     from .networks import uniform_networks as all_uniform
+    from .verification import verify_table
 
     table = open_table(table_name)
     given = _read_architectures(architectures)
@@ -278,24 +284,23 @@ def verify(
         networks = [WholeNetwork(n.group, n.label, n.operators, gate) for n in networks]
     keys = credentials(token_file, tls_ca, tls_cert, tls_key)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
-        bench = Bench.open(clients[0], request)
-        times = time_networks(
-            bench,
-            backbone,
+        found = verify_table(
+            Bench.open(clients[0], request),
+            model,
             networks,
             MeasuringSettings(rounds=rounds, seed=seed),
             on_progress=note,
         )
-    groups, checks = check_networks(model, times)
-    result = {
-        "table": table_name,
-        "table_target": str(wanted),
-        "measured_on": str(bench.target),
-        "groups": [asdict(g) for g in groups],
-        "networks": [asdict(c) for c in checks],
-    }
-    emit(_finite(result), as_json, _verify_text(str(bench.target), groups, checks))
-    return 1 if any(c.error for c in checks) else 0
+    text = found.text()
+    if calibrate:
+        calibration = found.fit(table)
+        path = save_calibration(table.path or table_name, calibration)
+        text += (
+            f"\ncalibration {calibration.scale:.4f} × sum {calibration.offset_ms:+.4f} ms, RMSPE "
+            f"{calibration.rmspe:.1%} on networks left out; kept in {path}"
+        )
+    emit(found.to_dict(table_name), as_json, text)
+    return 1 if any(c.error for c in found.networks) else 0
 
 
 def _read_architectures(paths: tuple[str, ...]) -> list[tuple[str, Any]]:
@@ -310,43 +315,6 @@ def _read_architectures(paths: tuple[str, ...]) -> list[tuple[str, Any]]:
         a = Architecture.load(path)
         found.append((a.backbone, WholeNetwork("given", path, tuple(a.operators), a.gate)))
     return found
-
-
-def _verify_text(target: str, groups: list[GroupCheck], checks: list[NetworkCheck]) -> str:
-    def figures(name: str, f: Any) -> str:
-        return (
-            f"  {name:<11}{f.count:>4}  {f.bias:>+7.1%}  {f.rmspe:>6.1%}  "
-            f"{f.within_5:>6.0%}  {f.within_10:>6.0%}  {f.kendall_tau:>6.3f}"
-        )
-
-    lines = [
-        f"Sums of the table against whole networks on {target}",
-        f"  {'':<11}{'n':>4}  {'bias':>7}  {'RMSPE':>6}  {'±5%':>6}  {'±10%':>6}  {'tau':>6}",
-    ]
-    for group in groups:
-        lines += [figures(group.group, group.prediction), figures("  retest", group.retest)]
-        if group.failed:
-            lines.append(f"  {group.failed} networks of this group could not be measured")
-    for check in checks:
-        if check.group == "given" and not check.error:
-            lines.append(
-                f"  {check.label}: predicted {check.predicted_ms:.3f} ms, measured "
-                f"{check.measured_ms:.3f} ms (halves {check.first_ms:.3f}, {check.second_ms:.3f})"
-            )
-        if check.error:
-            lines.append(f"  {check.label}: {check.error}")
-    return "\n".join(lines)
-
-
-def _finite(value: Any) -> Any:
-    """NaN as null, for JSON."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and value != value:
-        return None
-    return value
 
 
 def main() -> None:

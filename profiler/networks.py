@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..agents.results import Protocol
 from ..lookup_tables.model import LatencyModel
@@ -94,7 +95,7 @@ def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNet
 def uniform_networks(model: LatencyModel) -> list[WholeNetwork]:
     """The networks with one operator in all layers, of those with a latency in every layer."""
     layers = model.latency_ms.shape[0]
-    everywhere = np.isfinite(model.latency_ms).all(axis=0).tolist()
+    everywhere = [bool(column.all()) for column in np.isfinite(model.latency_ms).T]
     return [
         WholeNetwork("uniform", name, (name,) * layers)
         for name, there in zip(model.operators, everywhere, strict=True)
@@ -207,7 +208,7 @@ class ErrorFigures:
     kendall_tau: float
 
 
-def compare(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> ErrorFigures:
+def compare(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
     """Error figures of predictions against measurements, both [N] ms."""
     a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
     error = a / b - 1
@@ -228,6 +229,34 @@ def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
     db = np.sign(np.subtract.outer(b, b))[upper]
     varied = np.sqrt(float((da != 0).sum()) * float((db != 0).sum()))
     return float((da * db).sum() / varied) if varied else float("nan")
+
+
+def fit_line(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> tuple[float, float]:
+    """Scale and offset (ms) that bring predictions nearest to measurements.
+
+    Relative errors are minimised, so that slow networks do not outweigh fast ones.
+
+    Args:
+        predicted_ms, measured_ms: [N], of at least three networks.
+    """
+    a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
+    if len(a) < 3:
+        raise BadRequest(f"a calibration needs at least 3 networks, there are {len(a)}")
+    (scale, offset), *_ = np.linalg.lstsq(
+        np.column_stack([a / b, 1 / b]), np.ones(len(a)), rcond=None
+    )
+    return float(scale), float(offset)
+
+
+def held_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
+    """Error of a calibration on networks that it was not fitted to: each left out in turn."""
+    a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
+    corrected = np.empty_like(a)
+    for index in range(len(a)):
+        others = np.arange(len(a)) != index
+        scale, offset = fit_line(a[others], b[others])
+        corrected[index] = scale * a[index] + offset
+    return compare(corrected, b)
 
 
 @dataclass(frozen=True)

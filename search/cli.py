@@ -400,6 +400,8 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
     if options["table"] is None or options["latency_ms"] is None:
         raise BadRequest("name a table with --table and a budget in ms with --latency")
     opened = open_latency(options["table"], options["backbone"], options["target"])
+    for note in opened.notes():
+        click.echo(f"Note: {note}", err=True)
     rest = {k: options[k] for k in _SPACE_NAMES[4:] if options[k] is not None}
     return build_space(
         opened.model,

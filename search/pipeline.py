@@ -50,6 +50,29 @@ class TargetLatency:
     gate: str
     source: TableSource
 
+    def notes(self) -> list[str]:
+        """What a user should know about the latencies, one sentence each."""
+        found = []
+        missing = self.model.missing()
+        if missing:
+            found.append(
+                f"{len(missing)} cells of the table hold no latency and are no candidates "
+                f"(such as {missing[0]})"
+            )
+        fallen = self.model.flagged("fallback")
+        if fallen:
+            found.append(
+                f"{len(fallen)} rows ran on another unit than the target's "
+                f"(such as {fallen[0].operator} at {fallen[0].shape})"
+            )
+        calibration = self.model.calibration
+        if calibration is not None:
+            found.append(
+                f"calibrated on {calibration.networks} networks: times {calibration.scale:.4g}, "
+                f"plus {calibration.offset_ms:.4g} ms"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class SearchSettings:

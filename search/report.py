@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from ..agents.console import emit, json_option
+from ..lookup_tables.calibration import Calibration
 from ..lookup_tables.model import LatencyModel, fill_command
 from ..lookup_tables.shipped import open_table, shipped_tables
 from ..lookup_tables.table import LookupTable, Row, Target
@@ -28,7 +29,7 @@ from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import parse_operator
 from ..ops.shapes import LayerShape
-from .architecture import Accuracy, Architecture, TableSource
+from .architecture import Accuracy, Architecture, TableSource, read_table_source
 from .jsonfile import Fields, write_bytes
 from .pipeline import SearchSettings, open_latency
 from .rundir import EVALUATED_COLUMNS, read_config
@@ -101,7 +102,7 @@ class HeatCell:
         status: a table's status, ``absent`` (no row) or ``inapplicable``.
         ms: marginal latency, with the ends of its interval where the row has them.
         ratio: to the fastest operator at this shape.
-        flags: of the row.
+        flags: of the row, but for the word that its origin says already.
     """
 
     operator: str
@@ -228,7 +229,7 @@ class TableFacts:
         flagged: rows that carry a flag.
         measured_at: first and last time stamp; empty where rows have none.
         agent_versions: of the rows.
-        calibration: in words; empty where there is none.
+        calibration: of the table's sums, which searches use; None where there is none.
     """
 
     path: str
@@ -237,7 +238,7 @@ class TableFacts:
     flagged: int
     measured_at: tuple[str, ...]
     agent_versions: tuple[str, ...]
-    calibration: str
+    calibration: Calibration | None
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ class Run:
         table: what was found of it.
         fixed_ms: stem, head and the price of a call, by the table.
         space, winner, baseline, stages, heat, verification: what there is of them.
+        baseline_folder: where the baseline was found.
         same_training: how the baseline's training compares with the winner's, in words.
         versions, seed: of the winner.
         model: size in bytes and SHA-256 of ``model.onnx``.
@@ -271,6 +273,7 @@ class Run:
     space: SearchSpace | None = None
     winner: NetworkFigures | None = None
     baseline: NetworkFigures | None = None
+    baseline_folder: Path | None = None
     same_training: str = ""
     stages: tuple[Stage, ...] = ()
     heat: HeatMap | None = None
@@ -338,15 +341,17 @@ def gather_run(folder: str | Path) -> Run:
             else f"{path} trained a given network: there was no search space."
         )
     source = (space.table if space else None) or (found.table if found else None)
+    if source is None and config.get("table") is not None:
+        where = f"run configuration {path / 'config.json'}: table"
+        source = read_table_source(Fields(config["table"], where))
     named = space.backbone if space else found.backbone if found else config.get("backbone")
     if not isinstance(named, str):
         raise BadRequest(f"{path / 'config.json'}: backbone must be a text")
     backbone = load_backbone(named)
     run = Run(path, config, backbone, named, source=source, space=space)
 
-    table, model = _find_table(path, source, named, gaps)
-    if table is not None and source is not None:
-        target = table.target(source.target)
+    table, target, model = _find_table(path, source, named, gaps)
+    if table is not None and target is not None:
         heat = heat_map(table, target, backbone, model)
         run = replace(run, target=target, table=_table_facts(table, target, model), heat=heat)
     if model is not None:
@@ -495,6 +500,11 @@ def commands(run: Run) -> tuple[str, ...]:
         for f in fields(SearchSettings)
         if f.name in run.config and run.config[f.name] != f.default
     }
+    calibration = run.table.calibration if run.table is not None else None
+    if calibration is not None and source is not None:
+        words = ["hurricane", "verify", "--table", source.path, "--target", source.target]
+        words += ["--backbone", run.backbone_name, "--random", str(calibration.networks)]
+        lines.append(shlex.join([*words, "--calibrate"]))
     if space is not None and source is not None:
         words = ["hurricane", "space", "--table", source.path, "--target", source.target]
         words += ["--backbone", space.backbone, "--latency", f"{space.budget_ms:.12g}"]
@@ -502,14 +512,19 @@ def commands(run: Run) -> tuple[str, ...]:
         words += ["--alpha", "auto" if space.alpha_mode == "auto" else repr(space.alpha)]
         explores = [i for i, name in enumerate(space.exploring) if name is not None]
         words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
-        words += ["--score-latency", space.score_latency, "-o", "space.json"]
+        file = f"{run.name}.space.json"
+        words += ["--score-latency", space.score_latency, "-o", file]
         lines.append(shlex.join(words))
-        words = ["hurricane", "search", "--space", "space.json"]
+        words = ["hurricane", "search", "--space", file]
         lines.append(shlex.join([*words, *_options(settings), "-o", str(run.folder)]))
-    elif run.config.get("command") == "train":
-        kept = {k: v for k, v in settings.items() if k in ("data", "seed", "device", "training")}
-        words = ["hurricane", "train", str(run.folder / "architecture.json"), *_options(kept)]
-        lines.append(shlex.join([*words, "-o", "runs/again"]))
+    trained = {k: v for k, v in settings.items() if k in ("data", "seed", "device", "training")}
+    if run.config.get("command") == "train":
+        words = ["hurricane", "train", str(run.folder / "architecture.json"), *_options(trained)]
+        lines.append(shlex.join([*words, "-o", f"{run.folder}-again"]))
+    if run.baseline is not None and run.baseline_folder is not None:
+        words = ["hurricane", "train", str(run.baseline_folder / "architecture.json")]
+        place = ["-o", str(run.baseline_folder)]
+        lines.append(shlex.join([*words, *_options(trained), *place]))
     if run.verification is not None and source is not None:
         counts = [n.group for n in run.verification.networks]
         words = ["hurricane", "verify", "--table", source.path, "--target", source.target]
@@ -519,7 +534,6 @@ def commands(run: Run) -> tuple[str, ...]:
         words += [str(run.folder / "architecture.json")] if "given" in counts else []
         target = shlex.quote(str(run.folder / VERIFICATION))
         lines.append(f"{shlex.join([*words, '--json'])} > {target}")
-    lines.append(shlex.join(["hurricane", "report", str(run.folder)]))
     return tuple(lines)
 
 
@@ -529,20 +543,20 @@ def _optional(path: Path, read: Callable[[Path], Any]) -> Any:
 
 def _find_table(
     path: Path, source: TableSource | None, backbone: str, gaps: dict[str, str]
-) -> tuple[LookupTable | None, LatencyModel | None]:
+) -> tuple[LookupTable | None, Target | None, LatencyModel | None]:
     """The run's table: where the run says, or by its name in the run's folder or above it."""
     if source is None:
         gaps["heat"] = f"{path} names no lookup table."
-        return None, None
+        return None, None, None
     name = Path(source.path).name
     places = [source.path, path / name, path.parent / name]
     place = next((p for p in places if p in shipped_tables() or Path(p).is_file()), None)
     if place is None:
         gaps["heat"] = (
             f"The lookup table {source.path} was not found here, so there are no latencies by "
-            f"operator, and nothing tells whether they were measured or simulated."
+            "operator, and nothing tells whether they were measured or simulated."
         )
-        return None, None
+        return None, None, None
     table = open_table(place)
     if table.sha256() != source.sha256:
         gaps["table"] = (
@@ -550,30 +564,29 @@ def _find_table(
             "by layer are those of the table as it is now."
         )
     try:
-        model = open_latency(place, backbone, source.target).model
+        target = table.target(source.target)
     except BadRequest as error:
-        gaps["layers"] = f"The table gives no latency of layers: {error}"
-        return table, None
-    return table, model
+        gaps["heat"] = f"There are no latencies by operator: {error}."
+        return None, None, None
+    try:
+        return table, target, open_latency(place, backbone, source.target).model
+    except BadRequest as error:
+        gaps["layers"] = f"The table gives no latency of layers: {error}."
+        return table, target, None
 
 
 def _table_facts(table: LookupTable, target: Target, model: LatencyModel | None) -> TableFacts:
     rows = [row for row in table if row.target == target]
     statuses = [row.status for row in rows]
     times = sorted(row.measured_at for row in rows if row.measured_at)
-    calibration = model.calibration if model is not None else None
     return TableFacts(
         path=str(table.path),
         rows=len(rows),
         statuses=tuple((s, statuses.count(s)) for s in dict.fromkeys(sorted(statuses))),
-        flagged=sum(bool(row.flags) for row in rows),
+        flagged=sum(any(word != row.origin for word in row.flag_words) for row in rows),
         measured_at=tuple(dict.fromkeys((times[0], times[-1]))) if times else (),
         agent_versions=tuple(sorted({row.agent_version for row in rows if row.agent_version})),
-        calibration=(
-            f"×{calibration.scale:.4g}, {signed(calibration.offset_ms, '.3g')} ms"
-            if calibration is not None
-            else ""
-        ),
+        calibration=model.calibration if model is not None else None,
     )
 
 
@@ -619,7 +632,8 @@ def _with_baseline(run: Run, model: LatencyModel | None, gaps: dict[str, str]) -
     figures = _figures(label, found, run.backbone, model)
     if figures.layer_ms is not None and model is not None:
         figures = replace(figures, predicted_ms=model.latency_of(found.operators))
-    return replace(run, baseline=figures, same_training=_compare_training(run.config, place))
+    compared = _compare_training(run.config, place)
+    return replace(run, baseline=figures, baseline_folder=place, same_training=compared)
 
 
 def _same_table(a: TableSource, b: TableSource) -> bool:
@@ -700,8 +714,9 @@ def _cell(
     row = rows.get((name, shape))
     if row is None:
         return HeatCell(name, shape, "absent" if applies(name, shape) else "inapplicable")
+    flags = tuple(word for word in row.flag_words if word != row.origin)
     if row.latency_ms is None or fastest is None:
-        return HeatCell(name, shape, row.status, flags=row.flag_words)
+        return HeatCell(name, shape, row.status, flags=flags)
     return HeatCell(
         name,
         shape,
@@ -710,7 +725,7 @@ def _cell(
         row.ci_low_ms,
         row.ci_high_ms,
         row.latency_ms / fastest,
-        row.flag_words,
+        flags,
     )
 
 
@@ -774,7 +789,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float, form: str = ".1f") -> str:
     """A number that always shows its sign."""
-    return f"{value:+{form}}".replace("-", "−")
+    text = f"{value:+{form}}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def signed_percent(value: float | None) -> str:
@@ -832,8 +848,10 @@ class Axis:
         if log:
             room = (high / low) ** 0.05 if high > low else 1.1
             return cls(low / room, high * room, start, end, True, percent)
-        room = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
-        return cls(low - room, high + room, start, end, False, percent)
+        room = 0.06 * (high - low) or 0.02 * abs(high) or 0.02
+        if percent:  # a share ends at 100%, and so does its axis
+            return cls(max(0.0, low - room), min(1.0, high + room), start, end, False, True)
+        return cls(low - room, high + room, start, end)
 
     def at(self, value: float) -> float:
         """The place of a value."""
@@ -853,7 +871,7 @@ class Axis:
             return tuple((f"{v:g}", self.at(v)) for v in inside)
         unit = 100 if self.percent else 1
         low, high = self.low * unit, self.high * unit
-        step = _nice_step((high - low) / 5)
+        step = _nice_step((high - low) / 6)
         digits = max(0, -math.floor(math.log10(step) + 1e-9))
         numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
         return tuple((f"{n * step:.{digits}f}", self.at(n * step / unit)) for n in numbers)
@@ -965,7 +983,7 @@ def stage_plot(stage: Stage, run: Run) -> StagePlot:
     ]
     steps = stage.best_so_far
     number = Axis(0, len(stage.points), 46, 350)
-    best_y = Axis.over([a for _, a in steps], 96, 10, percent=True)
+    best_y = Axis.over([a for _, a in steps], 96, 14, percent=True)
     path = f"M{number.at(steps[0][0])} {best_y.at(steps[0][1])}" + "".join(
         f"H{number.at(n)}V{best_y.at(a)}" for n, a in steps[1:]
     )
@@ -1053,6 +1071,7 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         ms=ms,
         percent=percent,
         signed_percent=signed_percent,
+        signed_ms=lambda value: signed(value, ".3g"),
         count=count,
         millions=millions,
         family=family,
@@ -1069,6 +1088,7 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         runs=runs,
         groups=list(together.values()),
         heats=heats,
+        calibrated=any(run.table and run.table.calibration for run in runs),
         heat_levels=HEAT_LEVELS,
         plots={
             "latency": latency_plot,
@@ -1077,6 +1097,8 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
             "verification": verification_plot,
         },
         commands=commands,
+        report_line=shlex.join(["hurricane", "report", *(str(r.folder) for r in runs)])
+        + " -o report.html",
         reductions=reductions,
     )
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
@@ -1133,7 +1155,7 @@ Examples:
     type=click.Path(dir_okay=False, path_type=Path),
     help="The page [report.html in the one folder that is named].",
 )
-@click.option("--title", help="Of the page [from the folder's name].")
+@click.option("--title", help="Of the page [the folders' names].")
 @json_option
 def report_command(
     folders: tuple[Path, ...], output: Path | None, title: str | None, as_json: bool
@@ -1145,7 +1167,7 @@ def report_command(
             raise BadRequest("several folders are named: name the page with -o FILE")
         output = first / "report.html"
     runs = [gather_run(path) for path in paths]
-    named = title or " and ".join(folder.resolve().name for folder in folders)
+    named = title or "Hurricane: " + ", ".join(folder.resolve().name for folder in folders)
     _write(render_report(runs, named), output)
     result = {"output": str(output), "runs": [_summary(run) for run in runs]}
     gaps = [f"  left out: {gap}" for run in runs for gap in run.gaps.values()]

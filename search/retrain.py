@@ -33,6 +33,9 @@ BATCH_NORM_IMAGES = 4096
 """Training images that the final BatchNorm statistics are averaged over (Wu & Johnson 2021,
 arXiv 2105.07576: "precise" statistics), which makes them the same for any number of processes."""
 
+BATCH_NORM_BATCH = 128
+"""Images in each of the batches whose statistics are averaged."""
+
 
 @dataclass(frozen=True)
 class TrainedNetwork:
@@ -108,8 +111,7 @@ def train_architecture(
 
     optimise(network, objective, data, settings, identity, checkpoint, progress)
     device = choose_device(settings.device, join_world())
-    batch = max(1, settings.batch // settings.parts)
-    recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, batch, device))
+    recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, BATCH_NORM_BATCH, device))
     validation = evaluate_network(network, data.validation, data, device=settings.device)
     test = evaluate_network(network, data.test, data, device=settings.device)
     network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]

@@ -447,7 +447,7 @@ class _Checkpoint:
 def write_atomically(path: Path, content: Any) -> None:
     """Saves with torch.save; a kill leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
             torch.save(content, file)
@@ -541,7 +541,7 @@ PRESETS: dict[str, Preset] = {
     "digits": Preset(
         "digits",
         supernet=TrainingSettings(epochs=20, batch=32, learning_rate=0.1, augment=False),
-        stage_2=TrainingSettings(epochs=5, batch=32, learning_rate=0.05, augment=False),
+        stage_2=TrainingSettings(epochs=8, batch=32, learning_rate=0.1, augment=False),
         retrain=TrainingSettings(epochs=8, batch=32, learning_rate=0.1, schedule="cosine"),
         calibration_images=256,
     ),

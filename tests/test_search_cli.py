@@ -1,0 +1,304 @@
+"""The commands space, search, train and export, and a search that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.table import LookupTable, Row, Target
+from hurricane.ops.backbone import Backbone, load_backbone
+from hurricane.ops.pool import POOL
+from hurricane.ops.shapes import LayerShape
+from hurricane.profiler.measuring import Bench, connect, parse_target
+from hurricane.search.architecture import Architecture
+from hurricane.search.cli import cli
+from hurricane.search.measuring import NotMeasurable, TargetMeasurer
+from hurricane.search.space import SearchSpace
+
+BACKBONE = """
+classes = 10
+split = 1
+exploring_layers = 1
+[input]
+channels = 1
+height = 8
+width = 8
+[[stem]]
+channels = 8
+kernel = 3
+stride = 1
+[[stages]]
+channels = 16
+repeats = 2
+stride = 2
+[[stages]]
+channels = 32
+repeats = 2
+stride = 2
+[head]
+channels = 32
+"""
+TARGET = Target("test-board", "dsp", "qnn", "1.0", precision="int8")
+PROGRAM = "from hurricane.search.cli import main; main()"
+BUDGET = "0.36"
+FAST = ["--training", "0.05", "--evaluations", "12", "--population", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small backbone and a table of a board that is not here."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "tiny.toml").write_text(BACKBONE)
+    write_table(load_backbone(folder / "tiny.toml"), folder / "tiny.csv")
+    return folder
+
+
+def write_table(backbone: Backbone, path: Path) -> None:
+    def row(name: str, shape: LayerShape, ms: float) -> Row:
+        values = {"latency_ms": ms, "call_ms": 0.01, "estimator": "made up"}
+        return Row.of(TARGET, name, shape, status="ok", **values)
+
+    rows = [row(backbone.stem_name, backbone.stem_shape, 0.05)]
+    rows.append(row(backbone.head_name, backbone.head_shape, 0.05))
+    for shape in backbone.distinct_shapes:
+        for index, op in enumerate(POOL):
+            ms = 0.02 + op.macs(shape) / 3e6 + op.se * 0.02 + 0.001 * index
+            rows.append(row(op.name, shape, ms))
+    LookupTable(rows).save(path)
+
+
+def call(bench: Path, *arguments: str, status: int = 0) -> Result:
+    result = CliRunner().invoke(cli, list(arguments), catch_exceptions=True)
+    code = getattr(result.exception, "exit_status", result.exit_code)
+    assert code == status, (result.output, result.exception)
+    return result
+
+
+def make(bench: Path) -> list[str]:
+    return [
+        "--table", str(bench / "tiny.csv"), "--backbone", str(bench / "tiny.toml"),
+        "--latency", BUDGET,
+    ]  # fmt: skip
+
+
+def test_space_prints_a_summary_and_writes_the_file(bench: Path, tmp_path: Path) -> None:
+    result = call(bench, "space", *make(bench), "-o", str(tmp_path / "space.json"))
+    space = SearchSpace.load(tmp_path / "space.json")
+    assert f"alpha {space.alpha:g} (auto)" in result.stdout
+    assert f"{space.lowest_ms:.4g} to {space.highest_ms:.4g} ms" in result.stdout
+    for names in space.candidates:
+        assert all(name in result.stdout for name in names)
+    assert space.table is not None
+    assert space.table.sha256 == LookupTable.load(bench / "tiny.csv").sha256()
+
+
+def test_space_as_json_is_one_object(bench: Path) -> None:
+    result = call(bench, "space", *make(bench), "--alpha", "0.2", "--top", "3", "--json")
+    content = json.loads(result.stdout)
+    assert content["alpha"] == 0.2
+    assert content["alpha_mode"] == "fixed"
+    assert [len(layer["operators"]) for layer in content["layers"]] == [3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("option", [["--alpha", "much"], ["--latency", "soon"], ["--top", "0"]])
+def test_wrong_options_are_wrong_usage(bench: Path, option: list[str]) -> None:
+    call(bench, "space", *make(bench), *option, status=2)
+
+
+def test_a_space_needs_a_table_and_a_budget(bench: Path) -> None:
+    result = call(bench, "space", "--latency", "3", status=2)
+    assert "--table" in str(result.exception)
+
+
+def test_an_impossible_budget_ends_before_torch_is_loaded(bench: Path, tmp_path: Path) -> None:
+    program = (
+        "import atexit, sys\n"
+        "from hurricane.search.cli import main\n"
+        "atexit.register(lambda: print('torch' in sys.modules, 'pandas' in sys.modules))\n"
+        "main()\n"
+    )
+    run = tmp_path / "run"
+    arguments = [*make(bench)[:-1], "0.05", "-o", str(run)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "search", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: a budget of 0.05 ms cannot be met")
+    table, backbone = LookupTable.load(bench / "tiny.csv"), load_backbone(bench / "tiny.toml")
+    low, _ = LatencyModel(table, backbone).bounds()
+    assert f"the fastest network takes {low:.4g} ms" in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    assert done.stdout.split() == ["False", "False"]
+    assert not run.exists()
+
+
+def search(bench: Path, run: Path) -> list[str]:
+    return ["search", *make(bench), *FAST, "--no-measure", "-o", str(run)]
+
+
+@pytest.fixture(scope="module")
+def finished(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a search that nobody disturbed."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    call(bench, *search(bench, run))
+    return run
+
+
+def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> None:
+    winner = Architecture.load(finished / "architecture.json")
+    assert winner.predicted_ms is not None
+    assert winner.predicted_ms <= float(BUDGET) + 1e-9
+    assert winner.measured_ms is None
+    assert winner.operators == Architecture.load(finished / "winner-2.json").operators
+    assert {(f.split, f.how.split(" ")[0]) for f in winner.accuracy} == {
+        ("validation", "supernet"),
+        ("validation", "trained"),
+        ("test", "trained"),
+    }
+    onnx.checker.check_model(onnx.load(str(finished / "model.onnx")))
+    assert SearchSpace.load(finished / "space.json").budget_ms == float(BUDGET)
+    assert json.loads((finished / "config.json").read_text())["evaluations"] == 12
+    for stage in (1, 2):
+        lines = (finished / f"evaluated-{stage}.csv").read_text().splitlines()
+        assert 2 <= len(lines) <= 13
+
+
+def test_a_search_killed_half_way_resumes_to_the_same_result(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *search(bench, run)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "evaluated-1.csv").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (run / "architecture.json").exists()
+    call(bench, *search(bench, run))
+    for name in ("architecture.json", "evaluated-1.csv", "evaluated-2.csv", "winner-1.json"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def test_a_finished_run_is_not_done_again(bench: Path, finished: Path) -> None:
+    before = {f.name: f.stat().st_mtime_ns for f in finished.glob("*.pt")}
+    model = (finished / "model.onnx").read_bytes()
+    (finished / "model.onnx").unlink()
+    result = call(bench, *search(bench, finished), "--json")
+    assert json.loads(result.stdout)["directory"] == str(finished)
+    assert {f.name: f.stat().st_mtime_ns for f in finished.glob("*.pt")} == before
+    assert (finished / "model.onnx").read_bytes() == model
+
+
+def test_resuming_with_other_options_is_refused(bench: Path, finished: Path) -> None:
+    result = call(bench, *search(bench, finished), "--seed", "7", status=2)
+    assert "seed=0, not seed=7" in str(result.exception)
+
+
+def test_a_space_file_replaces_the_options_that_build_one(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    space = str(finished / "space.json")
+    result = call(
+        bench, "search", "--space", space, "--top", "3", "-o", str(tmp_path / "a"), status=2
+    )
+    assert "already settles --top" in str(result.exception)
+    run = tmp_path / "b"
+    call(bench, "search", "--space", space, *FAST, "--no-measure", "-o", str(run))
+    found = Architecture.load(run / "architecture.json")
+    assert found.operators == Architecture.load(finished / "architecture.json").operators
+
+
+def test_train_gives_an_architecture_its_figures(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    call(
+        bench, "train", str(finished / "winner-1.json"), "--training", "0.1", "--device", "cpu",
+        "--no-measure", "-o", str(run),
+    )  # fmt: skip
+    trained = Architecture.load(run / "architecture.json")
+    assert trained.operators == Architecture.load(finished / "winner-1.json").operators
+    assert [f.split for f in trained.accuracy] == ["validation", "test"]
+    assert (run / "model.onnx").exists()
+
+
+def test_a_board_that_is_not_here_is_said_not_to_be_measured(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    result = call(
+        bench, "train", str(finished / "winner-1.json"), "--training", "0.1", "--device", "cpu",
+        "-o", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert "not measured: " in result.stdout
+    assert "--agent" in result.stdout
+    assert Architecture.load(tmp_path / "run" / "architecture.json").measured_ms is None
+
+
+@pytest.fixture(scope="module")
+def simulated() -> Target:
+    """A simulated stick, as a private agent names it."""
+    request = parse_target("sim-myriadx-vpu")
+    with connect((), request) as clients:
+        return Bench.open(clients[0], request).target
+
+
+def test_a_network_is_measured_on_the_target_of_its_table(
+    simulated: Target, finished: Path
+) -> None:
+    winner = Architecture.load(finished / "architecture.json")
+    found = TargetMeasurer(simulated, rounds=8)(winner, finished / "model.onnx")
+    assert found.ms > 0
+    assert found.first_ms == pytest.approx(found.ms, rel=0.2)
+    assert found.second_ms == pytest.approx(found.ms, rel=0.2)
+
+
+def test_another_device_than_the_tables_is_not_measured(simulated: Target, finished: Path) -> None:
+    with pytest.raises(NotMeasurable, match="name the board's agent with --agent"):
+        TargetMeasurer(replace(simulated, precision="fp32")).check()
+
+
+def test_export_takes_the_trained_weights_where_there_are_any(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    trained, seeded = tmp_path / "trained.onnx", tmp_path / "seeded.onnx"
+    call(bench, "export", str(finished / "architecture.json"), "-o", str(trained))
+    Architecture.load(finished / "architecture.json").save(tmp_path / "architecture.json")
+    result = call(bench, "export", str(tmp_path / "architecture.json"), "-o", str(seeded), "--json")
+    assert trained.read_bytes() == (finished / "model.onnx").read_bytes()
+    assert seeded.read_bytes() != trained.read_bytes()
+    assert json.loads(result.stdout)["weights"] is None
+    assert json.loads(result.stdout)["bytes"] == seeded.stat().st_size
+
+
+def test_the_group_lists_all_commands_without_importing_them() -> None:
+    program = (
+        "import sys; from hurricane.search.cli import cli; cli(['--help'], standalone_mode=False); "
+        "print({'torch', 'pandas', 'rich', 'onnx'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    for name in ("agent", "profile-ops", "table", "space", "search", "train", "export", "verify"):
+        assert f"\n  {name} " in done.stdout
+    assert done.stdout.splitlines()[-1] == "set()"

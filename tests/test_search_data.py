@@ -1,0 +1,236 @@
+"""Data sets come in three fixed, disjoint splits at the backbone's size."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hurricane.ops.backbone import load_backbone
+from hurricane.ops.errors import BadRequest
+from hurricane.search.data import Augmentation, load_data
+
+DIGITS = load_backbone("digits32")
+SMALL = replace(load_backbone("cifar32"), input_height=8, input_width=8, classes=2)
+CLASSES = ("cat", "dog")
+
+
+def write_images(
+    folder: Path, part: str, count: int, classes: tuple[str, ...] = CLASSES, side: int = 8
+) -> None:
+    """Images whose red is the class, green the number, blue the split."""
+    for label, name in enumerate(classes):
+        place = folder / part / name
+        place.mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            colour = (label * 100, number, len(part))
+            Image.new("RGB", (side, side), colour).save(place / f"{number:03d}.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_images(tmp_path / "photos", "train", 20)
+    write_images(tmp_path / "photos", "test", 5)
+    return tmp_path / "photos"
+
+
+def keys(images: torch.Tensor) -> set[bytes]:
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_digits_are_split_into_disjoint_parts_with_every_class_alike():
+    data = load_data("digits", DIGITS)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1137, 300, 360)
+    assert data.validation.labels.bincount().tolist() == [30] * 10
+    assert data.test.labels.bincount().tolist() == [36] * 10
+    assert data.train.images.shape[1:] == (1, 32, 32)
+    assert data.train.images.dtype == torch.uint8
+    parts = [keys(split.images) for split in (data.train, data.validation, data.test)]
+    assert parts[0].isdisjoint(parts[1])
+    assert parts[2].isdisjoint(parts[0] | parts[1])
+
+
+def test_the_seed_alone_decides_the_splits():
+    first, again, other = (load_data("digits", DIGITS, seed) for seed in (3, 3, 4))
+    assert torch.equal(first.validation.images, again.validation.images)
+    assert not torch.equal(first.validation.images, other.validation.images)
+
+
+def test_normalisation_comes_from_the_training_images():
+    data = load_data("digits", DIGITS)
+    ready = data.normalise(data.train.images)
+    assert ready.mean().item() == pytest.approx(0, abs=1e-4)
+    assert ready.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_limit_keeps_as_many_of_every_class_in_every_split():
+    data = load_data("digits?limit=50", DIGITS)
+    for split in (data.train, data.validation, data.test):
+        assert split.labels.bincount().tolist() == [5] * 10
+    whole = load_data("digits", DIGITS)
+    assert keys(data.validation.images) < keys(whole.validation.images)
+
+
+def test_a_folder_gives_validation_images_out_of_its_training_images(photos: Path):
+    data = load_data(f"folder:{photos}", SMALL)
+    assert data.classes == CLASSES
+    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 10)
+    assert data.validation.labels.bincount().tolist() == [2, 2]
+    for split, part in ((data.train, "train"), (data.validation, "train"), (data.test, "test")):
+        assert (split.images[:, 0, 0, 0] == split.labels * 100).all()
+        assert (split.images[:, 2] == len(part)).all()
+    assert keys(data.train.images).isdisjoint(keys(data.validation.images))
+
+
+def test_a_folder_with_validation_images_keeps_its_splits(photos: Path):
+    write_images(photos, "validation", 3)
+    data = load_data(f"folder:{photos}", SMALL)
+    assert (len(data.train), len(data.validation), len(data.test)) == (40, 6, 10)
+    assert (data.validation.images[:, 2] == len("validation")).all()
+
+
+def test_a_zip_with_a_folder_around_it_reads_like_the_folder(photos: Path, tmp_path: Path):
+    archive = tmp_path / "photos.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in photos.rglob("*.png"):
+            file.write(path, Path("photos") / path.relative_to(photos))
+    zipped, folder = load_data(f"cifar10:{archive}", SMALL), load_data(f"folder:{photos}", SMALL)
+    assert torch.equal(zipped.train.images, folder.train.images)
+    assert torch.equal(zipped.validation.labels, folder.validation.labels)
+
+
+def test_images_of_other_sizes_and_channels_fit_the_backbone(tmp_path: Path):
+    for part in ("train", "test"):
+        write_images(tmp_path, part, 4, side=21)
+    grey = load_data(f"folder:{tmp_path}", replace(SMALL, input_channels=1))
+    assert grey.train.images.shape[1:] == (1, 8, 8)
+    colour = load_data(f"folder:{tmp_path}", SMALL)
+    assert (colour.train.images[:, 0, 4, 4] == colour.train.labels * 100).all()
+
+
+def batch_files(count: int) -> dict[str, bytes]:
+    """CIFAR-10's python batches as the original has them, with two classes."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels = rng.integers(0, 256, (count, 3072)).astype(np.uint8)
+        content = {b"data": pixels, b"labels": [i % 2 for i in range(count)]}
+        files[name] = pickle.dumps(content, protocol=2)
+    files["batches.meta"] = pickle.dumps({b"label_names": [b"cat", b"dog"]}, protocol=2)
+    return files
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def test_python_batches_read_from_a_tar_file_and_from_a_folder(tmp_path: Path):
+    backbone = replace(SMALL, input_height=32, input_width=32)
+    files = batch_files(10)
+    write_tar(tmp_path / "cifar.tar.gz", files)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    packed = load_data(f"cifar10:{tmp_path / 'cifar.tar.gz'}", backbone)
+    loose = load_data(f"cifar10:{folder}", backbone)
+    assert packed.classes == ("cat", "dog")
+    assert (len(packed.train), len(packed.validation), len(packed.test)) == (46, 4, 10)
+    assert torch.equal(packed.train.images, loose.train.images)
+    original = pickle.loads(files["test_batch"])[b"data"].reshape(-1, 3, 32, 32)
+    assert np.array_equal(packed.test.images.numpy(), original)
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.system, ("exit 1",))
+
+
+def test_a_batch_that_would_run_code_is_refused(tmp_path: Path):
+    files = batch_files(4) | {"test_batch": pickle.dumps(Harmful())}
+    write_tar(tmp_path / "bad.tar.gz", files)
+    with pytest.raises(BadRequest, match=r"test_batch is not a CIFAR-10 batch.*system"):
+        load_data(f"cifar10:{tmp_path / 'bad.tar.gz'}", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("digits:here", "takes no path"),
+        ("faces:here", "kind 'faces' is unknown"),
+        ("folder:", "name the folder"),
+        ("digits?limit=none", "whole number"),
+        ("digits?limits=3", "option 'limits' is unknown"),
+        ("folder:/nowhere/at/all", "does not exist"),
+        (f"folder:{__file__}", "neither a folder nor a zip"),
+    ],
+)
+def test_a_wrong_spec_is_explained(spec: str, words: str):
+    with pytest.raises(BadRequest, match=words):
+        load_data(spec, DIGITS)
+
+
+def test_a_broken_image_is_named(photos: Path):
+    (photos / "train" / "dog" / "007.png").write_bytes(b"not a picture")
+    with pytest.raises(BadRequest, match=r"cannot read image train/dog/007\.png"):
+        load_data(f"folder:{photos}", SMALL)
+
+
+def test_splits_with_different_classes_are_refused(photos: Path):
+    (photos / "test" / "dog").rename(photos / "test" / "wolf")
+    with pytest.raises(BadRequest, match="only one of train/ and test/"):
+        load_data(f"folder:{photos}", SMALL)
+
+
+def test_a_folder_without_test_images_is_refused(tmp_path: Path):
+    write_images(tmp_path, "train", 3)
+    with pytest.raises(BadRequest, match="no images in test/"):
+        load_data(f"folder:{tmp_path}", SMALL)
+
+
+def test_one_training_image_is_too_few(tmp_path: Path):
+    write_images(tmp_path, "train", 1)
+    write_images(tmp_path, "test", 1)
+    with pytest.raises(BadRequest, match="no image for the validation split"):
+        load_data(f"folder:{tmp_path}", SMALL)
+
+
+def test_the_head_must_have_the_datas_classes(photos: Path):
+    with pytest.raises(BadRequest, match="has 2 classes, the head of cifar32 has 10"):
+        load_data(f"folder:{photos}", replace(SMALL, classes=10))
+
+
+def test_augmentation_shifts_and_flips_each_image_by_its_own_draw():
+    image = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
+    batch = image.expand(200, -1, -1, -1)
+    flipped = Augmentation(flip=True).apply(batch, torch.Generator().manual_seed(0))
+    straight = (flipped == image).flatten(1).all(1)
+    mirrored = (flipped == image.flip(3)).flatten(1).all(1)
+    assert (straight ^ mirrored).all()
+    assert 60 < int(mirrored.sum()) < 140
+    shifted = Augmentation(shift=2).apply(batch, torch.Generator().manual_seed(0))
+    # An image's pixel (4, 4) tells by how much it moved: all 25 shifts occur.
+    assert {int(p) for p in shifted[:, 0, 4, 4]} == {
+        8 * (4 + dy) + 4 + dx for dy in range(-2, 3) for dx in range(-2, 3)
+    }
+
+
+def test_real_photographs_load_at_the_backbones_size(data_folder: Path):
+    path = data_folder / "images" / "clothing10_128.zip"
+    data = load_data(f"folder:{path}?limit=100", load_backbone("cifar32"))
+    assert len(data.classes) == 10
+    assert data.train.images.shape == (100, 3, 32, 32)
+    assert 0.1 < min(data.std) < max(data.std) < 0.5

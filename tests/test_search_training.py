@@ -1,0 +1,221 @@
+"""Training is decided by its seed alone: not by kills, checkpoints or the number of processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.search.data import ImageData, load_data
+from hurricane.search.training import TrainingSettings, build_supernet, train_supernet
+
+from . import search_training_worker as worker
+
+WORKER = Path(worker.__file__)
+TIMEOUT_S = 120
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Equal to the last bit means with the same number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data("digits?limit=100", worker.BACKBONE)
+
+
+def start(folder: Path, parts: int, *kill: str, **environment: str) -> subprocess.Popen[bytes]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), str(folder), str(parts), *kill],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def assert_equal_weights(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+def tiny(seed: int = 0):
+    return build_supernet(worker.BACKBONE, worker.CANDIDATES, "h-swish", seed)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    torch.set_num_threads(1)
+    return worker.train_both(tmp_path_factory.mktemp("undisturbed"), 1)
+
+
+@pytest.mark.parametrize("file", ["supernet-1.pt", "training.pt"])
+def test_a_killed_training_resumes_to_the_same_weights(
+    undisturbed: dict, tmp_path: Path, file: str
+):
+    folder = tmp_path / "killed"
+    assert start(folder, 1, file).wait(TIMEOUT_S) == -signal.SIGKILL
+    assert torch.load(folder / file, weights_only=True)["step"] == 4
+    resumed = worker.train_both(folder, 1)
+    for what, result in undisturbed.items():
+        assert_equal_weights(result["model"], resumed[what]["model"])
+        assert result["scores"] == resumed[what]["scores"]
+    assert not list(folder.glob("*.partial"))
+
+
+def test_two_processes_do_the_same_as_one_with_two_parts(tmp_path: Path):
+    alone = worker.train_both(tmp_path / "alone", 2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        start(tmp_path / "together", 1, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(2)
+    ]
+    assert [p.wait(TIMEOUT_S) for p in processes] == [0, 0]
+    together = torch.load(tmp_path / "together" / "result.pt", weights_only=True)
+    # A supernet keeps the statistics that BatchNorm saw on rank 0: no score depends on them.
+    supernets = (run["supernet"]["model"] for run in (alone, together))
+    assert_equal_weights(*({k: v for k, v in m.items() if not is_statistic(k)} for m in supernets))
+    assert_equal_weights(alone["network"]["model"], together["network"]["model"])
+    for what in ("supernet", "network"):
+        assert alone[what]["scores"] == together[what]["scores"]
+
+
+def is_statistic(name: str) -> bool:
+    return "running" in name or "num_batches" in name
+
+
+def test_parts_do_not_change_the_size_of_a_step(digits: ImageData):
+    """Without BatchNorm's view of a part, gradients of parts average to the whole batch's."""
+    results = []
+    for parts in (1, 2):
+        supernet = tiny()
+        for norm in (m for m in supernet.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+            norm.track_running_stats = True
+            norm.forward = lambda x: x  # type: ignore[method-assign]
+        supernet.head.dropout.p = 0.0
+        train_supernet(
+            supernet, digits, worker.sampler, worker.settings(parts, augment=False, epochs=1)
+        )
+        results.append(supernet.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], msg=name)
+
+
+@pytest.mark.parametrize("strategy", ["single-path", "fair", "sandwich"])
+def test_every_strategy_lowers_the_loss_and_is_reproducible(digits: ImageData, strategy: str):
+    losses: list[float] = []
+    settings = worker.settings(1, strategy=strategy, epochs=16)
+    supernet = tiny()
+    train_supernet(
+        supernet, digits, worker.sampler, settings, None, lambda d, t, loss: losses.append(loss)
+    )
+    assert losses[-1] < losses[0]
+    again = tiny()
+    train_supernet(again, digits, worker.sampler, settings)
+    assert_equal_weights(supernet.state_dict(), again.state_dict())
+
+
+def test_fair_training_touches_every_operator_in_one_step(digits: ImageData):
+    supernet = tiny()
+    before = {k: v.clone() for k, v in supernet.named_parameters()}
+    one_step = worker.settings(1, strategy="fair", epochs=0.2)
+    assert one_step.steps(len(digits.train)) == 1
+    train_supernet(supernet, digits, worker.sampler, one_step)
+    assert not any(torch.equal(v, before[k]) for k, v in supernet.named_parameters() if v.ndim > 1)
+
+
+def test_paths_come_from_the_sampler_only(digits: ImageData):
+    seen: list[tuple[int, ...]] = []
+    supernet = tiny()
+    run = supernet.forward
+
+    def watched(x, code, dropout=True):
+        seen.append(tuple(code))
+        return run(x, code, dropout)
+
+    supernet.forward = watched
+    allowed = np.array([[0, 1], [1, 2]])
+    train_supernet(
+        supernet, digits, lambda rng, n: allowed[rng.integers(0, 2, n)], worker.settings(1)
+    )
+    assert len(seen) == 15
+    assert set(seen) == {(0, 1), (1, 2)}
+
+
+def test_training_leaves_the_callers_random_numbers_alone(digits: ImageData):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    train_supernet(tiny(), digits, worker.sampler, worker.settings(1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_runs_checkpoint_is_refused_by_name(digits: ImageData, tmp_path: Path):
+    file = tmp_path / "c.pt"
+    train_supernet(tiny(), digits, worker.sampler, worker.settings(1), file)
+    changed = [
+        ("settings", digits, worker.sampler, worker.settings(1, learning_rate=0.2)),
+        ("paths", digits, lambda rng, n: np.zeros((n, 2), dtype=int), worker.settings(1)),
+        ("data", replace(digits, seed=9), worker.sampler, worker.settings(1)),
+    ]
+    for what, data, sampler, settings in changed:
+        with pytest.raises(BadRequest, match=f"run with other {what}; choose"):
+            train_supernet(tiny(), data, sampler, settings, file)
+    other = build_supernet(worker.BACKBONE, worker.CANDIDATES, "hard-sigmoid", 0)
+    with pytest.raises(BadRequest, match="run with other gate"):
+        train_supernet(other, digits, worker.sampler, worker.settings(1), file)
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_named(digits: ImageData, tmp_path: Path, damage: str):
+    file = tmp_path / "c.pt"
+    train_supernet(tiny(), digits, worker.sampler, worker.settings(1), file)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"latency,table")
+    with pytest.raises(HurricaneError, match=r"c\.pt cannot be read.*remove it"):
+        train_supernet(tiny(), digits, worker.sampler, worker.settings(1), file)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_diverging_training_stops_and_says_so(digits: ImageData):
+    wild = worker.settings(1, learning_rate=1e30, clip=None)
+    with pytest.raises(HurricaneError, match="lower the learning rate"):
+        train_supernet(tiny(), digits, worker.sampler, wild)
+
+
+def test_learning_rates_climb_and_fall_to_nothing():
+    linear = TrainingSettings(epochs=1, batch=1, learning_rate=0.5)
+    assert [linear.rate(s, 4) for s in range(4)] == [0.5, 0.375, 0.25, 0.125]
+    warm = replace(linear, schedule="cosine", warmup=0.5)
+    assert [warm.rate(s, 8) for s in range(5)] == [0.125, 0.25, 0.375, 0.5, 0.5]
+    assert warm.rate(6, 8) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"strategy": "greedy"}, {"schedule": "flat"}, {"precision": "int8"}, {"batch": 0}],
+)
+def test_impossible_settings_are_refused(changes: dict):
+    with pytest.raises(BadRequest, match=next(iter(changes))):
+        worker.settings(1, **changes)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(digits: ImageData):
+    with pytest.raises(BadRequest, match="20 in 3 parts"):
+        train_supernet(tiny(), digits, worker.sampler, worker.settings(3))
