@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import itertools
 import json
 import re
 import shlex
@@ -37,7 +36,9 @@ from hurricane.search.pipeline import SearchSettings, open_latency, space_facts
 from hurricane.search.report import (
     HEAT_LEVELS,
     Axis,
+    EvaluatedPoint,
     HeatCell,
+    Stage,
     commands,
     count,
     find_runs,
@@ -352,6 +353,18 @@ def test_simulated_numbers_are_never_called_measured(tmp_path: Path) -> None:
     assert 'class="card real"' not in page
 
 
+def test_a_flag_that_only_repeats_the_origin_marks_no_cell(tmp_path: Path) -> None:
+    flagged = {op.name: {"flags": "simulated"} for op in POOL}
+    flagged["SEP_3"] = {"flags": "fallback;simulated"}
+    make_run(tmp_path / "dsp", make_table(tmp_path / "dsp.csv", DSP, **flagged))
+    run = gather_run(tmp_path / "dsp")
+    shapes = len(BACKBONE.distinct_shapes)
+    assert run.heat is not None
+    assert run.table is not None
+    assert run.heat.flags == (("fallback", shapes),)
+    assert run.table.flagged == shapes
+
+
 def test_a_measured_run_needs_no_warning(finished: Path) -> None:
     page = page_of(finished)
     assert "Not everything here was measured" not in page
@@ -578,12 +591,9 @@ def test_a_line_that_is_being_written_is_not_read_and_not_touched(finished: Path
     assert file.read_bytes() == content
 
 
-def test_best_so_far_rises(finished: Path) -> None:
-    for stage in gather_run(finished).stages:
-        steps = stage.best_so_far
-        assert steps[0] == (1, stage.points[0].accuracy)
-        assert steps[-1][1] == max(point.accuracy for point in stage.points)
-        assert all(a < b for a, b in itertools.pairwise(steps))
+def test_best_so_far_counts_improvements_only() -> None:
+    points = tuple(EvaluatedPoint(0, share, 1.0) for share in (0.5, 0.5, 0.4, 0.6, 0.6, 0.7))
+    assert Stage(1, points, None).best_so_far == ((1, 0.5), (4, 0.6), (6, 0.7))
 
 
 def broken_config(folder: Path) -> None:
