@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +18,40 @@ import click
 from ..agents.console import emit, json_option, progress_bar
 from ..lookup_tables.calibration import calibration_path, save_calibration
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.table import LookupTable
+from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.pool import POOL
 from .architecture import Architecture
+from .confirm import Confirmation
 from .jsonfile import write_json
 from .measuring import TargetMeasurer
-from .pipeline import RunOutcome, SearchSettings, open_latency, run_search, run_training
-from .report import write_report
-from .space import build_space
+from .pipeline import (
+    STEPS,
+    RunOutcome,
+    SearchSettings,
+    Watch,
+    open_latency,
+    run_search,
+    run_training,
+)
+from .report import BASELINE as BASELINE_FOLDER
+from .report import VERIFICATION, write_report
+from .rundir import CONFIRMED
+from .space import SearchSpace, build_space
 
 BACKBONE = "digits32"
 TARGETS = ("cpu-onnxruntime-fp32", "sim-hexagon685-dsp", "sim-myriadx-vpu")
 BASELINE = "Choice_3"
 
-EVALUATIONS = 120
+EVALUATIONS = 100
 """A stage; the default of a real search, and the paper's, is 1,000."""
 
 TRAINING = 0.5
 """Of the preset's epochs."""
 
-BUDGET_QUANTILE = 0.35
-"""Where the budget lies between the fastest and the slowest network, on a log scale."""
+BUDGET = 1.25
+"""The budget on each target, as a multiple of what the uniform network of comparison takes."""
 
 VERIFIED = 16
 """Random networks that predictions are checked on, and corrected by."""
@@ -47,13 +61,8 @@ VERIFIED = 16
 class TargetResult:
     """What the demo found on one target."""
 
-    target: str
-    origin: str
-    device: str
-    budget_ms: float
-    range_ms: tuple[float, float]
+    prepared: Prepared
     outcome: RunOutcome
-    baseline_ms: float
 
 
 _HELP = """Runs everything, in small, on this machine.
@@ -99,15 +108,31 @@ def demo_command(
     say(
         f"Hurricane demo: {BACKBONE}, {len(POOL)} operators, targets {', '.join(names)}\n"
         f"Reduced to be quick: {evaluations} evaluations a stage (a real search: 1000), "
-        f"{training:g} of the usual training; the steps are the real ones."
+        f"{training:g} of the usual training; the steps are the real ones.\n"
+        f"Budgets: {BUDGET:g} times what {BASELINE} in all layers takes on each target."
     )
     backbone = load_backbone(BACKBONE)
-    say(f"\n[1] {BASELINE} in all layers, for comparison: training on digits")
-    baseline = _train_baseline(output / "baseline", backbone, settings)
+    output.mkdir(parents=True, exist_ok=True)
+    say("\n[1/4] Tables: every operator at every layer shape, and whole networks against the sums")
+    prepared = [_prepare(name, output, backbone, settings.seed, say) for name in names]
+    baseline_job = Job(output / BASELINE_FOLDER, settings)
+    say("\n[2/4] Search: two stages for each target, and the networks found timed on it")
+    _in_parallel("search", [Job(output / p.name, settings, p.space, "searched") for p in prepared])
+    for p in prepared:
+        found = _run(Job(output / p.name, settings, p.space, "confirmed"), p.measurer())
+        say(f"    {_chosen(p, output / p.name, found.architecture)}")
+    say(f"\n[3/4] Training from scratch: {BASELINE} in all layers, and the networks found")
+    _in_parallel(
+        "train",
+        [baseline_job, *(Job(output / p.name, settings, p.space, "trained") for p in prepared)],
+    )
+    say("\n[4/4] The exported networks, timed on their targets")
     results = []
-    for number, name in enumerate(names, start=2):
-        say(f"\n[{number}] {name}")
-        results.append(_run_target(name, output, backbone, baseline, settings, say))
+    for p in prepared:
+        outcome = _run(Job(output / p.name, settings, p.space), p.measurer())
+        write_json(output / p.name / VERIFICATION, p.verification)
+        results.append(TargetResult(p, outcome))
+    baseline = _run(baseline_job).architecture
     folders = [output / name for name in names]
     report = write_report(folders, output / "report.html", title="Hurricane demo")
     seconds = time.monotonic() - started
@@ -130,73 +155,115 @@ def _bar(label: str):
         yield lambda what, share: bar.update(1000 * share, f"    {label}: {what:<8}")
 
 
-def _train_baseline(folder: Path, backbone: Backbone, settings: SearchSettings) -> Architecture:
-    plain = Architecture(BACKBONE, (BASELINE,) * len(backbone.layers), seed=settings.seed)
-    with _watching() as watch:
-        return run_training(plain, settings, folder, watch=watch).architecture
+@dataclass(frozen=True)
+class Prepared:
+    """A target that is profiled and checked, with its space."""
+
+    name: str
+    target: Target
+    space: SearchSpace
+    range_ms: tuple[float, float]
+    baseline_ms: float
+    verification: dict[str, Any]
+
+    def measurer(self) -> TargetMeasurer:
+        assert self.space.table is not None
+        return TargetMeasurer.of_table(self.space.table)
 
 
-@contextmanager
-def _watching():
-    """Progress of a search's steps: a bar for each step, on a terminal."""
-    current: list[Any] = ["", None, None]
+@dataclass(frozen=True)
+class Job:
+    """A part of a run; without a space it is the baseline's training."""
 
-    def close() -> None:
-        if current[2] is not None:
-            current[2].__exit__(None, None, None)
-        current[:] = ["", None, None]
+    folder: Path
+    settings: SearchSettings
+    space: SearchSpace | None = None
+    until: str = STEPS[-1]
+
+
+def _run(job: Job, measure: TargetMeasurer | None = None, watch: Watch | None = None) -> RunOutcome:
+    """Does a job, or reads what it left where it is done."""
+    if job.space is None:
+        layers = len(load_backbone(BACKBONE).layers)
+        plain = Architecture(BACKBONE, (BASELINE,) * layers, seed=job.settings.seed)
+        return run_training(plain, job.settings, job.folder, watch=watch)
+    return run_search(job.space, job.settings, job.folder, None, measure, watch, job.until)
+
+
+def _in_parallel(label: str, jobs: Sequence[Job]) -> None:
+    """Jobs in processes of their own, one thread each: small networks gain nothing from more."""
+    context = get_context("spawn")
+    workers = min(len(jobs), os.cpu_count() or 1)
+    with context.Manager() as manager, progress_bar(1000, f"    {label}") as bar:
+        news = manager.Queue()
+        shares = dict.fromkeys((str(job.folder) for job in jobs), 0.0)
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            waiting = {pool.submit(_work, job, news) for job in jobs}
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                while not news.empty():
+                    name, share = news.get()
+                    shares[name] = max(shares[name], share)
+                bar.update(1000 * sum(shares.values()) / len(shares))
+                for future in done:
+                    future.result()
+
+
+_SPANS = {
+    "stage 1: supernet": (0.0, 0.55),
+    "stage 1: arch": (0.55, 0.7),
+    "stage 2: supernet": (0.7, 0.9),
+    "stage 2: arch": (0.9, 1.0),
+    "winner trained": (0.0, 1.0),
+}
+"""About which part of its job a step is."""
+
+
+def _work(job: Job, news: Any) -> None:
+    """A job in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
 
     def watch(what: str, done: int, total: int) -> None:
-        if what != current[0]:
-            close()
-            manager = progress_bar(max(total, 1), f"    {what}")
-            current[:] = [what, manager.__enter__(), manager]
-        current[1].update(done)
+        for start, (low, high) in _SPANS.items():
+            if what.startswith(start):
+                news.put((str(job.folder), low + (high - low) * done / max(total, 1)))
 
-    try:
-        yield watch
-    finally:
-        close()
+    _run(job, None, watch)
 
 
-def _run_target(
-    name: str,
-    output: Path,
-    backbone: Backbone,
-    baseline: Architecture,
-    settings: SearchSettings,
-    say: Callable[[str], None],
-) -> TargetResult:
-    folder = output / name
+def _prepare(
+    name: str, output: Path, backbone: Backbone, seed: int, say: Callable[[str], None]
+) -> Prepared:
+    say(f"  {name}")
     path = output / f"{name}.csv"
     table = _profile(name, path, backbone, say)
-    _verify(name, path, table, backbone, settings.seed, output, say)
+    verification = _verify(name, path, table, backbone, seed, output, say)
     latency = open_latency(path, BACKBONE)
     low, high = latency.model.bounds()
-    budget = float(f"{low * (high / low) ** BUDGET_QUANTILE:.3g}")
+    baseline_ms = latency.model.latency_of((BASELINE,) * len(backbone.layers))
+    budget = float(f"{BUDGET * baseline_ms:.3g}")
     space = build_space(latency.model, backbone, budget, table=latency.source)
     say(
         f"    space: budget {budget:g} ms of {low:.3g} to {high:.3g}, alpha {space.alpha:.3g}, "
         f"{space.feasible_set.count:,} of {space.feasible_set.total:,} architectures meet it"
     )
-    measure = TargetMeasurer.of_table(latency.source)
-    with _watching() as watch:
-        outcome = run_search(space, settings, folder, measure=measure, watch=watch)
-    found = outcome.architecture
-    _place_verification(folder, output / f"{name}.verify.json")
-    words = f"    found: {found.predicted_ms:.3g} ms predicted"
-    if found.measured_ms is not None:
-        words += f", {found.measured_ms:.3g} ms {latency.model.target.origin}"
-    say(f"{words}; {_accuracy(found):.1%} on the test split")
-    target = latency.model.target
-    return TargetResult(
-        name,
-        target.origin,
-        target.device,
-        budget,
-        (low, high),
-        outcome,
-        latency.model.latency_of(baseline.operators),
+    return Prepared(name, latency.model.target, space, (low, high), baseline_ms, verification)
+
+
+def _chosen(prepared: Prepared, folder: Path, found: Architecture) -> str:
+    """What the loop over measured candidates ended with, in words."""
+    attempts = Confirmation.load(folder / CONFIRMED).attempts
+    word = prepared.target.origin
+    missed = sum(not a.met for a in attempts)
+    last = attempts[-1]
+    tail = f"; {missed} more accurate ones missed the budget" if missed and last.met else ""
+    if not last.met:
+        tail = "; none of those timed met the budget, the fastest is kept"
+    return (
+        f"{prepared.name}: {found.predicted_ms:.3g} ms predicted, {last.measured.ms:.3g} ms {word} "
+        f"untrained, budget {prepared.space.budget_ms:g} ms{tail}"
     )
 
 
@@ -227,7 +294,7 @@ def _verify(
     seed: int,
     output: Path,
     say: Callable[[str], None],
-) -> None:
+) -> dict[str, Any]:
     """Checks the table's sums on whole networks; the correction is kept beside the table."""
     from ..profiler.measuring import Bench, MeasuringSettings, connect, parse_target
     from ..profiler.networks import random_networks, uniform_networks
@@ -235,7 +302,7 @@ def _verify(
 
     kept = output / f"{name}.verify.json"
     if kept.exists() and calibration_path(path).exists():
-        return
+        return json.loads(kept.read_text("utf-8"))
     model = LatencyModel(table, backbone)
     networks = random_networks(model, VERIFIED, seed) + uniform_networks(model)
     request = parse_target(name)
@@ -243,7 +310,8 @@ def _verify(
         bench = Bench.open(clients[0], request)
         found = verify_table(bench, model, networks, MeasuringSettings(seed=seed), note)
     calibration = found.fit(table)
-    write_json(kept, found.to_dict(str(path)))
+    content = found.to_dict(str(path))
+    write_json(kept, content)
     save_calibration(path, calibration)
     for group in found.groups:
         p, r = group.prediction, group.retest
@@ -256,12 +324,7 @@ def _verify(
         f"    calibrated on the random ones: {calibration.scale:.3f} × sum "
         f"{calibration.offset_ms:+.3g} ms, RMSPE {calibration.rmspe or 0:.1%} on those left out"
     )
-
-
-def _place_verification(folder: Path, kept: Path) -> None:
-    from .report import VERIFICATION
-
-    write_json(folder / VERIFICATION, json.loads(kept.read_text("utf-8")))
+    return content
 
 
 def _accuracy(architecture: Architecture) -> float:
@@ -281,17 +344,17 @@ def _summary(
         },
         "targets": [
             {
-                "target": r.target,
-                "origin": r.origin,
-                "device": r.device,
-                "budget_ms": r.budget_ms,
-                "range_ms": list(r.range_ms),
+                "target": r.prepared.name,
+                "origin": r.prepared.target.origin,
+                "device": r.prepared.target.device,
+                "budget_ms": r.prepared.space.budget_ms,
+                "range_ms": list(r.prepared.range_ms),
                 "predicted_ms": r.outcome.architecture.predicted_ms,
                 "measured_ms": r.outcome.architecture.measured_ms,
                 "measured_halves_ms": r.outcome.architecture.measured_halves_ms,
                 "test_accuracy": _accuracy(r.outcome.architecture),
                 "operators": list(r.outcome.architecture.operators),
-                "baseline_predicted_ms": r.baseline_ms,
+                "baseline_predicted_ms": r.prepared.baseline_ms,
             }
             for r in results
         ],
@@ -312,15 +375,16 @@ def _summary_text(
         retest = f"{halves[0]:.4g}/{halves[1]:.4g}" if halves else "-"
         measured = f"{a.measured_ms:.4g}" if a.measured_ms is not None else "-"
         lines.append(
-            f"{r.target:<22}{r.origin:<11}{r.budget_ms:>8.4g}{a.predicted_ms or 0:>11.4g}"
-            f"{measured:>9}{retest:>17}{_accuracy(a):>11.1%}{r.baseline_ms:>10.4g}"
+            f"{r.prepared.name:<22}{r.prepared.target.origin:<11}"
+            f"{r.prepared.space.budget_ms:>8.4g}{a.predicted_ms or 0:>11.4g}"
+            f"{measured:>9}{retest:>17}{_accuracy(a):>11.1%}{r.prepared.baseline_ms:>10.4g}"
         )
     lines += [
         "All latencies in ms, of the origin named; 'run' is the trained network on the target,",
         "'retest' its two halves, 'Choice_3' the predicted latency of the uniform network,",
         f"which reaches {_accuracy(baseline):.1%} on the test split, trained the same way.",
         "",
-        *(f"{r.target}: {' '.join(r.outcome.architecture.operators)}" for r in results),
+        *(f"{r.prepared.name}: {' '.join(r.outcome.architecture.operators)}" for r in results),
         "",
         f"report: {report}   ({seconds:.0f} s)",
     ]

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.table import Target, parse_options
 from ..ops.errors import BadRequest, HurricaneError
-from .architecture import Architecture, TableSource
+from .architecture import TableSource
 
 if TYPE_CHECKING:
+    from ..ops.backbone import Backbone
     from ..profiler.measuring import Bench
 
-ROUNDS = 96
-"""Passes for one network: four times a row's, as nothing averages its noise out."""
+ROUNDS = 48
+"""Passes for one network: twice a row's, as nothing averages its noise out."""
+
+COMPANY = 12
+"""Networks timed beside it, see `confirm.random_company`."""
 
 
 class NotMeasurable(HurricaneError):
@@ -59,8 +62,14 @@ class TargetMeasurer:
         with self._bench():
             pass
 
-    def __call__(self, architecture: Architecture, model: Path) -> Measurement:
-        """Measures an architecture's ONNX file.
+    def __call__(
+        self, backbone: Backbone, operators: Sequence[str], gate: str, model: bytes | None = None
+    ) -> Measurement:
+        """Measures one network among others, as the networks that check a table are.
+
+        Args:
+            backbone, operators, gate: the network.
+            model: its ONNX file; None for seeded weights, which take as long.
 
         Raises:
             BadRequest: the named agent does not have the target.
@@ -69,18 +78,23 @@ class TargetMeasurer:
         """
         from ..profiler.measuring import MeasuringSettings
         from ..profiler.networks import WholeNetwork, time_networks
+        from .confirm import random_company
 
-        network = WholeNetwork("given", "winner", architecture.operators, architecture.gate)
+        network = WholeNetwork("given", "winner", tuple(operators), gate)
+        company = [
+            WholeNetwork("company", str(number), names, gate)
+            for number, names in enumerate(random_company(backbone, COMPANY))
+        ]
         with self._bench() as bench:
-            (time,) = time_networks(
+            time, *_ = time_networks(
                 bench,
-                architecture.load_backbone(),
-                [network],
+                backbone,
+                [network, *company],
                 MeasuringSettings(rounds=self.rounds),
-                contents={network.label: model.read_bytes()},
+                contents={} if model is None else {network.label: model},
             )
         if time.error:
-            raise HurricaneError(f"{model} could not be measured on {self.target}: {time.error}")
+            raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")
         return Measurement(time.measured_ms, time.first_ms, time.second_ms)
 
     @contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..lookup_tables.calibration import find_calibration
 from ..lookup_tables.model import LatencyModel, guess_backbone
@@ -21,9 +21,10 @@ from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.pool import GATES
 from .architecture import Accuracy, Architecture, TableSource, package_versions
-from .evolution import STRATEGIES, Strategy
+from .confirm import Candidate, Confirmation, confirm
+from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
-from .rundir import RunDirectory, leads
+from .rundir import RunDirectory, leads, wait_for_leader
 from .space import SearchSpace
 from .two_stage import StageResult, TwoStageResult, two_stage_search
 
@@ -35,8 +36,17 @@ if TYPE_CHECKING:
 Watch = Callable[[str, int, int], None]
 """Told (what is being done, steps done, steps in all)."""
 
-Measure = Callable[[Architecture, Path], Measurement]
-"""From an architecture and its ONNX file to its latency on the target."""
+
+class Measure(Protocol):
+    """Times a network on the target (`measuring.TargetMeasurer`)."""
+
+    def __call__(
+        self, backbone: Backbone, operators: Sequence[str], gate: str, model: bytes | None = None
+    ) -> Measurement: ...
+
+
+STEPS = ("searched", "confirmed", "trained", "measured")
+"""How far `run_search` can be told to go; each step is kept in the run's directory."""
 
 SUPERNET_TRAININGS = ("single-path", "fair", "sandwich")
 
@@ -165,6 +175,7 @@ def run_search(
     preset: Preset | None = None,
     measure: Measure | None = None,
     watch: Watch | None = None,
+    until: str = STEPS[-1],
 ) -> RunOutcome:
     """Searches a space, trains the winner, exports it and measures it; resumes a killed run.
 
@@ -173,8 +184,10 @@ def run_search(
         settings: how.
         directory: of the run, see `rundir`.
         preset: of the trainings; by default the data's.
-        measure: measures the exported winner; None leaves ``measured_ms`` open.
+        measure: times networks; with it the winner is one that meets the budget as measured
+            (see `confirm`), and the exported winner is measured; None leaves both out.
         watch: is told how far each step is.
+        until: the last step to be done, one of `STEPS`.
 
     Raises:
         BadRequest: the directory holds another run, or the data does not fit.
@@ -198,12 +211,19 @@ def run_search(
                 result.stage, found_architecture(space, result, settings)
             ),
         )
-        winner = found_architecture(space, stages.winner, settings)
+        step = STEPS.index(until)
+        found, unmeasured = stages.winner, ""
+        if step >= STEPS.index("confirmed") and measure is not None:
+            found, unmeasured = _confirmed(run, workshop, space, found, measure)
+        winner = found_architecture(space, found, settings)
         known = run.read_architecture()
         if known is not None and known.operators == winner.operators:
             winner = known
-        finished, unmeasured = _finish(run, workshop, winner, settings, measure)
-        return RunOutcome(run.path, finished, unmeasured, space, stages)
+        if step >= STEPS.index("trained"):
+            timer = measure if step >= STEPS.index("measured") and not unmeasured else None
+            winner, problem = _finish(run, workshop, winner, settings, timer)
+            unmeasured = unmeasured or problem
+        return RunOutcome(run.path, winner, unmeasured, space, stages)
 
 
 def run_training(
@@ -241,6 +261,52 @@ def run_training(
         )
         known = run.read_architecture() or fresh
         return RunOutcome(run.path, *_finish(run, workshop, known, settings, measure))
+
+
+def _confirmed(
+    run: RunDirectory,
+    workshop: _Workshop,
+    space: SearchSpace,
+    winner: StageResult,
+    measure: Measure,
+) -> tuple[StageResult, str]:
+    """The most accurate architecture that meets the budget as measured.
+
+    Returns:
+        The stage's result with that architecture, and why nothing could be measured.
+    """
+    candidates = [
+        Candidate(
+            tuple(names[code] for names, code in zip(winner.candidates, e.codes, strict=True)),
+            e.fitness,
+            e.latency_ms,
+        )
+        for e in best_first(winner.evaluated)
+    ]
+    problem = ""
+    if leads() and not run.confirmed_path.exists():
+
+        def timed(candidate: Candidate) -> Measurement:
+            return measure(workshop.backbone, candidate.operators, space.gate)
+
+        workshop.tell("winner timed", 0, 1)
+        try:
+            confirm(candidates, space.budget_ms, timed).save(run.confirmed_path)
+        except NotMeasurable as error:
+            problem = str(error)
+        workshop.tell("winner timed", 1, 1)
+    wait_for_leader()
+    if not run.confirmed_path.exists():
+        return winner, problem
+    chosen = Confirmation.load(run.confirmed_path).candidate
+    if chosen.operators not in {c.operators for c in candidates}:
+        raise BadRequest(f"{run.confirmed_path} is of another search; delete it")
+    return replace(
+        winner,
+        operators=chosen.operators,
+        fitness=chosen.fitness,
+        latency_ms=chosen.predicted_ms,
+    ), problem
 
 
 def found_architecture(
@@ -394,7 +460,12 @@ def _finish(
     if measure is not None and leads() and architecture.measured_ms is None:
         workshop.tell("winner measured", 0, 1)
         try:
-            found = measure(architecture, run.model_path)
+            found = measure(
+                workshop.backbone,
+                architecture.operators,
+                architecture.gate,
+                run.model_path.read_bytes(),
+            )
         except NotMeasurable as error:
             unmeasured = str(error)
         else:

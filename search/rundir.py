@@ -24,6 +24,7 @@ from .jsonfile import Fields, write_bytes, write_json
 from .space import SearchSpace
 
 FORMAT_VERSION = 1
+CONFIRMED = "confirmed.json"
 EVALUATED_COLUMNS = ("evaluation", "generation", "accuracy", "predicted_ms", "operators")
 
 
@@ -95,6 +96,10 @@ class RunDirectory:
     @property
     def weights_path(self) -> Path:
         return self.path / "weights.pt"
+
+    @property
+    def confirmed_path(self) -> Path:
+        return self.path / CONFIRMED
 
     def evaluated_path(self, stage: int) -> Path:
         return self.path / f"evaluated-{stage}.csv"
@@ -241,3 +246,11 @@ def _parse_row(
 def leads() -> bool:
     """Whether this process writes and prints: rank 0 under torchrun, and any process without it."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_leader() -> None:
+    """Returns when every process under torchrun has come here; at once without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .distributed import join_world
+
+        join_world().wait()

@@ -267,7 +267,12 @@ def test_a_network_is_measured_on_the_target_of_its_table(
     simulated: Target, finished: Path
 ) -> None:
     winner = Architecture.load(finished / "architecture.json")
-    found = TargetMeasurer(simulated, rounds=8)(winner, finished / "model.onnx")
+    found = TargetMeasurer(simulated, rounds=8)(
+        winner.load_backbone(),
+        winner.operators,
+        winner.gate,
+        (finished / "model.onnx").read_bytes(),
+    )
     assert found.ms > 0
     assert found.first_ms == pytest.approx(found.ms, rel=0.2)
     assert found.second_ms == pytest.approx(found.ms, rel=0.2)

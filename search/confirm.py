@@ -1,0 +1,171 @@
+"""Closing the loop before the long training: does the network found meet its budget as measured?
+
+A prediction has an error, and a search goes right up to its budget, so about half of all winners
+would miss it on the device. Untrained networks run as fast as trained ones: the winner is
+measured first, and where it misses, predictions are corrected by what was seen and the next most
+accurate architecture that was evaluated takes its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..ops.backbone import Backbone
+from ..ops.errors import HurricaneError
+from .jsonfile import Fields, write_json
+from .measuring import Measurement
+
+FORMAT_VERSION = 1
+ATTEMPTS = 6
+"""Networks measured at most; each correction is larger than the last miss."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture that was evaluated in the search's last stage."""
+
+    operators: tuple[str, ...]
+    fitness: float
+    predicted_ms: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A candidate and its latency on the target, before training.
+
+    Attributes:
+        candidate: what was measured.
+        measured: latency and the two halves of its rounds.
+        met: whether the budget holds with the retest's spread to spare.
+    """
+
+    candidate: Candidate
+    measured: Measurement
+    met: bool
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What was measured before training; the last attempt that met the budget was taken.
+
+    Attributes:
+        attempts: in order; empty where nothing could be measured.
+        chosen: index of the attempt that was taken.
+    """
+
+    attempts: tuple[Attempt, ...]
+    chosen: int
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.attempts[self.chosen].candidate
+
+    def save(self, path: Path) -> None:
+        """Writes the file atomically."""
+        write_json(
+            path,
+            {
+                "format_version": FORMAT_VERSION,
+                "chosen": self.chosen,
+                "attempts": [
+                    {
+                        "operators": list(a.candidate.operators),
+                        "accuracy": a.candidate.fitness,
+                        "predicted_ms": a.candidate.predicted_ms,
+                        "measured_ms": a.measured.ms,
+                        "measured_halves_ms": [a.measured.first_ms, a.measured.second_ms],
+                        "met": a.met,
+                    }
+                    for a in self.attempts
+                ],
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Confirmation:
+        """Reads the file.
+
+        Raises:
+            BadRequest: a field is missing or wrong.
+        """
+        fields = Fields.load(path, "confirmation file", FORMAT_VERSION)
+        attempts = []
+        for item in fields.objects("attempts"):
+            first, second = item.pair("measured_halves_ms")
+            attempts.append(
+                Attempt(
+                    Candidate(
+                        item.texts("operators"),
+                        item.number("accuracy"),
+                        item.number("predicted_ms"),
+                    ),
+                    Measurement(item.number("measured_ms"), first, second),
+                    item.flag("met"),
+                )
+            )
+        chosen = fields.integer("chosen")
+        if not chosen < len(attempts):
+            raise fields.fail("chosen", f"the number of one of {len(attempts)} attempts")
+        return cls(tuple(attempts), chosen)
+
+
+def confirm(
+    candidates: Sequence[Candidate],
+    budget_ms: float,
+    measure: Callable[[Candidate], Measurement],
+) -> Confirmation:
+    """Measures candidates, best first, until one meets the budget.
+
+    Args:
+        candidates: best first.
+        budget_ms: what the device must keep to.
+        measure: latency of an untrained network of the candidate.
+
+    Returns:
+        All attempts; where none met the budget within `ATTEMPTS`, the fastest one is chosen.
+    """
+    if not candidates:
+        raise HurricaneError("the search evaluated nothing, so there is nothing to measure")
+    correction = 1.0
+    attempts: list[Attempt] = []
+    left = list(candidates)
+    while left and len(attempts) < ATTEMPTS:
+        hopeful = [c for c in left if c.predicted_ms * correction <= budget_ms]
+        candidate = hopeful[0] if hopeful else min(left, key=lambda c: c.predicted_ms)
+        left.remove(candidate)
+        measured = measure(candidate)
+        spread = abs(measured.first_ms / measured.second_ms - 1)
+        careful_ms = measured.ms * (1 + spread)
+        met = careful_ms <= budget_ms
+        attempts.append(Attempt(candidate, measured, met))
+        if met or not hopeful:
+            break
+        correction = max(correction, careful_ms / candidate.predicted_ms)
+    if attempts[-1].met:
+        return Confirmation(tuple(attempts), len(attempts) - 1)
+    fastest = min(range(len(attempts)), key=lambda i: attempts[i].measured.ms)
+    return Confirmation(tuple(attempts), fastest)
+
+
+def random_company(backbone: Backbone, count: int) -> list[tuple[str, ...]]:
+    """Networks to be timed beside the one in question, so that it is as cold as in a table.
+
+    Timed alone, a small network would find itself in the caches at every call; rows of a table
+    and the networks that check it are timed among others.
+    """
+    import numpy as np
+
+    from ..ops.pool import POOL
+
+    light = [op for op in POOL if op.family != "MB" or op.expansion <= 3]
+    random = np.random.default_rng(0)
+    company = []
+    for _ in range(count):
+        names = []
+        for shape in backbone.layers:
+            fit = [op.name for op in light if op.applies_to(shape)]
+            names.append(fit[int(random.integers(len(fit)))])
+        company.append(tuple(names))
+    return company

@@ -1,0 +1,87 @@
+"""The loop that measures before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hurricane.ops.backbone import load_backbone
+from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.search.confirm import (
+    ATTEMPTS,
+    Candidate,
+    Confirmation,
+    confirm,
+    random_company,
+)
+from hurricane.search.measuring import Measurement
+
+CANDIDATES = [
+    Candidate((f"op{i}",), fitness=0.9 - i / 100, predicted_ms=10.0 - i / 4) for i in range(20)
+]
+
+
+def device(factor: float, spread: float = 0.0, log: list | None = None):
+    def measure(candidate: Candidate) -> Measurement:
+        if log is not None:
+            log.append(candidate)
+        ms = candidate.predicted_ms * factor
+        return Measurement(ms, ms * (1 + spread / 2), ms * (1 - spread / 2))
+
+    return measure
+
+
+def test_a_winner_that_meets_the_budget_is_taken_at_once():
+    found = confirm(CANDIDATES, 10.0, device(0.99))
+    assert found.candidate == CANDIDATES[0]
+    assert len(found.attempts) == 1
+
+
+def test_a_miss_corrects_the_predictions_and_the_next_best_that_fits_is_taken():
+    found = confirm(CANDIDATES, 10.0, device(1.1))
+    assert not found.attempts[0].met
+    assert found.attempts[-1].met
+    chosen = found.candidate
+    assert chosen.predicted_ms * 1.1 <= 10.0
+    better = [c for c in CANDIDATES if c.fitness > chosen.fitness]
+    assert all(c.predicted_ms * 1.1 > 10.0 for c in better)
+    assert len(found.attempts) == 2
+
+
+def test_the_retests_spread_must_fit_in_too():
+    assert confirm(CANDIDATES[:1], 10.0, device(0.99)).attempts[0].met
+    assert not confirm(CANDIDATES[:1], 10.0, device(0.99, spread=0.05)).attempts[0].met
+
+
+def test_where_nothing_fits_the_fastest_measured_one_is_kept_and_said_to_miss():
+    log: list[Candidate] = []
+    found = confirm(CANDIDATES, 10.0, device(3.0, log=log))
+    assert not any(a.met for a in found.attempts)
+    assert found.attempts[found.chosen].measured.ms == min(a.measured.ms for a in found.attempts)
+    assert len(log) <= ATTEMPTS
+    assert len(set(log)) == len(log)
+
+
+def test_nothing_to_measure_is_an_error():
+    with pytest.raises(HurricaneError, match="nothing"):
+        confirm([], 1.0, device(1.0))
+
+
+def test_what_was_measured_can_be_read_back(tmp_path: Path):
+    found = confirm(CANDIDATES, 10.0, device(1.1, spread=0.01))
+    found.save(tmp_path / "confirmed.json")
+    assert Confirmation.load(tmp_path / "confirmed.json") == found
+    (tmp_path / "confirmed.json").write_text('{"format_version": 1, "chosen": 0, "attempts": []}')
+    with pytest.raises(BadRequest, match="chosen"):
+        Confirmation.load(tmp_path / "confirmed.json")
+
+
+@pytest.mark.parametrize("name", ["digits32", "proxyless224"])
+def test_company_is_the_same_every_time_and_fits_the_backbone(name: str):
+    backbone = load_backbone(name)
+    company = random_company(backbone, 12)
+    assert company == random_company(backbone, 12)
+    assert len(set(company)) == 12
+    for names in company:
+        backbone.check(names)
