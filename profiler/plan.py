@@ -31,6 +31,10 @@ Graph = tuple[Piece, ...]
 NEIGHBOUR = "SEP_3"
 """The fixed neighbour: it applies to every shape, and is cheap everywhere."""
 
+ANCHOR = "MB_3_3"
+"""Timed in every batch at every tensor of the plan: tells whether the device is as fast as in
+the other batches."""
+
 CHAIN = "chain-2"
 CONTEXT = "neighbour-pool"
 STEM_CONTEXT = "pool"
@@ -80,6 +84,14 @@ def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
 
 def _pool(height: int, width: int, channels: int) -> Piece:
     return Piece(POOL_NAME, LayerShape(height, width, channels, channels, 1))
+
+
+def anchor_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
+    """Graphs to be timed in every batch, one for each tensor that the plan's operators take."""
+    shapes = [replace(r.shape, out_channels=r.shape.in_channels, stride=1) for r in rows]
+    operators = [not (is_stem(r.name) or is_head(r.name)) for r in rows]
+    kept = dict.fromkeys(s for s, there in zip(shapes, operators, strict=True) if there)
+    return tuple((Piece(ANCHOR, shape, rows[0].alone[0].gate),) for shape in kept)
 
 
 def graph_bytes(graph: Graph) -> bytes:

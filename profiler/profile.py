@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,10 +22,16 @@ from ..ops.errors import BadRequest, HurricaneError
 from ..ops.graph import prepare_templates
 from .estimate import estimate_row, location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
-from .plan import Graph, PlannedRow, weight_bytes
+from .plan import Graph, PlannedRow, anchor_graphs, weight_bytes
 
 ROWS_IN_A_BATCH = 72
 """A kill costs at most one batch; a batch must be much larger than the caches."""
+
+DRIFT = 0.03
+"""A batch whose anchors are slower than in the agent's best batch by more is timed again."""
+
+REPEATS = 2
+"""Times that a disturbed batch is timed again; after that its rows are flagged ``disturbed``."""
 
 _STATUS = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
@@ -53,6 +60,33 @@ class ProfileResult:
     measured: int
     kept: int
     not_ok: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One batch's rows, and what its anchors took, in ms."""
+
+    rows: list[Row]
+    anchors_ms: Mapping[Graph, float]
+
+
+def slowdowns(batches: Sequence[Mapping[Graph, float]]) -> list[float]:
+    """How much slower each batch's anchors were than in the best batch; fractions.
+
+    Args:
+        batches: what the anchors of each batch took, in ms.
+
+    Returns:
+        For each batch, the median over its anchors; 0 where there is nothing to compare.
+    """
+    best: dict[Graph, float] = {}
+    for batch in batches:
+        for graph, ms in batch.items():
+            best[graph] = min(ms, best.get(graph, ms))
+    return [
+        float(np.median([ms / best[graph] for graph, ms in batch.items()])) - 1 if batch else 0.0
+        for batch in batches
+    ]
 
 
 def missing_rows(
@@ -94,24 +128,26 @@ def measure_batch(
     bench: Bench,
     rows: Sequence[PlannedRow],
     settings: MeasuringSettings,
+    anchors: Sequence[Graph] = (),
     on_progress: ProfileProgress | None = None,
-) -> list[Row]:
+) -> BatchResult:
     """Times one batch on one agent.
 
     Args:
         bench: target and agent.
         rows: at most as many as the agent can hold.
         settings: how.
+        anchors: graphs that every batch times, so that batches can be compared.
         on_progress: called with (step, share of this batch).
 
     Returns:
-        One row of the table for each planned row.
+        One row of the table for each planned row, and the anchors' times.
 
     Raises:
         AgentError: the batch as a whole failed; nothing of it is to be kept.
     """
     note = on_progress or (lambda step, share: None)
-    graphs = list(dict.fromkeys(graph for row in rows for graph in row.graphs))
+    graphs = list(dict.fromkeys([*anchors, *(graph for row in rows for graph in row.graphs)]))
     digests: dict[Graph, str] = {}
     for index, graph in enumerate(graphs):
         digests[graph] = bench.digest_of(graph)
@@ -147,7 +183,8 @@ def measure_batch(
         )
     times = {g: cold_calls(cold[d]) for g, d in digests.items() if cold[d].error is None}
     batch = _Batch(bench, settings, digests, cold, warm, times)
-    return [_table_row(batch, row) for row in rows]
+    levels = {g: location_ms(times[g]) for g in anchors if g in times}
+    return BatchResult([_table_row(batch, row) for row in rows], levels)
 
 
 @dataclass(frozen=True)
@@ -260,7 +297,8 @@ def profile(
     table = LookupTable.load_with_journal(path)
     missing = missing_rows(rows, table, target, retry)
     if missing:
-        pieces = {piece for row in missing for graph in row.graphs for piece in graph}
+        graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
+        pieces = {piece for graph in graphs for piece in graph}
         prepare_templates(
             sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
         )
@@ -294,44 +332,70 @@ def _run_batches(
     journal: Journal,
     note: ProfileProgress,
 ) -> None:
+    """Shares batches out to agents, and times those again that fell into a slow time."""
     batches = split_batches(rows, min(b.max_bytes for b in benches) // 2)
-    waiting: queue.Queue[tuple[int, list[PlannedRow]]] = queue.Queue()
-    for numbered in enumerate(batches):
-        waiting.put(numbered)
+    anchors = anchor_graphs(rows) if len(batches) > 1 else ()
+    waiting: queue.Queue[int] = queue.Queue()
+    for index in range(len(batches)):
+        waiting.put(index)
     shares = [0.0] * len(batches)
     lock = threading.Lock()
     failures: list[Exception] = []
     left = [len(batches)]
 
-    def report(index: int, step: str, share: float) -> None:
-        shares[index] = share
-        note(step, 0.1 + 0.9 * sum(shares) / len(shares))
+    def time_one(bench: Bench, index: int, turn: int) -> BatchResult:
+        def report(step: str, share: float) -> None:
+            shares[index] = max(shares[index], share)
+            what = f"{step} again" if turn else step
+            note(what, 0.1 + 0.9 * sum(shares) / len(shares))
+
+        seed = settings.seed + 2 * (index + turn * len(batches))
+        return measure_batch(bench, batches[index], replace(settings, seed=seed), anchors, report)
+
+    def keep(found: BatchResult, flag: str = "") -> None:
+        kept = [_flagged(row, flag) for row in found.rows] if flag else found.rows
+        with lock:
+            journal.append(kept)
+
+    def repeat_disturbed(bench: Bench, done: dict[int, BatchResult]) -> None:
+        for turn in range(1, REPEATS + 2):
+            slow = slowdowns([done[i].anchors_ms for i in done])
+            disturbed = [i for i, s in zip(done, slow, strict=True) if s > DRIFT]
+            for index in disturbed:
+                if turn > REPEATS:
+                    keep(done[index], "disturbed")
+                    continue
+                again = time_one(bench, index, turn)
+                before, now = slowdowns([done[index].anchors_ms, again.anchors_ms])
+                if now < before:
+                    done[index] = again
+                    keep(again)
+            if not disturbed:
+                return
 
     def work(bench: Bench) -> None:
-        while left[0] and not (failures and len(benches) == 1):
-            try:
-                index, batch = waiting.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            try:
-                measured = measure_batch(
-                    bench,
-                    batch,
-                    replace(settings, seed=settings.seed + 2 * index),
-                    lambda step, share, index=index: report(index, step, share),
-                )
-                with lock:
-                    journal.append(measured)
-                    left[0] -= 1
-                report(index, "measure", 1.0)
-            except AgentError as error:  # this agent is out; others may take the batch
-                waiting.put((index, batch))
-                failures.append(error)
-                return
-            except Exception as error:
-                failures.append(error)
-                left[0] = 0
-                return
+        done: dict[int, BatchResult] = {}
+        index = -1
+        try:
+            while left[0] and not (failures and len(benches) == 1):
+                index = -1
+                with contextlib.suppress(queue.Empty):
+                    index = waiting.get(timeout=0.2)
+                if index < 0:
+                    continue
+                done[index] = time_one(bench, index, 0)
+                keep(done[index])
+                left[0] -= 1
+            index = -1
+            if not failures or len(benches) > 1:
+                repeat_disturbed(bench, done)
+        except AgentError as error:  # this agent is out; others may take its batch
+            failures.append(error)
+            if index >= 0:
+                waiting.put(index)
+        except Exception as error:
+            failures.append(error)
+            left[0] = 0
 
     threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in benches]
     for thread in threads:
@@ -339,9 +403,18 @@ def _run_batches(
     for thread in threads:
         while thread.is_alive():
             thread.join(0.2)
-    if failures and (left[0] or not isinstance(failures[-1], AgentError)):
-        error = failures[-1]
-        if isinstance(error, AgentError | HurricaneError):
-            hint = f"; {len(journal.rows)} rows are safe, the same command goes on from there"
-            raise type(error)(f"{error}{hint}") from error
-        raise error
+    broken = next((f for f in failures if not isinstance(f, AgentError)), None)
+    if broken is None and failures and left[0]:
+        broken = failures[-1]
+    if isinstance(broken, AgentError | HurricaneError):
+        hint = f"{len(journal.rows)} rows are safe, the same command goes on from there"
+        raise type(broken)(f"{broken}; {hint}") from broken
+    if broken is not None:
+        raise broken
+
+
+def _flagged(row: Row, flag: str) -> Row:
+    """The row with one more flag, where it holds a latency."""
+    if not row.ok:
+        return row
+    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, flag))))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ from hurricane.profiler.networks import (
     time_networks,
     uniform_networks,
 )
-from hurricane.profiler.plan import graph_bytes, parse_layers, plan_row, plan_rows
-from hurricane.profiler.profile import missing_rows, profile, split_batches
+from hurricane.profiler.plan import anchor_graphs, graph_bytes, parse_layers, plan_row, plan_rows
+from hurricane.profiler.profile import missing_rows, profile, slowdowns, split_batches
 
 DSP = "sim-hexagon685-dsp"
 FEW = "SEP_3,SEP_5,MB_3_3,Choice_3,Choice_3_SE"
@@ -130,6 +131,49 @@ def test_batches_hold_every_row_once_and_mix_the_shapes():
         assert len({r.shape for r in batch}) >= 8
     small = split_batches(rows, 300_000_000)
     assert len(small) > len(batches)
+
+
+def test_a_batch_that_fell_into_a_slow_time_is_told_by_its_anchors():
+    rows = plan_rows(parse_layers("digits32"), POOL)
+    anchors = anchor_graphs(rows)
+    assert len(anchors) == 3
+    quiet = {graph: 1.0 + i for i, graph in enumerate(anchors)}
+    slow = {graph: 1.2 * ms for graph, ms in quiet.items()}
+    assert slowdowns([quiet, slow, quiet]) == pytest.approx([0.0, 0.2, 0.0])
+    assert slowdowns([{}, quiet]) == [0.0, 0.0]
+
+
+def test_a_disturbed_batch_is_timed_again_and_flagged_if_it_stays_slow(tmp_path, monkeypatch):
+    from hurricane.profiler import profile as module
+
+    rows = plan_rows(parse_layers("imagenet224:0,4,8"), POOL)
+    slow_turns = {1: 3, 0: 1}  # batch: how many times it comes out slow
+    seen: dict[frozenset, int] = {}
+    real = module.measure_batch
+
+    def disturbed(bench, batch, settings, anchors, on_progress):
+        found = real(bench, batch, settings, anchors, on_progress)
+        key = frozenset(batch)
+        seen[key] = seen.get(key, 0) + 1
+        number = list(seen).index(key)
+        if seen[key] > slow_turns.get(number, 0):
+            return found
+        factor = 1.5 - 0.05 * seen[key]
+        return replace(found, anchors_ms={g: factor * ms for g, ms in found.anchors_ms.items()})
+
+    monkeypatch.setattr(module, "measure_batch", disturbed)
+    request = parse_target(DSP)
+    with connect([], request) as clients:
+        bench = Bench.open(clients[0], request)
+        monkeypatch.setattr(module, "ROWS_IN_A_BATCH", 24)
+        result = profile([bench], rows, tmp_path / "t.csv", MeasuringSettings(rounds=4))
+    assert len(result.table) == len(rows)
+    turns = list(seen.values())
+    assert turns[0] == 2
+    assert turns[1] == 3
+    assert set(turns[2:]) == {1}
+    flagged = sum("disturbed" in row.flag_words for row in result.table)
+    assert flagged == 24
 
 
 @given(
