@@ -52,7 +52,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "agents",
             multiple=True,
             metavar="HOST:PORT",
-            help="An agent to measure on (repeatable) [a private one on this machine].",
+            help="An agent to measure on [a private one on this machine]; profile-ops shares work "
+            "out to several.",
         ),
         click.option(
             "--option",
@@ -207,7 +208,9 @@ def profile_ops(
 
 
 def _gate_option(gate: str) -> tuple[str, ...]:
-    return () if gate == GATES[0] else (f"gate={gate}",)
+    from .measuring import GATE_OPTION
+
+    return () if gate == GATES[0] else (f"{GATE_OPTION}={gate}",)
 
 
 @click.command("verify", help=_VERIFY_HELP)
@@ -253,12 +256,28 @@ def verify(
     from ..lookup_tables.shipped import open_table
     from ..lookup_tables.table import parse_options
     from ..ops.backbone import load_backbone
-    from .measuring import Bench, MeasuringSettings, TargetRequest, connect, parse_target
-    from .networks import WholeNetwork, random_networks
+    from .measuring import (
+        GATE_OPTION,
+        Bench,
+        MeasuringSettings,
+        TargetRequest,
+        connect,
+        parse_target,
+    )
+    from .networks import MIN_CALIBRATION, WholeNetwork, random_networks
     from .networks import uniform_networks as all_uniform
     from .verification import verify_table
 
+    if calibrate and random_count < MIN_CALIBRATION:
+        raise BadRequest(
+            f"--calibrate needs --random {MIN_CALIBRATION} or more; 10 is a good number"
+        )
     table = open_table(table_name)
+    if calibrate and not Path(table_name).exists():
+        raise BadRequest(
+            f"--calibrate writes beside the table, and {table_name} is a shipped one; "
+            f"copy {table.path} to a place of yours first"
+        )
     given = _read_architectures(architectures)
     frames = {backbone for backbone, _ in given}
     if backbone_name:
@@ -270,7 +289,7 @@ def verify(
     wanted = model.target
     named = parse_target(wanted.name, runtime_options)
     known_options = parse_options(wanted.options)
-    gate = known_options.pop("gate", GATES[0])
+    gate = known_options.pop(GATE_OPTION, GATES[0])
     request = TargetRequest(named.name, named.threads, {**known_options, **named.options})
     networks: list[WholeNetwork] = []
     if random_count:
@@ -296,11 +315,17 @@ def verify(
         calibration = found.fit(table)
         path = save_calibration(table.path or table_name, calibration)
         text += (
-            f"\ncalibration {calibration.scale:.4f} × sum {calibration.offset_ms:+.4f} ms, RMSPE "
-            f"{calibration.rmspe:.1%} on networks left out; kept in {path}"
+            f"\ncalibration {calibration.scale:.4f} × sum {calibration.offset_ms:+.4f} ms, "
+            f"{_left_out(calibration.rmspe)}; kept in {path}"
         )
     emit(found.to_dict(table_name), as_json, text)
     return 1 if any(c.error for c in found.networks) else 0
+
+
+def _left_out(rmspe: float | None) -> str:
+    if rmspe is None:
+        return "too few networks to tell its error"
+    return f"RMSPE {rmspe:.1%} on networks left out"
 
 
 def _read_architectures(paths: tuple[str, ...]) -> list[tuple[str, Any]]:

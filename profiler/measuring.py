@@ -19,6 +19,9 @@ from .plan import Graph, graph_bytes
 
 _THREADS = re.compile(r"(?P<name>.+)-t(?P<threads>[1-9][0-9]*)")
 
+GATE_OPTION = "gate"
+"""In a table's options, where squeeze-and-excitation has another gate than the default."""
+
 ORIGIN = {
     Availability.AVAILABLE: "measured",
     Availability.EMULATED: "emulated",
@@ -63,6 +66,11 @@ class TargetRequest:
     name: str
     threads: int = 1
     options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runtime_options(self) -> dict[str, str]:
+        """Options that the agent is told; the gate is in the graphs."""
+        return {key: value for key, value in self.options.items() if key != GATE_OPTION}
 
     @property
     def simulated_device(self) -> str | None:
@@ -198,7 +206,7 @@ class Bench:
             list(dict.fromkeys(digests)),
             target=self.request.name,
             threads=self.request.threads,
-            options=dict(self.request.options),
+            options=self.request.runtime_options,
             protocol=protocol,
             on_event=watch,
         )

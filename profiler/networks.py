@@ -17,6 +17,9 @@ from ..ops.pool import GATES
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
 
+MIN_CALIBRATION = 3
+"""Networks that a scale and an offset can be fitted to, with one to spare."""
+
 DRAWS = 20_000
 """Random architectures among which the stratified ones are picked."""
 
@@ -240,8 +243,10 @@ def fit_line(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> tuple[float, fl
         predicted_ms, measured_ms: [N], of at least three networks.
     """
     a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
-    if len(a) < 3:
-        raise BadRequest(f"a calibration needs at least 3 networks, there are {len(a)}")
+    if len(a) < MIN_CALIBRATION:
+        raise BadRequest(
+            f"a calibration needs at least {MIN_CALIBRATION} networks, there are {len(a)}"
+        )
     (scale, offset), *_ = np.linalg.lstsq(
         np.column_stack([a / b, 1 / b]), np.ones(len(a)), rcond=None
     )

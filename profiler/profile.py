@@ -25,7 +25,7 @@ from .measuring import Bench, MeasuringSettings, cold_calls
 from .plan import Graph, PlannedRow, anchor_graphs, weight_bytes
 
 ROWS_IN_A_BATCH = 72
-"""A kill costs at most one batch; a batch must be much larger than the caches."""
+"""A kill costs at most one batch of each agent; a batch must be much larger than the caches."""
 
 DRIFT = 0.03
 """A batch whose anchors are slower than in the agent's best batch by more is timed again."""
@@ -231,7 +231,9 @@ def _table_row(batch: _Batch, row: PlannedRow) -> Row:
     if looped is not None and looped.error is None:
         warm_ms = location_ms(np.asarray(looped.wall_ms)[:, batch.settings.warm_skipped :])
     device = own.device_ms
-    flags = dict.fromkeys((*own.flags, *found.flags))
+    flags = dict.fromkeys((*(f for r in results for f in r.flags), *found.flags))
+    if len({r.compute_unit for r in results}) > 1:
+        flags["mixed-unit"] = None
     return Row.of(
         bench.target,
         row.name,
@@ -352,29 +354,25 @@ def _run_batches(
         seed = settings.seed + 2 * (index + turn * len(batches))
         return measure_batch(bench, batches[index], replace(settings, seed=seed), anchors, report)
 
-    def keep(found: BatchResult, flag: str = "") -> None:
-        kept = [_flagged(row, flag) for row in found.rows] if flag else found.rows
-        with lock:
-            journal.append(kept)
+    def keep(done: Mapping[int, BatchResult], known: dict[int, bool], fresh: int) -> list[int]:
+        """Writes down a fresh batch, and again those that now turn out disturbed.
 
-    def repeat_disturbed(bench: Bench, done: dict[int, BatchResult]) -> None:
-        for turn in range(1, REPEATS + 2):
-            slow = slowdowns([done[i].anchors_ms for i in done])
-            disturbed = [i for i, s in zip(done, slow, strict=True) if s > DRIFT]
-            for index in disturbed:
-                if turn > REPEATS:
-                    keep(done[index], "disturbed")
-                    continue
-                again = time_one(bench, index, turn)
-                before, now = slowdowns([done[index].anchors_ms, again.anchors_ms])
-                if now < before:
-                    done[index] = again
-                    keep(again)
-            if not disturbed:
-                return
+        Whatever happens next, the journal holds no disturbed row without its flag.
+        """
+        slow = dict(zip(done, slowdowns([r.anchors_ms for r in done.values()]), strict=True))
+        for index, slowdown in slow.items():
+            disturbed = slowdown > DRIFT
+            if index == fresh or known.get(index) != disturbed:
+                rows = done[index].rows
+                with lock:
+                    journal.append([_flagged(r) for r in rows] if disturbed else rows)
+                known[index] = disturbed
+        return [index for index, disturbed in known.items() if disturbed]
 
     def work(bench: Bench) -> None:
         done: dict[int, BatchResult] = {}
+        known: dict[int, bool] = {}
+        disturbed: list[int] = []
         index = -1
         try:
             while left[0] and not (failures and len(benches) == 1):
@@ -384,11 +382,17 @@ def _run_batches(
                 if index < 0:
                     continue
                 done[index] = time_one(bench, index, 0)
-                keep(done[index])
-                left[0] -= 1
+                disturbed = keep(done, known, index)
+                with lock:
+                    left[0] -= 1
             index = -1
-            if not failures or len(benches) > 1:
-                repeat_disturbed(bench, done)
+            for turn in range(1, REPEATS + 1):
+                for slow in disturbed:
+                    again = time_one(bench, slow, turn)
+                    before, now = slowdowns([done[slow].anchors_ms, again.anchors_ms])
+                    if now < before:
+                        done[slow] = again
+                    disturbed = keep(done, known, slow)
         except AgentError as error:  # this agent is out; others may take its batch
             failures.append(error)
             if index >= 0:
@@ -413,8 +417,8 @@ def _run_batches(
         raise broken
 
 
-def _flagged(row: Row, flag: str) -> Row:
-    """The row with one more flag, where it holds a latency."""
+def _flagged(row: Row) -> Row:
+    """The row with the flag ``disturbed``, where it holds a latency."""
     if not row.ok:
         return row
-    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, flag))))
+    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, "disturbed"))))

@@ -19,7 +19,7 @@ from .measuring import Measurement
 
 FORMAT_VERSION = 1
 ATTEMPTS = 6
-"""Networks measured at most; each correction is larger than the last miss."""
+"""Networks measured at most."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ TARGETS = ("cpu-onnxruntime-fp32", "sim-hexagon685-dsp", "sim-myriadx-vpu")
 BASELINE = "Choice_3"
 
 EVALUATIONS = 100
-"""A stage; the default of a real search, and the paper's, is 1,000."""
+"""A stage; the default of a real search is 1,000."""
 
 TRAINING = 0.5
 """Of the preset's epochs."""
@@ -119,8 +119,8 @@ def demo_command(
     say("\n[2/4] Search: two stages for each target, and the networks found timed on it")
     _in_parallel("search", [Job(output / p.name, settings, p.space, "searched") for p in prepared])
     for p in prepared:
-        found = _run(Job(output / p.name, settings, p.space, "confirmed"), p.measurer())
-        say(f"    {_chosen(p, output / p.name, found.architecture)}")
+        _run(Job(output / p.name, settings, p.space, "confirmed"), p.measurer())
+        say(f"    {_chosen(p, output / p.name)}")
     say(f"\n[3/4] Training from scratch: {BASELINE} in all layers, and the networks found")
     _in_parallel(
         "train",
@@ -252,18 +252,18 @@ def _prepare(
     return Prepared(name, latency.model.target, space, (low, high), baseline_ms, verification)
 
 
-def _chosen(prepared: Prepared, folder: Path, found: Architecture) -> str:
+def _chosen(prepared: Prepared, folder: Path) -> str:
     """What the loop over measured candidates ended with, in words."""
-    attempts = Confirmation.load(folder / CONFIRMED).attempts
-    word = prepared.target.origin
-    missed = sum(not a.met for a in attempts)
-    last = attempts[-1]
-    tail = f"; {missed} more accurate ones missed the budget" if missed and last.met else ""
-    if not last.met:
-        tail = "; none of those timed met the budget, the fastest is kept"
+    confirmation = Confirmation.load(folder / CONFIRMED)
+    chosen = confirmation.attempts[confirmation.chosen]
+    missed = sum(not a.met for a in confirmation.attempts)
+    tail = f"; {missed} more accurate ones missed the budget" if missed else ""
+    if not chosen.met:
+        tail = f"; none of {missed} met the budget, the fastest is kept"
     return (
-        f"{prepared.name}: {found.predicted_ms:.3g} ms predicted, {last.measured.ms:.3g} ms {word} "
-        f"untrained, budget {prepared.space.budget_ms:g} ms{tail}"
+        f"{prepared.name}: {chosen.candidate.predicted_ms:.3g} ms predicted, "
+        f"{chosen.measured.ms:.3g} ms {prepared.target.origin} untrained, "
+        f"budget {prepared.space.budget_ms:g} ms{tail}"
     )
 
 

@@ -213,7 +213,8 @@ def run_search(
         )
         step = STEPS.index(until)
         found, unmeasured = stages.winner, ""
-        if step >= STEPS.index("confirmed") and measure is not None:
+        wanted = step >= STEPS.index("confirmed") and measure is not None
+        if run.confirmed_path.exists() or (wanted and not run.training_path.exists()):
             found, unmeasured = _confirmed(run, workshop, space, found, measure)
         winner = found_architecture(space, found, settings)
         known = run.read_architecture()
@@ -268,9 +269,11 @@ def _confirmed(
     workshop: _Workshop,
     space: SearchSpace,
     winner: StageResult,
-    measure: Measure,
+    measure: Measure | None,
 ) -> tuple[StageResult, str]:
     """The most accurate architecture that meets the budget as measured.
+
+    What was chosen once stays chosen, also for a run that goes on without measuring.
 
     Returns:
         The stage's result with that architecture, and why nothing could be measured.
@@ -284,10 +287,11 @@ def _confirmed(
         for e in best_first(winner.evaluated)
     ]
     problem = ""
-    if leads() and not run.confirmed_path.exists():
+    if measure is not None and leads() and not run.confirmed_path.exists():
+        time_network = measure
 
         def timed(candidate: Candidate) -> Measurement:
-            return measure(workshop.backbone, candidate.operators, space.gate)
+            return time_network(workshop.backbone, candidate.operators, space.gate)
 
         workshop.tell("winner timed", 0, 1)
         try:
@@ -300,7 +304,10 @@ def _confirmed(
         return winner, problem
     chosen = Confirmation.load(run.confirmed_path).candidate
     if chosen.operators not in {c.operators for c in candidates}:
-        raise BadRequest(f"{run.confirmed_path} is of another search; delete it")
+        raise BadRequest(
+            f"{run.confirmed_path} names a network that this search did not evaluate; "
+            "start a new run directory"
+        )
     return replace(
         winner,
         operators=chosen.operators,

@@ -98,6 +98,11 @@ class RunDirectory:
         return self.path / "weights.pt"
 
     @property
+    def training_path(self) -> Path:
+        """The checkpoint of the winner's training, from its beginning to its end."""
+        return self.path / "training.pt"
+
+    @property
     def confirmed_path(self) -> Path:
         return self.path / CONFIRMED
 

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hurricane.agents.client import private_agent
+from hurricane.lookup_tables.calibration import find_calibration
 from hurricane.lookup_tables.journal import journal_path
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
@@ -280,6 +281,39 @@ def test_the_real_cpu_fills_a_few_rows(tmp_path):
     assert {r.origin for r in rows.values()} == {"measured"}
     assert (rows["MB_3_6"].latency_ms or 0) > (rows["SEP_3"].latency_ms or 0) > 0
     assert rows["SEP_3"].compute_unit == "CPU"
+
+
+def test_another_gate_is_in_the_graphs_and_in_the_tables_options(tmp_path):
+    path = tmp_path / "gate.csv"
+    words = ("--layers", "digits32:1", "--operators", "SEP_3_SE", "--target", DSP)
+    result = run(profile_ops, *words, "--gate", "hard-sigmoid", "-o", str(path))
+    assert result.exit_code == 0, result.output
+    (row,) = LookupTable.load(path)
+    assert row.options == "gate=hard-sigmoid"
+    shape = load_backbone("digits32").layers[1]
+    assert row.graph_sha256 == sha256(export_operator("SEP_3_SE", shape, "hard-sigmoid"))
+    assert row.graph_sha256 != sha256(export_operator("SEP_3_SE", shape))
+
+
+def test_a_calibration_is_kept_beside_the_table(dsp_table: Path, tmp_path):
+    path = tmp_path / "copy.csv"
+    path.write_bytes(dsp_table.read_bytes())
+    words = ("--table", str(path), "--backbone", "digits32", "--calibrate")
+    result = run(verify, *words, "--random", "5")
+    assert result.exit_code == 0, result.output
+    found = find_calibration(path, LookupTable.load(path).target())
+    assert found is not None
+    assert found.networks == 5
+    assert found.scale == pytest.approx(1.0, abs=0.05)
+    for wrong, message in (
+        (("--random", "2", *words), "--random 3 or more"),
+        (
+            ("--random", "5", "--calibrate", "--table", "imagenet224-sim-hexagon685-dsp"),
+            "shipped",
+        ),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            run(verify, *wrong)
 
 
 def test_check_tells_what_is_missing_and_measures_nothing(tmp_path):

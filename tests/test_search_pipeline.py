@@ -1,0 +1,112 @@
+"""A run in steps: searched, confirmed on the target, trained, measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.table import LookupTable, Row, Target
+from hurricane.ops.backbone import Backbone, load_backbone
+from hurricane.ops.pool import POOL
+from hurricane.search.architecture import Architecture
+from hurricane.search.confirm import Confirmation
+from hurricane.search.measuring import Measurement
+from hurricane.search.pipeline import SearchSettings, run_search
+from hurricane.search.space import SearchSpace, build_space
+
+BACKBONE = """
+classes = 10
+split = 1
+exploring_layers = 1
+[input]
+channels = 1
+height = 8
+width = 8
+[[stem]]
+channels = 8
+kernel = 3
+stride = 1
+[[stages]]
+channels = 16
+repeats = 3
+stride = 2
+[head]
+channels = 16
+"""
+SETTINGS = SearchSettings(training=0.05, evaluations=12, population=4, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, SearchSpace]:
+    path = tmp_path_factory.mktemp("p") / "tiny.toml"
+    path.write_text(BACKBONE)
+    backbone = load_backbone(path)
+    target = Target("board", "dsp", "qnn", "1.0", precision="int8")
+    rows = []
+    fixed = [(backbone.stem_name, backbone.stem_shape), (backbone.head_name, backbone.head_shape)]
+    for name, shape in fixed:
+        values = {"latency_ms": 0.05, "call_ms": 0.01, "estimator": "made up"}
+        rows.append(Row.of(target, name, shape, status="ok", **values))
+    for shape in backbone.distinct_shapes:
+        for index, op in enumerate(POOL):
+            ms = 0.02 + op.macs(shape) / 3e6 + 0.001 * index
+            values = {"latency_ms": ms, "call_ms": 0.01, "estimator": "made up"}
+            rows.append(Row.of(target, op.name, shape, status="ok", **values))
+    model = LatencyModel(LookupTable(rows), backbone)
+    low, high = model.bounds()
+    return backbone, build_space(model, backbone, low + 0.4 * (high - low))
+
+
+class Device:
+    """A device that is slower than the table says, and remembers what it was asked."""
+
+    def __init__(self, model_ms, factor: float) -> None:
+        self.model_ms = model_ms
+        self.factor = factor
+        self.asked: list[tuple[str, ...]] = []
+
+    def __call__(self, backbone, operators, gate, model=None) -> Measurement:
+        self.asked.append(tuple(operators))
+        ms = self.factor * self.model_ms(tuple(operators))
+        return Measurement(ms, ms, ms)
+
+
+def predicted(space: SearchSpace, operators: tuple[str, ...]) -> float:
+    codes = [names.index(name) for names, name in zip(space.candidates, operators, strict=True)]
+    cells = zip(space.latency_ms, codes, strict=True)
+    return space.fixed_ms + sum(row[code] for row, code in cells)
+
+
+def test_a_winner_that_misses_its_budget_gives_way_before_it_is_trained(problem, tmp_path: Path):
+    _, space = problem
+    folder = tmp_path / "run"
+    searched = run_search(space, SETTINGS, folder, until="searched").architecture
+    assert searched.predicted_ms is not None
+    slow = 1.02 * space.budget_ms / searched.predicted_ms
+    device = Device(lambda names: predicted(space, names), slow)
+    run_search(space, SETTINGS, folder, None, device, until="confirmed")
+    chosen = Confirmation.load(folder / "confirmed.json").candidate
+    assert device.asked[0] == searched.operators
+    assert chosen.operators != searched.operators
+    # The training and all that follows take the confirmed network, measurer or not.
+    trained = run_search(space, SETTINGS, folder, until="trained").architecture
+    assert trained.operators == chosen.operators
+    done = run_search(space, SETTINGS, folder, None, device).architecture
+    assert done.operators == chosen.operators
+    assert done.measured_ms is not None
+    assert done.measured_ms <= space.budget_ms
+    assert Architecture.load(folder / "architecture.json") == done
+
+
+def test_a_network_already_in_training_is_not_exchanged(problem, tmp_path: Path):
+    _, space = problem
+    folder = tmp_path / "run"
+    trained = run_search(space, SETTINGS, folder).architecture
+    assert trained.measured_ms is None
+    device = Device(lambda names: predicted(space, names), 1.1)
+    done = run_search(space, SETTINGS, folder, None, device).architecture
+    assert done.operators == trained.operators
+    assert done.measured_ms is not None
+    assert not (folder / "confirmed.json").exists()
