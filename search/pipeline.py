@@ -215,7 +215,7 @@ def run_search(
         found, unmeasured = stages.winner, ""
         wanted = step >= STEPS.index("confirmed") and measure is not None
         if run.confirmed_path.exists() or (wanted and not run.training_path.exists()):
-            found, unmeasured = _confirmed(run, workshop, space, found, measure)
+            found, unmeasured = _confirmed(run, workshop, space, stages, measure)
         winner = found_architecture(space, found, settings)
         known = run.read_architecture()
         if known is not None and known.operators == winner.operators:
@@ -268,24 +268,23 @@ def _confirmed(
     run: RunDirectory,
     workshop: _Workshop,
     space: SearchSpace,
-    winner: StageResult,
+    stages: TwoStageResult,
     measure: Measure | None,
 ) -> tuple[StageResult, str]:
     """The most accurate architecture that meets the budget as measured.
 
-    What was chosen once stays chosen, also for a run that goes on without measuring.
+    Candidates are what the last stage evaluated, and after those what the stage before did: the
+    accuracies of two supernets do not compare. What was chosen once stays chosen, also for a
+    run that goes on without measuring.
 
     Returns:
         The stage's result with that architecture, and why nothing could be measured.
     """
-    candidates = [
-        Candidate(
-            tuple(names[code] for names, code in zip(winner.candidates, e.codes, strict=True)),
-            e.fitness,
-            e.latency_ms,
-        )
-        for e in best_first(winner.evaluated)
-    ]
+    origin: dict[Candidate, StageResult] = {}
+    for stage in reversed(stages.stages):
+        for e in best_first(stage.evaluated):
+            names = (n[code] for n, code in zip(stage.candidates, e.codes, strict=True))
+            origin.setdefault(Candidate(tuple(names), e.fitness, e.latency_ms), stage)
     problem = ""
     if measure is not None and leads() and not run.confirmed_path.exists():
         time_network = measure
@@ -295,25 +294,27 @@ def _confirmed(
 
         workshop.tell("winner timed", 0, 1)
         try:
-            confirm(candidates, space.budget_ms, timed).save(run.confirmed_path)
+            confirm(list(origin), space.budget_ms, timed).save(run.confirmed_path)
         except NotMeasurable as error:
             problem = str(error)
         workshop.tell("winner timed", 1, 1)
     wait_for_leader()
     if not run.confirmed_path.exists():
-        return winner, problem
+        return stages.winner, problem
     chosen = Confirmation.load(run.confirmed_path).candidate
-    if chosen.operators not in {c.operators for c in candidates}:
+    stage = origin.get(chosen)
+    if stage is None:
         raise BadRequest(
             f"{run.confirmed_path} names a network that this search did not evaluate; "
             "start a new run directory"
         )
-    return replace(
-        winner,
+    taken = replace(
+        stage,
         operators=chosen.operators,
         fitness=chosen.fitness,
         latency_ms=chosen.predicted_ms,
-    ), problem
+    )
+    return taken, problem
 
 
 def found_architecture(

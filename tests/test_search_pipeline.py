@@ -84,7 +84,7 @@ def test_a_winner_that_misses_its_budget_gives_way_before_it_is_trained(problem,
     folder = tmp_path / "run"
     searched = run_search(space, SETTINGS, folder, until="searched").architecture
     assert searched.predicted_ms is not None
-    slow = 1.02 * space.budget_ms / searched.predicted_ms
+    slow = 1.001 * space.budget_ms / searched.predicted_ms
     device = Device(lambda names: predicted(space, names), slow)
     run_search(space, SETTINGS, folder, None, device, until="confirmed")
     chosen = Confirmation.load(folder / "confirmed.json").candidate
