@@ -63,8 +63,9 @@ def _file_option(name: str, help: str) -> Any:
 _simulate_option = click.option(
     "--simulate",
     multiple=True,
-    metavar="NAME",
-    help="A simulated device to offer as well (repeatable; 'all': every one).",
+    metavar="NAME|FILE",
+    help="A simulated device to offer as well: a name or a device file (.toml); repeatable; "
+    "'all': every one that is shipped.",
 )
 
 
@@ -152,6 +153,11 @@ def info(
         version = agent_version()
         result = {"address": None, "agent_version": version}
     else:
+        if simulate:
+            raise click.UsageError(
+                f"--simulate is for this machine: what {address} offers was settled when it was "
+                "started (agent serve --simulate)"
+            )
         tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
         with AgentClient(address, token=_read_token(token_file) or None, tls=tls) as client:
             description = client.describe()
@@ -195,9 +201,10 @@ def _target_list(targets: tuple[TargetInfo, ...]) -> str:
 def _check_simulated(simulate: tuple[str, ...], targets: tuple[TargetInfo, ...]) -> None:
     known = [target for target in targets if target.name.startswith("sim-")]
     names = {target.name for target in known}
-    for name in simulate:
-        if name != "all" and f"sim-{name}" not in names and name not in names:
-            raise BadRequest(f"there is no simulated device '{name}'")
+    for given in simulate:
+        name = Path(given).stem if given.endswith(".toml") else given
+        if given != "all" and f"sim-{name}" not in names and name not in names:
+            raise BadRequest(f"there is no simulated device '{given}'")
     broken = [target for target in known if target.availability == Availability.UNAVAILABLE]
     if broken:
         raise BadRequest(f"'{broken[0].name}' cannot be simulated: {broken[0].reason}")

@@ -64,6 +64,8 @@ __all__ = [
 _CONNECT_TIMEOUT_S = 5.0
 # Upload, Missing: short work on the agent's side, but boards and networks are slow.
 _CALL_TIMEOUT_S = 120.0
+# What a board on poor wireless still manages.
+_SLOWEST_UPLOAD_BYTES_S = 2 * 1024 * 1024
 _START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 5.0
 _ERROR_OF_STATUS: dict[grpc.StatusCode, type[AgentError]] = {
@@ -221,7 +223,9 @@ class AgentClient:
         digest = hashlib.sha256(content).hexdigest()
         with self._typed_errors():
             self._stub.Upload(
-                _upload_messages(digest, content), timeout=_CALL_TIMEOUT_S, metadata=self._metadata
+                _upload_messages(digest, content),
+                timeout=_upload_timeout_s(len(content)),
+                metadata=self._metadata,
             )
         return digest
 
@@ -366,6 +370,10 @@ class AgentClient:
         else:
             advice = "check the address, or start one there with: agent serve --listen HOST:PORT"
         return Unreachable(f"no agent answers at {self.address}; {advice}")
+
+
+def _upload_timeout_s(size: int) -> float:
+    return _CALL_TIMEOUT_S + size / _SLOWEST_UPLOAD_BYTES_S
 
 
 def _upload_messages(digest: str, content: bytes) -> Iterator[pb.UploadRequest]:

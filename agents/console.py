@@ -15,6 +15,10 @@ from typing import Any, Callable, NoReturn, Optional
 
 import click
 
+HOST_PYTHON = (3, 11)
+"""What every command but the board's needs."""
+
+BOARD_COMMAND = "agent"
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 DEBUG_VARIABLE = "HURRICANE_DEBUG"
@@ -89,7 +93,8 @@ def run_command(
 
     An exception with an `exit_status` becomes ``Error: …`` on stderr and that status; an
     interrupt 130; wrong usage 2; a third-party package that is not installed names the extra
-    that brings it; anything else is an internal error, status 1. ``--debug`` (anywhere on the
+    that brings it; anything else is an internal error, status 1. All commands but the board's
+    end at once on a Python older than `HOST_PYTHON`. ``--debug`` (anywhere on the
     command line, or HURRICANE_DEBUG=1) shows the traceback. An int that the command returns,
     or gives to ``ctx.exit``, is the exit status.
     """
@@ -107,6 +112,14 @@ def run_command(
 
 
 def _status_of(command: click.Command, prog_name: str, args: list[str], debug: bool) -> int:
+    if prog_name != BOARD_COMMAND and sys.version_info[:2] < HOST_PYTHON:
+        needed, here = (".".join(map(str, v[:2])) for v in (HOST_PYTHON, sys.version_info))
+        _complain(
+            f"host commands need Python {needed} or newer (this is {here}); "
+            f"the board needs only `{BOARD_COMMAND}`",
+            debug=False,
+        )
+        return EXIT_FAILED
     try:
         result = command.main(args=args, prog_name=prog_name, standalone_mode=False)
         return result if isinstance(result, int) and not isinstance(result, bool) else 0

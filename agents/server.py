@@ -48,6 +48,7 @@ _MAX_SAMPLES = 5_000_000
 # A request that waits or measures holds a thread; the others have to find one.
 _THREADS = 48
 _GRACE_S = 2.0
+_LEAST_RESIDENT_BYTES = 256 * 1024 * 1024
 _STATUS = {
     ErrorKind.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
     ErrorKind.UNSUPPORTED_OPERATOR: grpc.StatusCode.UNIMPLEMENTED,
@@ -63,13 +64,18 @@ class Limits:
     Args:
         max_artifact_bytes: size of one artefact.
         max_resident_bytes: artefacts that one batch may hold loaded; None: a quarter of the
-            memory, for a runtime holds its graphs' weights and packed copies of them.
+            memory, at least 256 MiB, for a runtime holds its graphs' weights and packed copies
+            of them.
         max_store_bytes: size of the store; None: half of the disk's free space.
     """
 
     max_artifact_bytes: int = 1024 * 1024 * 1024
     max_resident_bytes: Optional[int] = None
     max_store_bytes: Optional[int] = None
+
+    def resident_bytes(self, memory_bytes: int) -> int:
+        """`max_resident_bytes` on a machine with so much memory."""
+        return self.max_resident_bytes or max(memory_bytes // 4, _LEAST_RESIDENT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -230,9 +236,7 @@ class AgentService(pb_grpc.AgentServicer):
         self._context = context
         self._store = store
         self._max_artifact_bytes = limits.max_artifact_bytes
-        self._max_resident_bytes = limits.max_resident_bytes or max(
-            device.memory_bytes // 4, limits.max_artifact_bytes
-        )
+        self._max_resident_bytes = limits.resident_bytes(device.memory_bytes)
         self._stopping = stopping
         self._lanes: dict[str, Lane] = {}
         self._lanes_mutex = threading.Lock()

@@ -103,6 +103,7 @@ class LatencyModel:
                 row = ok.get((name, shape))
                 if row is not None and _applies(name, shape, unknown=True):
                     cells[layer, code] = row.latency_ms
+        self._fixed_rows = (stem, head)
         self._rows = {k: ok[k] for k in ok if k[0] in self._code and k[1] in set(shapes)}
         empty = [layer for layer in range(len(cells)) if np.isnan(cells[layer]).all()]
         if empty:
@@ -234,14 +235,14 @@ class LatencyModel:
         return self._missing
 
     def flagged(self, kind: str) -> tuple[Row, ...]:
-        """The rows in use with a flag of a kind: to be told, never hidden.
+        """The rows in use, stem and head among them, with a flag: to be told, never hidden.
 
         Args:
             kind: the flag, or its part before the colon: ``fallback`` finds ``fallback:cpu``.
         """
         return tuple(
             row
-            for row in self._rows.values()
+            for row in (*self._fixed_rows, *self._rows.values())
             if any(kind in (word, word.split(":", 1)[0]) for word in row.flag_words)
         )
 
@@ -327,7 +328,10 @@ def fill_command(
     where = backbone.name if shipped else backbone.source or backbone.name
     words = ["profile-ops", "--layers", where + (f":{layers}" if layers else "")]
     words += ["--target", target.name]
-    for key, value in parse_options(target.options).items():
+    options = parse_options(target.options)
+    if "gate" in options:  # is of the graphs, and no option of the runtime
+        words += ["--gate", options.pop("gate")]
+    for key, value in options.items():
         words += ["--option", f"{key}={value}"]
     return shlex.join([*words, "-o", str(table_path or "table.csv")])
 

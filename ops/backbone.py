@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from .shapes import LayerShape
 
 _FILES = f"{__package__}.backbones"
 ACTIVATIONS = ("relu", "relu6", "none")
+_KEYS = ("classes", "split", "exploring_layers", "input", "stem", "stages", "head")
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,10 @@ class Backbone:
 
     @property
     def stem_name(self) -> str:
-        """The stem's name in a table: ``stem`` for one 3x3 convolution with ReLU."""
+        """The stem's name in a table: ``stem`` for one full 3x3 convolution with ReLU."""
         first = self.stem[0]
-        if len(self.stem) == 1 and first.kernel == 3 and first.activation == "relu":
+        plain = first.kernel == 3 and first.activation == "relu" and not first.depthwise
+        if len(self.stem) == 1 and plain:
             return "stem"
         return "stem:" + ".".join(c.code for c in self.stem)
 
@@ -229,28 +231,41 @@ def load_backbone(name_or_path: str | Path) -> Backbone:
 
 def parse_backbone(content: str, name: str, where: str) -> Backbone:
     """From TOML text to a backbone; `where` names the file in errors."""
+    # Python 3.11; boards, which import this package for its names only, may have an older one.
+    import tomllib
+
     try:
         data = tomllib.loads(content)
     except tomllib.TOMLDecodeError as error:
         raise BadRequest(f"backbone file {where} is not TOML: {error}") from error
     read = _Reader(where)
+    read.no_others(data, "", _KEYS)
     image = read.table(data, "input")
+    read.no_others(image, "input", ("channels", "height", "width"))
     head = read.table(data, "head")
+    read.no_others(head, "head", ("channels", "activation", "dropout"))
     channels = read.integer(image, "input.channels")
     height, width = read.integer(image, "input.height"), read.integer(image, "input.width")
 
     stem = []
+    incoming = channels
     for i, item in enumerate(read.tables(data, "stem")):
         at = f"stem[{i}]"
-        stem.append(
-            StemConvolution(
-                read.integer(item, f"{at}.channels"),
-                read.integer(item, f"{at}.kernel"),
-                read.integer(item, f"{at}.stride"),
-                bool(item.get("depthwise", False)),
-                read.choice(item, f"{at}.activation", ACTIVATIONS, "relu"),
-            )
+        read.no_others(item, at, tuple(f.name for f in fields(StemConvolution)))
+        convolution = StemConvolution(
+            read.integer(item, f"{at}.channels"),
+            read.integer(item, f"{at}.kernel"),
+            read.integer(item, f"{at}.stride"),
+            read.flag(item, f"{at}.depthwise", False),
+            read.choice(item, f"{at}.activation", ACTIVATIONS, "relu"),
         )
+        if convolution.depthwise and convolution.channels != incoming:
+            raise BadRequest(
+                f"backbone file {where}: {at} is depthwise and keeps the number of channels: "
+                f"{at}.channels must be {incoming}, not {convolution.channels}"
+            )
+        stem.append(convolution)
+        incoming = convolution.channels
     layers: list[LayerShape] = []
     stage_of: list[int] = []
     h, w, c = height, width, stem[-1].channels
@@ -258,6 +273,7 @@ def parse_backbone(content: str, name: str, where: str) -> Backbone:
         h, w = -(-h // convolution.stride), -(-w // convolution.stride)
     for number, stage in enumerate(read.tables(data, "stages")):
         at = f"stages[{number}]"
+        read.no_others(stage, at, ("channels", "repeats", "stride"))
         out = read.integer(stage, f"{at}.channels")
         for repeat in range(read.integer(stage, f"{at}.repeats")):
             stride = read.integer(stage, f"{at}.stride") if repeat == 0 else 1
@@ -305,6 +321,15 @@ class _Reader:
             raise BadRequest(f"backbone file {self.where} lacks the key {path}")
         return table[key]
 
+    def no_others(self, table: Mapping[str, Any], path: str, known: Sequence[str]) -> None:
+        """Refuses keys that mean nothing: a slip of the pen would silently give a default."""
+        for key in table:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                name = f"{path}.{key}" if path else key
+                raise BadRequest(f"backbone file {self.where}: unknown key {name}; {hint}")
+
     def table(self, data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         value = self._get(data, key)
         if not isinstance(value, dict):
@@ -332,6 +357,12 @@ class _Reader:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise BadRequest(f"backbone file {self.where}: {path} must be a number")
         return float(value)
+
+    def flag(self, table: Mapping[str, Any], path: str, default: bool) -> bool:
+        value = table.get(path.rsplit(".", 1)[-1], default)
+        if not isinstance(value, bool):
+            raise BadRequest(f"backbone file {self.where}: {path} must be true or false")
+        return value
 
     def choice(
         self, table: Mapping[str, Any], path: str, allowed: tuple[str, ...], default: str

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.metadata
 import io
 import itertools
 import math
@@ -25,8 +26,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from .backbone import POOL_NAME, is_head, is_stem
 from .errors import HurricaneError
-from .pool import GATES, PLUGIN_VARIABLE, ConvolutionCost
+from .pool import (
+    ENTRY_POINT_GROUP,
+    GATES,
+    PLUGIN_VARIABLE,
+    ConvolutionCost,
+    code_of,
+    parse_operator,
+)
 from .shapes import LayerShape
 
 OPSET = 13
@@ -82,19 +91,35 @@ def cache_folder() -> Path:
 
 @lru_cache(maxsize=1)
 def _generation() -> str:
-    """Changes whenever a template could: torch, the blocks, this file, users' plugins."""
-    import importlib.metadata
-
-    digest = hashlib.sha256(importlib.metadata.version("torch").encode())
+    """Changes whenever a template could: torch, onnx, the blocks, this file, users' plugins."""
+    digest = hashlib.sha256()
+    for package in ("torch", "onnx"):
+        digest.update(f"{package} {importlib.metadata.version(package)} ".encode())
     here = Path(__file__).parent
     plugins = filter(None, os.environ.get(PLUGIN_VARIABLE, "").split(os.pathsep))
     for file in (here / "blocks.py", here / "graph.py", *map(Path, plugins)):
         digest.update(file.read_bytes() if file.is_file() else b"")
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        digest.update(f"{entry.value} {entry.dist.version if entry.dist else ''} ".encode())
     return digest.hexdigest()[:16]
 
 
+def _source(name: str) -> bytes:
+    """The file that builds a user's operator, of whatever package; nothing for our own pieces."""
+    if is_stem(name) or is_head(name) or name == POOL_NAME:
+        return b""
+    custom = parse_operator(name).custom
+    if custom is None:
+        return b""
+    code = code_of(custom.build)
+    file = Path(code.co_filename) if code else None
+    if file is not None and file.is_file():
+        return file.read_bytes()
+    return f"{custom.build.__module__}.{getattr(custom.build, '__qualname__', '')}".encode()
+
+
 def _template_file(piece: Piece) -> Path:
-    digest = hashlib.sha256(piece.key.encode()).hexdigest()
+    digest = hashlib.sha256(piece.key.encode() + _source(piece.name)).hexdigest()
     return cache_folder() / "templates" / _generation() / f"{digest}.onnx"
 
 
@@ -155,7 +180,8 @@ def _trace(piece: Piece) -> bytes:
     if parameters:
         raise HurricaneError(
             f"{piece.name} at {piece.shape}: the exported graph lacks {sorted(parameters)[0]}; "
-            "build operators from Conv2d, BatchNorm2d, Linear and activations"
+            "put each BatchNorm2d right behind its Conv2d in an nn.Sequential, so that it can be "
+            "folded, and leave out what the output does not need"
         )
     return model.SerializeToString(deterministic=True)
 

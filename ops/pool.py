@@ -7,6 +7,7 @@ The definitions, node by node, are in `docs/operators.md`.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from .errors import BadRequest
@@ -210,15 +212,50 @@ def register_operator(
         The operator, to be used wherever one of the pool is.
 
     Raises:
-        BadRequest: the name is taken or has characters that a table cannot hold.
+        BadRequest: the name is taken, by the pool or by another build function, or has
+            characters that a table cannot hold. The same registration again is none: a plugin
+            may be loaded twice.
     """
     if not _NAME.fullmatch(name):
         raise BadRequest(f"operator name {name!r}: use letters, digits and _ . : -")
     if name in _BY_NAME or name.partition(":")[0] in ("stem", "head", "pool"):
         raise BadRequest(f"operator name {name!r} is already taken; choose another")
+    known = _CUSTOM[name].custom if name in _CUSTOM else None
+    if known is not None and _origin(known.build) != _origin(build):
+        raise BadRequest(
+            f"operator name {name!r} is already registered with another build function "
+            f"({_place(known.build)}); choose another"
+        )
     operator = Operator(name, custom=CustomBlock(build, applies))
     _CUSTOM[name] = operator
     return operator
+
+
+def code_of(build: Callable[..., Any]) -> CodeType | None:
+    """The code behind a build function, partial, class or callable; None where it is compiled."""
+    while isinstance(build, functools.partial):
+        build = build.func
+    if not hasattr(build, "__code__"):
+        build = build.__init__ if isinstance(build, type) else type(build).__call__
+    return getattr(build, "__code__", None)
+
+
+def _origin(build: Callable[..., Any]) -> tuple[object, ...]:
+    """What a build function is made of: equal for the same file's, run twice."""
+    if isinstance(build, functools.partial):
+        bound = (build.args, sorted(build.keywords.items()))
+        return (_origin(build.func), repr(bound))
+    code = code_of(build)
+    if code is None:
+        return (build,)
+    cells = [cell.cell_contents for cell in getattr(build, "__closure__", None) or ()]
+    plain = [c for c in cells if isinstance(c, str | int | float | bool | tuple)]
+    return (code.co_filename, code.co_firstlineno, code.co_name, repr(plain))
+
+
+def _place(build: Callable[..., Any]) -> str:
+    code = code_of(build)
+    return repr(build) if code is None else f"{code.co_filename}, line {code.co_firstlineno}"
 
 
 def load_plugin(path: str | Path) -> None:

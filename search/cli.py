@@ -23,6 +23,8 @@ from ..agents.console import (
 from ..agents.version import agent_version
 from ..ops.errors import BadRequest
 from ..ops.pool import PLUGIN_VARIABLE
+from .evolution import STRATEGIES
+from .pipeline import SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
     from .architecture import TableSource
@@ -130,7 +132,7 @@ _training_options = _decorate(
         default="digits",
         show_default=True,
         metavar="SPEC",
-        help="digits, cifar10:PATH or folder:PATH.",
+        help="digits, cifar10:PATH or folder:PATH; with ?limit=N, N images of every split.",
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
     click.option(
@@ -150,14 +152,13 @@ _agent_options = _decorate(
         "--measure/--no-measure",
         default=True,
         show_default=True,
-        help="Measure the trained network on the table's target.",
+        help="Measure on the table's target: candidates for the winner before training, which "
+        "can change the choice, and the trained network.",
     ),
     click.option(
         "--agent",
-        "agents",
-        multiple=True,
         metavar="HOST:PORT",
-        help="The agent to measure on [a private one on this machine].",
+        help="The one agent to measure on [a private one on this machine].",
     ),
     click.option("--token-file", type=click.Path(dir_okay=False), help="The agent's token."),
     click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
@@ -192,8 +193,8 @@ Example:
 
 _EXPORT_HELP = """Writes an architecture as an ONNX file.
 
-Weights are those that training left beside the architecture; without any they are drawn from
-a fixed seed, which is enough to measure latency.
+Weights are those that training left beside the architecture; without any, or where they are
+another network's, they are drawn from a fixed seed, which is enough to measure latency.
 
 \b
 Example:
@@ -238,13 +239,13 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     "--strategy",
     default="evolution",
     show_default=True,
-    type=click.Choice(["evolution", "random"]),
+    type=click.Choice(tuple(STRATEGIES)),
 )
 @click.option(
     "--supernet",
     default="single-path",
     show_default=True,
-    type=click.Choice(["single-path", "fair", "sandwich"]),
+    type=click.Choice(SUPERNET_TRAININGS),
     help="How a supernet is trained.",
 )
 @_agent_options
@@ -360,11 +361,20 @@ def export(
     from .architecture import Architecture
     from .jsonfile import write_bytes
     from .pipeline import export_trained
+    from .retrain import OtherWeights
 
     loaded = Architecture.load(architecture)
+    backbone = loaded.load_backbone()
     beside = architecture.parent / "weights.pt"
     source = weights or (beside if beside.exists() else None)
-    content = export_trained(loaded, loaded.load_backbone(), source)
+    try:
+        content = export_trained(loaded, backbone, source)
+    except OtherWeights:
+        if weights is not None:
+            raise
+        click.echo(f"Note: {source} holds another network's weights; these are seeded", err=True)
+        source = None
+        content = export_trained(loaded, backbone, None)
     write_bytes(output, content)
     result = {
         "output": str(output),
@@ -425,14 +435,15 @@ def _measurer(source: TableSource | None, options: dict[str, Any]) -> TargetMeas
     from ..profiler.cli import credentials
     from .measuring import TargetMeasurer
 
+    agent = options["agent"]
     keys = [options[name] for name in ("token_file", "tls_ca", "tls_cert", "tls_key")]
     try:
         measurer = TargetMeasurer.of_table(
-            source, agents=options["agents"], credentials=credentials(*keys)
+            source, agents=[agent] if agent else [], credentials=credentials(*keys)
         )
     except BadRequest as error:
         raise BadRequest(f"{error}; without its table, add --no-measure") from error
-    if options["agents"]:
+    if agent:
         measurer.check()
     return measurer
 

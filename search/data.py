@@ -33,6 +33,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 VALIDATION_SHARE = 0.1
 """Part of the training images that is set aside where the data has no validation split."""
 
+SPLIT_SEED = 0
+"""Draws the splits that the data does not come with, and the images that ``?limit`` keeps: the
+same for every seed of a search, so that figures of different seeds are of the same images."""
+
 DIGITS_TEST_PER_CLASS = 36
 DIGITS_VALIDATION_PER_CLASS = 30
 """Digits has about 180 images a class: a fifth for test, a sixth for validation."""
@@ -98,7 +102,7 @@ class ImageData:
         train, validation, test: the splits, disjoint.
         mean, std: of the training images by channel, in units of 1 (white).
         augmentation: for training images.
-        seed: that drew the splits.
+        seed: of draws from the training images, such as those BatchNorm is recalibrated on.
     """
 
     spec: str
@@ -140,10 +144,10 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
             ``folder:PATH`` (folder or zip with ``train/``, ``test/`` and perhaps
             ``validation/``, a folder for each class); ``?limit=N`` keeps N images a split.
         backbone: gives height, width, channels and the number of classes.
-        seed: draws the splits that the data does not come with.
+        seed: of later draws from the training images; the splits do not depend on it.
 
     Returns:
-        The data set; equal arguments give equal splits.
+        The data set; an equal spec and backbone give equal splits.
 
     Raises:
         BadRequest: unknown spec, missing path, unreadable image, splits whose classes differ,
@@ -156,7 +160,7 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
             "images come with 1 (grey) or 3 (colour)"
         )
     if kind == "digits":
-        classes, pools = _load_digits(backbone, seed)
+        classes, pools = _load_digits(backbone)
         augmentation = Augmentation(shift=max(1, backbone.input_height // 16))
     else:
         source = _open(path, spec)
@@ -174,10 +178,10 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
         )
     if "validation" not in pools:
         share = _share_per_class(pools["train"].labels, len(classes))
-        pools["validation"], pools["train"] = pools["train"].divide(share, seed)
+        pools["validation"], pools["train"] = pools["train"].divide(share)
     if limit is not None:
         per_class = max(1, limit // len(classes))
-        pools = {name: pool.divide(per_class, seed)[0] for name, pool in pools.items()}
+        pools = {name: pool.divide(per_class)[0] for name, pool in pools.items()}
     for name, pool in pools.items():
         _check_counts(pool.labels, name, classes, spec)
     _check_memory(sum(len(pool.labels) for pool in pools.values()), backbone, spec)
@@ -240,9 +244,10 @@ class _Pool:
     def of(cls, labels: Tensor, fetch: Callable[[Tensor], Tensor]) -> _Pool:
         return cls(labels, torch.arange(len(labels)), fetch)
 
-    def divide(self, per_class: int, seed: int) -> tuple[_Pool, _Pool]:
+    def divide(self, per_class: int) -> tuple[_Pool, _Pool]:
         """Draws up to `per_class` images of every class; gives (drawn, rest), each in old order."""
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        fixed = torch.Generator().manual_seed(SPLIT_SEED)
+        order = torch.randperm(len(self.labels), generator=fixed)
         drawn = torch.zeros(len(self.labels), dtype=torch.bool)
         labels = self.labels[order]
         for label in torch.unique(labels):
@@ -287,7 +292,7 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 # Digits
 
 
-def _load_digits(backbone: Backbone, seed: int) -> tuple[list[str], dict[str, _Pool]]:
+def _load_digits(backbone: Backbone) -> tuple[list[str], dict[str, _Pool]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -302,8 +307,8 @@ def _load_digits(backbone: Backbone, seed: int) -> tuple[list[str], dict[str, _P
     images = (scaled * (255 / 16)).round().clamp(0, 255).to(torch.uint8)
     images = images.expand(-1, backbone.input_channels, -1, -1).contiguous()
     everything = _Pool.of(torch.from_numpy(digits.target).long(), images.__getitem__)
-    test, rest = everything.divide(DIGITS_TEST_PER_CLASS, seed)
-    validation, train = rest.divide(DIGITS_VALIDATION_PER_CLASS, seed)
+    test, rest = everything.divide(DIGITS_TEST_PER_CLASS)
+    validation, train = rest.divide(DIGITS_VALIDATION_PER_CLASS)
     names = [str(name) for name in digits.target_names]
     return names, {"train": train, "validation": validation, "test": test}
 

@@ -45,12 +45,14 @@ class FeasibleSet:
 
     Args:
         latency_ms: for each layer, the latencies of its candidates.
-        fixed_ms: latency of stem, head and the price of a call.
+        fixed_ms: latency of stem, head and the price of a call; below 0 where a calibration's
+            offset outweighs them.
         budget_ms: latency that a feasible architecture does not exceed.
         max_sums: size of a half up to which counting is exact; beyond it a grid is used.
 
     Raises:
-        BadRequest: a layer has no candidates, or a latency is not a positive finite number.
+        BadRequest: a layer has no candidates, a candidate's latency is not a finite number of
+            at least 0, or the budget or the fixed latency is not finite.
     """
 
     def __init__(
@@ -65,9 +67,16 @@ class FeasibleSet:
             if layer.ndim != 1 or layer.size == 0:
                 raise BadRequest(f"layer {index} has no candidates")
             if not (np.isfinite(layer).all() and (layer >= 0).all() and layer.max() < _LONGEST_MS):
-                raise BadRequest(f"layer {index} has a candidate without a usable latency")
-        if not math.isfinite(budget_ms) or not 0 <= fixed_ms < _LONGEST_MS:
-            raise BadRequest("budget and fixed latency must be finite numbers of milliseconds")
+                raise BadRequest(
+                    f"layer {index} has a candidate whose latency is not a number of ms from 0 to "
+                    f"{_LONGEST_MS:g}"
+                )
+        if not math.isfinite(budget_ms):
+            raise BadRequest(f"the budget must be a finite number of ms, not {budget_ms}")
+        if not abs(fixed_ms) < _LONGEST_MS:
+            raise BadRequest(
+                f"the fixed latency must be a number of ms below {_LONGEST_MS:g}, not {fixed_ms}"
+            )
         self.layers_ms: tuple[NDArray[np.float64], ...] = tuple(layers)
         self.fixed_ms = float(fixed_ms)
         self.budget_ms = float(budget_ms)

@@ -119,7 +119,8 @@ class Fields:
             raise self.fail(key, "true or false")
         return value
 
-    def number(self, key: str, minimum: float = 0.0) -> float:
+    def number(self, key: str, minimum: float | None = 0.0) -> float:
+        """A finite number; `minimum` None: of any sign."""
         return self._number(self.get(key), key, minimum)
 
     def optional_number(self, key: str) -> float | None:
@@ -161,8 +162,9 @@ class Fields:
     def as_dict(self) -> dict[str, Any]:
         return dict(self._data)
 
-    def _number(self, value: Any, key: str, minimum: float) -> float:
+    def _number(self, value: Any, key: str, minimum: float | None) -> float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or value < minimum:
-            raise self.fail(key, f"a number of at least {minimum:g}")
+        if not good or not math.isfinite(value) or (minimum is not None and value < minimum):
+            least = "" if minimum is None else f" of at least {minimum:g}"
+            raise self.fail(key, f"a number{least}")
         return float(value)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..ops.backbone import Backbone
 from ..ops.blocks import Network
+from ..ops.errors import BadRequest
 from ..ops.pool import GATES
 from .data import ImageData
 from .distributed import choose_device, join_world
@@ -22,9 +23,9 @@ from .training import (
     Progress,
     TrainingSettings,
     forward,
-    load_weights,
     optimise,
     preset_for,
+    read_saved,
     seeded,
     write_atomically,
 )
@@ -35,6 +36,10 @@ arXiv 2105.07576: "precise" statistics), which makes them the same for any numbe
 
 BATCH_NORM_BATCH = 128
 """Images in each of the batches whose statistics are averaged."""
+
+
+class OtherWeights(BadRequest):
+    """A file holds the weights of another network than the one they are wanted for."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class TrainedNetwork:
             "test_images": self.test_images,
             "train_images": self.train_images,
             "data": self.spec,
-            "how": "trained from scratch on the training split, last weights",
+            "how": "trained from scratch on the training split; weights of the last step, "
+            "BatchNorm's statistics averaged anew over training images",
             "settings": asdict(self.settings),
         }
 
@@ -116,7 +122,8 @@ def train_architecture(
     test = evaluate_network(network, data.test, data, device=settings.device)
     network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
     if directory is not None and join_world().leads:
-        write_atomically(directory / "weights.pt", {"model": network.state_dict()})
+        content = {"operators": list(operators), "gate": gate, "model": network.state_dict()}
+        write_atomically(directory / "weights.pt", content)
     return TrainedNetwork(
         network=network,
         operators=tuple(operators),
@@ -136,9 +143,23 @@ def load_network(
     """A network with the weights that `train_architecture` saved, in evaluation mode.
 
     Raises:
-        BadRequest: the architecture does not fit the backbone.
-        HurricaneError: the file is missing, damaged, or of another architecture.
+        OtherWeights: the file's weights are another network's.
+        BadRequest: the architecture does not fit the backbone, or there is no such file.
+        HurricaneError: the file is damaged.
     """
+    if not weights.is_file():
+        raise BadRequest(f"weights file {weights} does not exist")
+    saved = read_saved(weights, advice="name another with --weights, or train again")
     network = Network(backbone, operators, gate)
-    load_weights(network, weights)
+    try:
+        # Operators of different names can have parameters of the same shapes.
+        same = [saved.get("operators", list(operators)), saved.get("gate", gate)]
+        if same != [list(operators), gate]:
+            raise ValueError("other operators")
+        network.load_state_dict(saved["model"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise OtherWeights(
+            f"the weights in {weights} are another network's; name those that training left for "
+            "this one with --weights"
+        ) from error
     return network.eval()

@@ -49,7 +49,8 @@ class SearchSpace:
     Attributes:
         backbone: name of a shipped backbone, or path of a backbone file.
         budget_ms: the latency that a network may take.
-        fixed_ms: latency of everything but the learnable layers.
+        fixed_ms: latency of everything but the learnable layers; a calibration's offset can
+            bring it below 0.
         candidates: for each layer, operator names by non-increasing score; an exploring
             operator comes last.
         latency_ms: the candidates' latencies, in the same places.
@@ -174,7 +175,7 @@ class SearchSpace:
         space = cls(
             backbone=fields.text("backbone"),
             budget_ms=fields.number("budget_ms"),
-            fixed_ms=fields.number("fixed_ms"),
+            fixed_ms=fields.number("fixed_ms", minimum=None),
             candidates=tuple(layer.texts("operators") for layer in layers),
             latency_ms=tuple(layer.numbers("latency_ms") for layer in layers),
             exploring=tuple(layer.optional_text("exploring") for layer in layers),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -173,7 +172,7 @@ def train_supernet(
 
     Args:
         supernet: with its initial or inherited weights.
-        data: the training split is used, augmented.
+        data: the training split is used; augmented where the settings say so.
         sampler: draws the paths.
         settings: how.
         checkpoint: file to write to and to resume from; None keeps none.
@@ -272,7 +271,7 @@ def optimise(
     Args:
         model: trained in place; ends on the settings' device.
         objective: gives the losses of a step.
-        data: the training split is used, augmented.
+        data: the training split is used; augmented where the settings say so.
         settings: how.
         identity: what else makes a run this run; a checkpoint of another is refused.
         checkpoint: file to write to and to resume from.
@@ -460,7 +459,10 @@ def write_atomically(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_saved(path: Path, device: torch.device | str = "cpu") -> Any:
+_REMOVE = "remove it to train from the start"
+
+
+def read_saved(path: Path, device: torch.device | str = "cpu", advice: str = _REMOVE) -> Any:
     """Loads what `write_atomically` saved; runs no code from the file.
 
     Raises:
@@ -468,8 +470,8 @@ def read_saved(path: Path, device: torch.device | str = "cpu") -> Any:
     """
     try:
         return torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise _unreadable(path, error) from error
+    except Exception as error:  # an unpickler fails on damaged bytes with whatever comes
+        raise _unreadable(path, error, advice) from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -485,11 +487,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> HurricaneError:
+def _unreadable(path: Path, error: Exception, advice: str = _REMOVE) -> HurricaneError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return HurricaneError(
-        f"checkpoint {path} cannot be read ({reason}); remove it to train from the start"
-    )
+    return HurricaneError(f"checkpoint {path} cannot be read ({reason}); {advice}")
 
 
 # Presets

@@ -21,7 +21,13 @@ import pytest
 
 import hurricane.agents
 from hurricane.agents import console
-from hurricane.agents.client import AgentClient, Protocol, TlsFiles, private_agent
+from hurricane.agents.client import (
+    AgentClient,
+    Protocol,
+    TlsFiles,
+    _upload_timeout_s,
+    private_agent,
+)
 from hurricane.agents.errors import AgentError, BadRequest, Unreachable
 from hurricane.agents.server import Security, split_address
 
@@ -189,6 +195,33 @@ def test_settings_that_cannot_be_are_refused(arguments: list[str], words: str) -
     assert result.returncode == 2
     (line,) = errors_of(result)
     assert words in line
+
+
+def test_a_device_file_may_be_simulated_by_its_path(tmp_path: Path) -> None:
+    shipped = ROOM / "devices" / "myriadx-vpu.toml"
+    mine = tmp_path / "my-stick.toml"
+    mine.write_text(shipped.read_text())
+    with served("--simulate", str(mine)) as (address, _), AgentClient(address) as agent:
+        assert agent.describe().target("sim-my-stick").processor == "vpu"
+    result = agent_command("info", "--simulate", str(mine), "--json")
+    assert result.returncode == 0
+    assert "sim-my-stick" in {target["name"] for target in json.loads(result.stdout)["targets"]}
+    missing = agent_command("info", "--simulate", str(tmp_path / "no-stick.toml"))
+    assert missing.returncode == 2
+    (line,) = errors_of(missing)
+    assert "no-stick" in line
+
+
+def test_info_of_another_machine_cannot_simulate() -> None:
+    result = agent_command("info", "127.0.0.1:1", "--simulate", "myriadx-vpu")
+    assert result.returncode == 2
+    (line,) = errors_of(result)
+    assert "--simulate is for this machine" in line
+
+
+def test_an_upload_gets_time_by_its_size() -> None:
+    assert _upload_timeout_s(0) == 120
+    assert _upload_timeout_s(1 << 30) == 120 + 512
 
 
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", ":50051", "host:", "host:x"])
@@ -446,6 +479,28 @@ def test_debug_may_stand_anywhere_and_is_in_the_help(capsys: pytest.CaptureFixtu
     assert "Traceback" in capsys.readouterr().err
     assert status_of(command, "--help") == 0
     assert "--debug" in capsys.readouterr().out
+
+
+def test_an_old_python_runs_the_boards_command_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def command() -> None:
+        click.echo("done")
+
+    monkeypatch.setattr(console.sys, "version_info", (3, 9, 18, "final", 0))
+    for name, status in (("hurricane", 1), ("profile-ops", 1), (console.BOARD_COMMAND, 0)):
+        with pytest.raises(SystemExit) as ended:
+            console.run_command(command, name, [])
+        assert ended.value.code == status
+        captured = capsys.readouterr()
+        assert captured.out == ("" if status else "done\n")
+        assert captured.err == (
+            "Error: host commands need Python 3.11 or newer (this is 3.9); "
+            "the board needs only `agent`\n"
+            if status
+            else ""
+        )
 
 
 def test_an_int_is_the_exit_status_and_nothing_is_success() -> None:

@@ -105,13 +105,20 @@ def process_gone(pid: int) -> bool:
         return True
 
 
+def test_a_batch_may_hold_a_quarter_of_a_small_boards_memory() -> None:
+    assert Limits().resident_bytes(2 << 30) == 512 << 20
+    assert Limits().resident_bytes(512 << 20) == 256 << 20
+    assert Limits(max_resident_bytes=150).resident_bytes(2 << 30) == 150
+
+
 def test_describe_tells_device_limits_and_why_a_target_is_not_available(agent: AgentClient) -> None:
     description = agent.describe()
     assert description.device.name == "board"
     assert description.device.cores == os.cpu_count()
     assert description.device.memory_bytes > 0
     assert description.chunk_bytes <= 1024 * 1024
-    assert description.max_resident_bytes >= description.max_artifact_bytes > 0
+    assert description.max_artifact_bytes == 1024**3
+    assert description.max_resident_bytes == max(description.device.memory_bytes // 4, 256 << 20)
     resident = description.target(RESIDENT)
     assert (resident.processor, resident.resident, resident.device_time) == ("dsp", True, True)
     assert resident.formats == ("onnx", "faulty")

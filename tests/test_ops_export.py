@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 
+from hurricane.ops import graph, pool
 from hurricane.ops.backbone import load_backbone, shipped_backbones
 from hurricane.ops.blocks import Network, build_operator, build_row, count_torch
 from hurricane.ops.errors import BadRequest, HurricaneError
@@ -196,3 +201,70 @@ def test_pieces_that_do_not_follow_each_other_are_refused():
     a, b = Piece("SEP_3", LayerShape(8, 8, 8, 8, 1)), Piece("SEP_3", LayerShape(8, 8, 16, 16, 1))
     with pytest.raises(HurricaneError, match="does not follow"):
         export_context([a, b])
+
+
+def own_block(kernel: int):
+    """Source of a module with a user's operator, of a kernel, BatchNorm in its place or not."""
+    return f"""
+from torch import nn
+
+class Loose(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(c, c, 1, bias=False), nn.BatchNorm2d(c)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+def build(shape, gate):
+    c = shape.in_channels
+    return nn.Sequential(nn.Conv2d(c, c, {kernel}, 1, {kernel // 2}), nn.BatchNorm2d(c))
+
+def loose(shape, gate):
+    return Loose(shape.in_channels)
+"""
+
+
+def load_module(file: Path) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    return names
+
+
+def test_a_users_operator_is_traced_anew_when_its_source_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_CUSTOM", {})
+    monkeypatch.setenv("HURRICANE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "own_package.py"
+    piece = Piece("Own", LayerShape(4, 4, 6, 6, 1))
+    weights = []
+    for kernel in (1, 3):
+        monkeypatch.setattr(graph, "_MEMORY", {})  # as in a new process
+        pool._CUSTOM.clear()
+        file.write_text(own_block(kernel))
+        pool.register_operator("Own", load_module(file)["build"])
+        weights.append(count_graph(join([Part(piece)]))[0].params)
+    assert weights == [36, 324]
+
+
+def test_templates_are_made_anew_for_another_onnx_or_torch(monkeypatch):
+    version = importlib.metadata.version
+    found = {graph._generation.__wrapped__()}
+    for package in ("onnx", "torch"):
+        monkeypatch.setattr(
+            importlib.metadata,
+            "version",
+            lambda name, package=package: "0.1" if name == package else version(name),
+        )
+        found.add(graph._generation.__wrapped__())
+    assert len(found) == 3
+
+
+def test_a_batchnorm_out_of_place_is_refused_with_the_rule(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_CUSTOM", {})
+    monkeypatch.setattr(graph, "_MEMORY", {})
+    monkeypatch.setenv("HURRICANE_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "own_package.py"
+    file.write_text(own_block(1))
+    pool.register_operator("Own", load_module(file)["loose"])
+    with pytest.raises(HurricaneError, match=r"BatchNorm2d right behind its Conv2d in an nn\.Seq"):
+        export_operator("Own", LayerShape(4, 4, 6, 6, 1))

@@ -126,12 +126,30 @@ channels = 16
         (("split = 1", "split = 5"), r"split must lie between 1 and 1"),
         (("classes = 10", "classes = "), r"is not TOML"),
         (("[[stages]]", "[stages]"), r"must be a list of tables"),
+        (
+            ("[head]", "[head]\nactivatoin = 'relu6'"),
+            r"key head.activatoin; did you mean activation",
+        ),
+        (("split = 1", "split = 1\nspilt = 2"), r"unknown key spilt; did you mean split"),
+        (("kernel = 3", "kernel = 3\nsomething = 3"), r"key stem\[0\].something; known: channels,"),
+        (
+            ("kernel = 3", "kernel = 3\ndepthwise = 'no'"),
+            r"stem\[0\].depthwise must be true or false",
+        ),
+        (("kernel = 3", "kernel = 3\ndepthwise = true"), r"stem\[0\].channels must be 1, not 8"),
     ],
 )
 def test_a_broken_backbone_file_says_what_and_where(change: tuple[str, str], message: str):
     assert change[0] in GOOD
     with pytest.raises(BadRequest, match=message):
         parse_backbone(GOOD.replace(*change), "mine", "mine.toml")
+
+
+def test_a_depthwise_stem_is_named_apart_from_the_plain_one():
+    text = GOOD.replace("channels = 8\nkernel = 3", "channels = 1\ndepthwise = true\nkernel = 3", 1)
+    backbone = parse_backbone(text, "mine", "mine.toml")
+    assert backbone.stem_name == "stem:dw1k3s1"
+    assert parse_stem(backbone.stem_name, backbone.stem_shape) == backbone.stem
 
 
 def test_a_backbone_that_does_not_exist_lists_the_shipped_ones():
@@ -177,6 +195,54 @@ def test_a_users_operator_comes_from_a_file_and_is_counted_and_exported(tmp_path
     assert operator.params(shape) == 9 * 4 * 6
     assert operator.macs(shape) == 9 * 4 * 6 * 16
     assert export_operator("Plain_3", shape) == export_operator("Plain_3", shape)
+
+
+LOOP = """
+from functools import partial
+from torch import nn
+from hurricane.ops.pool import register_operator
+
+class Block(nn.Module):
+    def __init__(self, shape, gate):
+        super().__init__()
+
+def made(kernel):
+    return lambda shape, gate: kernel
+
+register_operator("Mine_class", Block)
+for kernel in (3, 5):
+    register_operator(f"Mine_partial_{kernel}", partial(Block, kernel))
+    register_operator(f"Mine_closure_{kernel}", made(kernel))
+"""
+
+
+def test_a_plugin_may_be_loaded_twice_but_a_name_means_one_thing(tmp_path, monkeypatch):
+    from hurricane.ops import pool
+
+    monkeypatch.setattr(pool, "_CUSTOM", {})
+    file = tmp_path / "mine.py"
+    for content in (PLUGIN, LOOP):
+        file.write_text(content)
+        load_plugin(file)
+        load_plugin(file)
+    assert len(pool._CUSTOM) == 6
+    for line in ("Mine_class', partial(Block, 3)", "Mine_partial_3', partial(Block, 5)",
+                 "Mine_closure_3', made(5)", "Plain_3', Block"):  # fmt: skip
+        file.write_text(f"{LOOP}\nregister_operator('{line})")
+        with pytest.raises(BadRequest, match=r"already registered .*mine.py, line"):
+            load_plugin(file)
+    other = tmp_path / "other.py"
+    other.write_text(PLUGIN)
+    with pytest.raises(BadRequest, match="'Plain_3' is already registered"):
+        load_plugin(other)
+
+
+def test_names_and_backbones_are_read_where_there_is_no_tomllib():
+    code = (
+        "import sys; sys.modules['tomllib'] = None; import hurricane.ops.backbone as b;"
+        "assert b.is_stem('stem')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_plugin_cannot_take_a_name_of_the_pool_and_says_which_file_failed(tmp_path):

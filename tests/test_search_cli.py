@@ -296,6 +296,28 @@ def test_export_takes_the_trained_weights_where_there_are_any(
     assert json.loads(result.stdout)["bytes"] == seeded.stat().st_size
 
 
+def test_export_does_not_give_a_network_the_weights_of_another(
+    bench: Path, finished: Path, tmp_path: Path
+) -> None:
+    winner = Architecture.load(finished / "architecture.json")
+    others = ("SEP_3", *winner.operators[1:])
+    if others == winner.operators:
+        others = ("SEP_5", *winner.operators[1:])
+    (tmp_path / "weights.pt").write_bytes((finished / "weights.pt").read_bytes())
+    other, output = tmp_path / "winner-1.json", tmp_path / "other.onnx"
+    replace(winner, operators=others).save(other)
+    result = call(bench, "export", str(other), "-o", str(output), "--json")
+    assert json.loads(result.stdout)["weights"] is None
+    (line,) = result.stderr.splitlines()
+    assert "another network's weights" in line
+    onnx.checker.check_model(onnx.load(str(output)))
+    wanted = ["--weights", str(tmp_path / "weights.pt"), "-o", str(tmp_path / "none.onnx")]
+    refused = call(bench, "export", str(other), *wanted, status=2)
+    assert "another network's" in str(refused.exception)
+    assert "--weights" in str(refused.exception)
+    assert not (tmp_path / "none.onnx").exists()
+
+
 def test_the_group_lists_all_commands_without_importing_them() -> None:
     program = (
         "import sys; from hurricane.search.cli import cli; cli(['--help'], standalone_mode=False); "

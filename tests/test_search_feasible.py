@@ -136,6 +136,18 @@ def test_an_impossible_budget_holds_nothing_and_says_what_is_possible() -> None:
         feasible.sample(np.random.default_rng(0), 1)
 
 
+def test_a_fixed_latency_may_be_negative_but_must_be_finite() -> None:
+    layers = [[0.1, 0.5], [0.2, 0.3]]
+    below = FeasibleSet(layers, -0.2, 0.2)
+    assert below.count == len(brute_force(layers, -0.2, 0.2)) == 2
+    assert below.lowest_ms == pytest.approx(0.1)
+    for fixed in (math.nan, math.inf, -math.inf):
+        with pytest.raises(BadRequest, match="the fixed latency must be a number of ms"):
+            FeasibleSet(layers, fixed, 1.0)
+    with pytest.raises(BadRequest, match="the budget must be a finite number of ms, not nan"):
+        FeasibleSet(layers, 0.0, math.nan)
+
+
 @pytest.mark.parametrize("layer", [[], [math.nan], [math.inf], [-1.0]])
 def test_unusable_latencies_are_refused(layer: list[float]) -> None:
     with pytest.raises(BadRequest, match="layer 1"):

@@ -12,7 +12,7 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.search.data import ImageData, load_data
 from hurricane.search.evaluation import evaluate_network
-from hurricane.search.retrain import load_network, train_architecture
+from hurricane.search.retrain import OtherWeights, load_network, train_architecture
 from hurricane.search.training import PRESETS, preset_for
 
 from . import search_training_worker as worker
@@ -50,8 +50,18 @@ def test_a_network_learns_digits_and_its_figures_can_be_checked(digits: ImageDat
 def test_weights_of_another_architecture_are_refused(digits: ImageData, tmp_path: Path):
     settings = worker.settings(1, epochs=0.1)
     train_architecture(worker.BACKBONE, OPERATORS, digits, settings, tmp_path)
-    with pytest.raises(HurricaneError, match=r"weights\.pt cannot be read"):
-        load_network(worker.BACKBONE, ("SEP_3", "SEP_3"), tmp_path / "weights.pt")
+    weights = tmp_path / "weights.pt"
+    for operators, gate in (
+        (("SEP_3", "SEP_3"), "h-swish"),
+        (OPERATORS, "hard-sigmoid"),  # has the same parameters
+    ):
+        with pytest.raises(OtherWeights, match=r"weights\.pt are another network's.*--weights"):
+            load_network(worker.BACKBONE, operators, weights, gate)
+    with pytest.raises(BadRequest, match=r"none\.pt does not exist"):
+        load_network(worker.BACKBONE, OPERATORS, tmp_path / "none.pt")
+    weights.write_bytes(b"broken")
+    with pytest.raises(HurricaneError, match=r"cannot be read .*; name another with --weights"):
+        load_network(worker.BACKBONE, OPERATORS, weights)
     with pytest.raises(BadRequest, match="other operators"):
         train_architecture(worker.BACKBONE, ("SEP_3", "SEP_3"), digits, settings, tmp_path)
 

@@ -154,7 +154,7 @@ def test_exploring_operators_are_the_largest_that_leave_stage_1_feasible(share: 
         assert space.candidates[layer] == (*plain.candidates[layer], max(fits)[1])
 
 
-def test_where_nothing_larger_fits_there_is_no_exploring_operator() -> None:
+def test_where_no_further_operator_fits_there_is_no_exploring_operator() -> None:
     model, backbone = roofline("digits32", "cpu"), load_backbone("digits32")
     low, _ = reachable_ms(model)
     space = build_space(model, backbone, low + 1e-6)
@@ -218,6 +218,16 @@ def test_a_space_file_gives_the_same_space_back(space: SearchSpace, tmp_path: Pa
     assert content["lowest_ms"] < content["budget_ms"] < content["highest_ms"]
 
 
+def test_a_fixed_latency_below_zero_is_searched_saved_and_loaded(tmp_path: Path) -> None:
+    model = replace(roofline("digits32", "cpu"), fixed_ms=-0.01)
+    made = build_space(model, load_backbone("digits32"), budget_at(model, 0.4))
+    made.save(tmp_path / "space.json")
+    loaded = SearchSpace.load(tmp_path / "space.json")
+    assert loaded == made
+    assert loaded.fixed_ms == -0.01
+    assert loaded.stage1_set.count > 0
+
+
 def _set(*path: Any) -> Any:
     *keys, value = path
 
@@ -235,6 +245,7 @@ def _set(*path: Any) -> Any:
         (lambda c: c.pop("budget_ms"), "lacks the field budget_ms"),
         (_set("format_version", 9), "format version 9"),
         (_set("alpha", "auto"), "alpha must be a number"),
+        (_set("fixed_ms", float("nan")), "fixed_ms must be a number"),
         (_set("layers", 2, "operators", 1, "Chioce_3"), "did you mean Choice_3"),
         (_set("layers", 2, "latency_ms", [1.0]), r"layers\[2\].latency_ms"),
         (_set("layers", 2, "latency_ms", 1, -1.0), "latency_ms must be a number"),

@@ -333,6 +333,11 @@ def test_the_command_names_options_threads_and_a_users_file():
         "profile-ops --layers small.toml:0,2 --target cpu-onnxruntime-fp32-t4 "
         "--option 'affinity=0 1' --option xnnpack=0 -o 'my table.csv'"
     )
+    gated = dataclasses.replace(CPU, options="gate=hard-sigmoid;xnnpack=0")
+    assert fill_command("t.csv", IMAGENET, gated) == (
+        "profile-ops --layers imagenet224 --target cpu-onnxruntime-fp32 "
+        "--gate hard-sigmoid --option xnnpack=0 -o t.csv"
+    )
 
 
 def test_several_targets_need_a_name(table):
@@ -351,6 +356,16 @@ def test_rows_of_another_batch_are_not_used():
     with pytest.raises(BadRequest, match="lacks stem"):
         LatencyModel(batched, SMALL)
     assert LatencyModel(batched, SMALL, batch=8).fixed_ms > 0
+
+
+def test_a_stem_or_head_that_fell_back_can_be_told():
+    for name in (SMALL.stem_name, SMALL.head_name):
+        rows = [
+            dataclasses.replace(r, flags="fallback:cpu") if r.operator == name else r
+            for r in full_table(SMALL).rows
+        ]
+        model = LatencyModel(LookupTable(rows), SMALL)
+        assert [row.operator for row in model.flagged("fallback")] == [name]
 
 
 def test_rows_that_fell_back_can_be_told():
