@@ -94,7 +94,7 @@ class SearchSettings:
         strategy: ``evolution`` or ``random``.
         evaluations: in each stage, at most (paper: 1,000).
         population: architectures of a generation.
-        seed: of everything that is drawn, but for the splits of the data, which are always the same.
+        seed: of everything that is drawn, but for the data's splits, which stay the same.
         device: for training: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         training: length of all trainings, as a multiple of the data's preset.
         supernet: how a supernet is trained: ``single-path``, ``fair`` or ``sandwich``.
