@@ -362,6 +362,55 @@ def test_a_killed_run_is_finished_by_the_next_one(tmp_path):
     assert f'"kept": {kept}' in result.output
 
 
+def serve(folder: Path, name: str) -> tuple[subprocess.Popen[str], str]:
+    """An agent as a process of its own, and its address."""
+    log = folder / f"{name}.log"
+    command = [sys.executable, "-m", "hurricane.agents.cli", "serve", "--listen", "127.0.0.1:0"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--simulate", "hexagon685-dsp"], stdout=output, stderr=subprocess.STDOUT
+        )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith("agent on "):
+                return process, line.split()[2].rstrip(":")
+    raise AssertionError(log.read_text())
+
+
+def test_a_killed_agent_costs_no_finished_row_and_the_next_run_completes_the_table(tmp_path):
+    path = tmp_path / "t.csv"
+    agent, address = serve(tmp_path, "first")
+    command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
+    run_one = subprocess.Popen([*command, "--agent", address], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while run_one.poll() is None and time.monotonic() < deadline:
+            journal = journal_path(path)
+            if journal.exists() and journal.read_bytes().count(b"\n") > 5:
+                break
+    finally:
+        agent.kill()
+        agent.wait()
+    _, complaint = run_one.communicate(timeout=60)
+    assert run_one.returncode == 1, complaint
+    assert "rows are safe" in complaint
+    assert len(complaint.strip().splitlines()) <= 2
+    kept = set(journal_path(path).read_text().splitlines()[1:])
+    agent, address = serve(tmp_path, "second")
+    try:
+        result = run(profile_ops, *WORDS, "-o", str(path), "--agent", address, "--json")
+    finally:
+        agent.terminate()
+        agent.wait()
+    assert result.exit_code == 0, result.output
+    rows = plan_rows(parse_layers("imagenet224"), select_operators("SEP_*,Choice_*"))
+    table = LookupTable.load(path)
+    assert len(table) == len(rows)
+    assert kept
+    assert kept <= set(path.read_text().splitlines())
+
+
 def test_an_unreachable_agent_is_one_line_and_leaves_nothing(tmp_path):
     path = tmp_path / "t.csv"
     command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
