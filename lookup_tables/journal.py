@@ -73,6 +73,7 @@ class Journal:
         self._descriptor = descriptor
         self._rows: dict[RowKey, Row] = {}
         self._length = 0
+        self._disposable = False
         self._lock = threading.Lock()
 
     @classmethod
@@ -131,13 +132,16 @@ class Journal:
         if merged != table:
             merged.save(self.table_path)
         os.unlink(self.path)
+        self._disposable = False
         sync_folder(self.path.parent)
         self.close()
         return merged
 
     def close(self) -> None:
-        """Lets go of the file, which stays for the next run."""
+        """Lets go of the file, which stays for the next run if there is anything in it."""
         if self._descriptor >= 0:
+            if self._disposable and not self._rows:
+                self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -155,6 +159,11 @@ class Journal:
         if content.target is None:
             self._write(_first_line(self.target))
             sync_folder(self.path.parent)
+        elif content.target != self.target and not content.rows:
+            # A run that ended before its first row; nothing is lost by starting anew.
+            os.ftruncate(self._descriptor, 0)
+            self._length = 0
+            self._write(_first_line(self.target))
         elif content.target != self.target:
             ours, theirs = asdict(self.target), asdict(content.target)
             differing = [
@@ -165,6 +174,7 @@ class Journal:
                 "finish that run, delete the journal, or write to another file"
             )
         self._rows = {row.key: row for row in content.rows}
+        self._disposable = True
 
     def _write(self, data: bytes) -> None:
         try:

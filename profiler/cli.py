@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ..ops.pool import GATES, PLUGIN_VARIABLE, select_operators
 
 if TYPE_CHECKING:
     from ..agents.client import TlsFiles
+    from ..lookup_tables.table import Target
 
 _PROGRESS_STEPS = 1000
 
@@ -107,7 +109,10 @@ def credentials(
 
     token = None
     if token_file:
-        lines = Path(token_file).read_text("utf-8").splitlines()
+        try:
+            lines = Path(token_file).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadRequest(f"--token-file {token_file} cannot be read: {error}") from error
         if not lines or not lines[0].strip():
             raise BadRequest(f"{token_file} is empty; its first line is the agent's token")
         token = lines[0].strip()
@@ -133,7 +138,11 @@ def share_bar(label: str) -> Iterator[Callable[[str, float], None]]:
 @click.option("--gate", type=click.Choice(GATES), default=GATES[0], show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The table.")
 @click.option("--check", is_flag=True, help="Only tell what the table lacks; status 1 if anything.")
-@click.option("--retry", is_flag=True, help="Measure rows again that hold no latency.")
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Measure rows again that hold no latency or were taken in a slow time.",
+)
 @target_options
 @plugin_option
 @json_option
@@ -194,6 +203,8 @@ def profile_ops(
         "measured": result.measured,
         "kept": result.kept,
         "not_ok": dict(result.not_ok),
+        "disturbed": result.disturbed,
+        "lost_agents": list(result.lost),
         "seconds": round(seconds, 2),
     }
     lines = [
@@ -203,6 +214,12 @@ def profile_ops(
     if result.not_ok:
         words = ", ".join(f"{n} {status}" for status, n in sorted(result.not_ok.items()))
         lines.append(f"without a latency: {words} (see: hurricane table show {output})")
+    if result.disturbed:
+        lines.append(
+            f"{result.disturbed} rows were taken in a slow time and are flagged disturbed; "
+            "--retry measures them again"
+        )
+    lines += [f"an agent dropped out, the others did its work: {words}" for words in result.lost]
     emit(summary, as_json, "\n".join(lines))
     return 0
 
@@ -221,7 +238,11 @@ def _gate_option(gate: str) -> tuple[str, ...]:
 @click.option("--target", metavar="NAME[-tN]", help="Which of the table's targets [the only one].")
 @click.option("--backbone", "backbone_name", help="[that of the architectures or the table]")
 @click.option(
-    "--random", "random_count", default=0, help="Random networks, stratified over latency."
+    "--random",
+    "random_count",
+    type=click.IntRange(0, 1000),
+    default=0,
+    help="Random networks, stratified over latency.",
 )
 @click.option("--uniform", is_flag=True, help="Networks with one operator in all layers.")
 @click.option(
@@ -303,14 +324,23 @@ def verify(
         networks = [WholeNetwork(n.group, n.label, n.operators, gate) for n in networks]
     keys = credentials(token_file, tls_ca, tls_cert, tls_key)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
+        bench = Bench.open(clients[0], request)
+        same = _same_place(bench.target, wanted)
+        if calibrate and not same:
+            raise BadRequest(
+                f"the table is of {wanted}, the agent has {bench.target}; "
+                "a calibration needs the same: name its agent with --agent"
+            )
         found = verify_table(
-            Bench.open(clients[0], request),
+            bench,
             model,
             networks,
             MeasuringSettings(rounds=rounds, seed=seed),
             on_progress=note,
         )
     text = found.text()
+    if not same:
+        text += f"\nnote: the table is of another target, {wanted}"
     if calibrate:
         calibration = found.fit(table)
         path = save_calibration(table.path or table_name, calibration)
@@ -320,6 +350,16 @@ def verify(
         )
     emit(found.to_dict(table_name), as_json, text)
     return 1 if any(c.error for c in found.networks) else 0
+
+
+def _same_place(measured_on: Target, table: Target) -> bool:
+    """Whether both are the same target; the gate is in the networks, not in the target."""
+    from ..lookup_tables.table import format_options, parse_options
+    from .measuring import GATE_OPTION
+
+    options = parse_options(table.options)
+    options.pop(GATE_OPTION, None)
+    return measured_on == replace(table, options=format_options(options))
 
 
 def _left_out(rmspe: float | None) -> str:

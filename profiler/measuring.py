@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
 from ..agents.client import AgentClient, private_agent
 from ..agents.results import ArtifactResult, Event, Progress, Protocol
@@ -106,6 +107,10 @@ def connect(
     """
     if not addresses:
         device = request.simulated_device
+        if device is not None and device not in device_names():
+            raise BadRequest(
+                f"no simulated device is called {device!r}; there are {', '.join(device_names())}"
+            )
         with private_agent(simulate=(device,) if device else ()) as client:
             yield [client]
         return
@@ -155,6 +160,16 @@ class Bench:
             )
         if found.availability not in ORIGIN:
             raise BadRequest(f"{request.name} is not available: {found.reason}")
+        if request.threads > found.max_threads:
+            raise BadRequest(
+                f"{request.name} takes 1 to {found.max_threads} threads, not {request.threads}"
+            )
+        unknown = sorted(set(request.runtime_options) - set(found.options))
+        if unknown:
+            raise BadRequest(
+                f"{request.name} has no option {unknown[0]!r}; "
+                f"it takes {', '.join(found.options) or 'none'}"
+            )
         return cls(
             client,
             request,

@@ -87,7 +87,8 @@ def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNet
         members = np.flatnonzero(stratum == number)
         if members.size:
             chosen.append(int(random.choice(members)))
-    rest = [i for i in random.permutation(DRAWS) if i not in set(chosen)]
+    taken = set(chosen)
+    rest = [i for i in random.permutation(DRAWS) if i not in taken]
     chosen += [int(i) for i in rest[: count - len(chosen)]]
     return [
         WholeNetwork("random", f"random-{n}", tuple(model.decode(codes[i])))

@@ -31,13 +31,16 @@ DRIFT = 0.03
 """A batch whose anchors are slower than in the agent's best batch by more is timed again."""
 
 REPEATS = 2
-"""Times that a disturbed batch is timed again; after that its rows are flagged ``disturbed``."""
+"""Times that a disturbed batch is timed again."""
+
+DISTURBED = "disturbed"
+"""Flag of rows that were taken in a slow time."""
 
 _STATUS = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
     ErrorKind.TIMED_OUT: "timeout",
 }
-_ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED, ErrorKind.BAD_REQUEST)
+_ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
 """Errors that say nothing of a graph: the row stays open for the next run."""
 
 ProfileProgress = Callable[[str, float], None]
@@ -53,6 +56,8 @@ class ProfileResult:
         measured: rows that this run measured.
         kept: rows of the plan that were there before.
         not_ok: rows of the plan that hold no latency, by status.
+        disturbed: rows of the plan that were taken in a slow time.
+        lost: agents that dropped out, with the reason; the others did their work.
     """
 
     table: LookupTable
@@ -60,6 +65,8 @@ class ProfileResult:
     measured: int
     kept: int
     not_ok: Mapping[str, int]
+    disturbed: int = 0
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,12 @@ def missing_rows(
         rows: the plan.
         table: with its journal.
         target: whose rows count.
-        retry: count rows that hold no latency as missing.
+        retry: count rows as missing that hold no latency or were taken in a slow time.
     """
     missing = []
     for row in rows:
         found = table.get(RowKey(target, row.name, row.shape))
-        if found is None or (retry and not found.ok):
+        if found is None or (retry and (not found.ok or DISTURBED in found.flag_words)):
             missing.append(row)
     return missing
 
@@ -280,7 +287,7 @@ def profile(
         rows: the plan.
         path: the table; need not exist.
         settings: how to time.
-        retry: measure rows again that hold no latency.
+        retry: measure rows again that hold no latency or were taken in a slow time.
         on_progress: called with (what, share of the whole), from any thread.
 
     Raises:
@@ -296,35 +303,29 @@ def profile(
                 f"of one kind: {target} and {bench.target}; give each kind its own table"
             )
     note = on_progress or (lambda what, share: None)
-    table = LookupTable.load_with_journal(path)
-    missing = missing_rows(rows, table, target, retry)
-    if missing:
-        graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
-        pieces = {piece for graph in graphs for piece in graph}
-        prepare_templates(
-            sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
-        )
-        with Journal.open(path, target) as journal:
-            _run_batches(benches, missing, settings, journal, note)
+    lost: tuple[str, ...] = ()
+    # Opened first: a folder that cannot be written, or another run's journal, is told at once.
+    with Journal.open(path, target) as journal:
+        table = LookupTable.load_with_journal(path)
+        missing = missing_rows(rows, table, target, retry)
+        if missing:
+            graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
+            pieces = {piece for graph in graphs for piece in graph}
+            prepare_templates(
+                sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
+            )
+            lost = _run_batches(benches, missing, settings, journal, note)
+        if missing or journal.rows:
             table = journal.finish()
-    else:
-        table = _settle(path, target, table)
     not_ok: dict[str, int] = {}
+    disturbed = 0
     for row in rows:
         found = table.get(RowKey(target, row.name, row.shape))
         if found is not None and not found.ok:
             not_ok[found.status] = not_ok.get(found.status, 0) + 1
-    return ProfileResult(table, target, len(missing), len(rows) - len(missing), not_ok)
-
-
-def _settle(path: str | Path, target: Target, table: LookupTable) -> LookupTable:
-    """Takes in a journal that a run left behind when it was killed at the very end."""
-    from ..lookup_tables.journal import journal_path
-
-    if not journal_path(path).exists():
-        return table
-    with Journal.open(path, target) as journal:
-        return journal.finish()
+        disturbed += found is not None and DISTURBED in found.flag_words
+    kept = len(rows) - len(missing)
+    return ProfileResult(table, target, len(missing), kept, not_ok, disturbed, lost)
 
 
 def _run_batches(
@@ -333,8 +334,12 @@ def _run_batches(
     settings: MeasuringSettings,
     journal: Journal,
     note: ProfileProgress,
-) -> None:
-    """Shares batches out to agents, and times those again that fell into a slow time."""
+) -> tuple[str, ...]:
+    """Shares batches out to agents, and times those again that fell into a slow time.
+
+    Returns:
+        Agents that dropped out while others went on, with the reason.
+    """
     batches = split_batches(rows, min(b.max_bytes for b in benches) // 2)
     anchors = anchor_graphs(rows) if len(batches) > 1 else ()
     waiting: queue.Queue[int] = queue.Queue()
@@ -343,7 +348,9 @@ def _run_batches(
     shares = [0.0] * len(batches)
     lock = threading.Lock()
     failures: list[Exception] = []
+    lost: list[str] = []
     left = [len(batches)]
+    stopped = threading.Event()
 
     def time_one(bench: Bench, index: int, turn: int) -> BatchResult:
         def report(step: str, share: float) -> None:
@@ -375,7 +382,7 @@ def _run_batches(
         disturbed: list[int] = []
         index = -1
         try:
-            while left[0] and not (failures and len(benches) == 1):
+            while left[0] > 0 and not stopped.is_set():
                 index = -1
                 with contextlib.suppress(queue.Empty):
                     index = waiting.get(timeout=0.2)
@@ -388,6 +395,8 @@ def _run_batches(
             index = -1
             for turn in range(1, REPEATS + 1):
                 for slow in disturbed:
+                    if stopped.is_set():
+                        return
                     again = time_one(bench, slow, turn)
                     before, now = slowdowns([done[slow].anchors_ms, again.anchors_ms])
                     if now < before:
@@ -395,11 +404,12 @@ def _run_batches(
                     disturbed = keep(done, known, slow)
         except AgentError as error:  # this agent is out; others may take its batch
             failures.append(error)
+            lost.append(f"{bench.client.address}: {error}")
             if index >= 0:
                 waiting.put(index)
         except Exception as error:
             failures.append(error)
-            left[0] = 0
+            stopped.set()
 
     threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in benches]
     for thread in threads:
@@ -411,14 +421,17 @@ def _run_batches(
     if broken is None and failures and left[0]:
         broken = failures[-1]
     if isinstance(broken, AgentError | HurricaneError):
+        if not journal.rows:
+            raise broken
         hint = f"{len(journal.rows)} rows are safe, the same command goes on from there"
         raise type(broken)(f"{broken}; {hint}") from broken
     if broken is not None:
         raise broken
+    return tuple(lost)
 
 
 def _flagged(row: Row) -> Row:
-    """The row with the flag ``disturbed``, where it holds a latency."""
+    """The row with the flag `DISTURBED`, where it holds a latency."""
     if not row.ok:
         return row
-    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, "disturbed"))))
+    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, DISTURBED))))

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hurricane.agents.client import private_agent
+from hurricane.agents.errors import AgentError
 from hurricane.lookup_tables.calibration import find_calibration
-from hurricane.lookup_tables.journal import journal_path
+from hurricane.lookup_tables.journal import Journal, journal_path
 from hurricane.lookup_tables.model import LatencyModel
-from hurricane.lookup_tables.table import LookupTable
+from hurricane.lookup_tables.table import LookupTable, Target
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.export import export_operator, sha256
@@ -409,6 +410,89 @@ def test_a_killed_agent_costs_no_finished_row_and_the_next_run_completes_the_tab
     assert len(table) == len(rows)
     assert kept
     assert kept <= set(path.read_text().splitlines())
+
+
+def test_a_wrong_request_leaves_no_journal_that_blocks_the_right_one(tmp_path):
+    path = tmp_path / "t.csv"
+    words = ("--layers", "digits32:1", "--operators", "SEP_3", "-o", str(path))
+    for wrong in (("--target", f"{DSP}-t99"), ("--target", DSP, "--option", "nonesuch=1")):
+        with pytest.raises(BadRequest):
+            run(profile_ops, *words, *wrong)
+        assert not journal_path(path).exists()
+    with Journal.open(path, Target("another", "cpu", "onnxruntime")):
+        pass
+    result = run(profile_ops, *words, "--target", DSP)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_graph_that_the_runtime_refuses_costs_its_own_row_only(tmp_path, monkeypatch):
+    from hurricane.profiler import measuring
+
+    real = measuring.graph_bytes
+    broken = plan_row("SEP_5", load_backbone("digits32").layers[1]).longer
+    monkeypatch.setattr(
+        measuring, "graph_bytes", lambda graph: b"no onnx" if graph == broken else real(graph)
+    )
+    words = ("--layers", "digits32:1", "--operators", "SEP_*", "--rounds", "4")
+    path = tmp_path / "t.csv"
+    result = run(profile_ops, *words, "--target", "cpu-onnxruntime-fp32", "-o", str(path))
+    assert result.exit_code == 0, result.output
+    statuses = {row.operator: row.status for row in LookupTable.load(path)}
+    assert statuses.pop("SEP_5") in ("failed", "unsupported")
+    assert set(statuses.values()) == {"ok"}
+
+
+def test_an_unexpected_error_in_one_agent_ends_the_run(tmp_path, monkeypatch):
+    from hurricane.profiler import profile as module
+
+    real = module.measure_batch
+    rows = plan_rows(parse_layers("imagenet224:1,5"), POOL)
+    monkeypatch.setattr(module, "ROWS_IN_A_BATCH", 16)
+    request = parse_target(DSP)
+    simulate = ("hexagon685-dsp",)
+    with private_agent(simulate) as a, private_agent(simulate) as b:
+        benches = [Bench.open(client, request) for client in (a, b)]
+
+        def fails_once(bench, *words):
+            if bench is benches[0]:
+                raise ValueError("a defect")
+            return real(bench, *words)
+
+        monkeypatch.setattr(module, "measure_batch", fails_once)
+        with pytest.raises(ValueError, match="a defect"):
+            profile(benches, rows, tmp_path / "t.csv", MeasuringSettings(rounds=4))
+
+
+def test_an_agent_that_drops_out_is_named_and_the_others_do_its_work(tmp_path, monkeypatch):
+    from hurricane.profiler import profile as module
+
+    real = module.measure_batch
+    rows = plan_rows(parse_layers("imagenet224:1,5"), POOL)
+    monkeypatch.setattr(module, "ROWS_IN_A_BATCH", 16)
+    request = parse_target(DSP)
+    simulate = ("hexagon685-dsp",)
+    with private_agent(simulate) as a, private_agent(simulate) as b:
+        benches = [Bench.open(client, request) for client in (a, b)]
+
+        def fails(bench, *words):
+            if bench is benches[0]:
+                raise AgentError("the board is gone")
+            return real(bench, *words)
+
+        monkeypatch.setattr(module, "measure_batch", fails)
+        result = profile(benches, rows, tmp_path / "t.csv", MeasuringSettings(rounds=4))
+        assert not missing_rows(rows, result.table, result.target)
+        assert len(result.lost) == 1
+        assert "the board is gone" in result.lost[0]
+
+
+def test_a_calibration_from_another_device_is_refused(dsp_table: Path, tmp_path):
+    path = tmp_path / "renamed.csv"
+    path.write_text(dsp_table.read_text().replace("hexagon685-dsp", "other-dsp"))
+    words = ("--table", str(path), "--backbone", "digits32", "--random", "4", "--calibrate")
+    with pytest.raises(BadRequest):
+        run(verify, *words)
+    assert not list(tmp_path.glob("*.calibration.json"))
 
 
 def test_an_unreachable_agent_is_one_line_and_leaves_nothing(tmp_path):
