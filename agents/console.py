@@ -92,7 +92,8 @@ def run_command(
     """Runs a click command as a program and exits.
 
     An exception with an `exit_status` becomes ``Error: …`` on stderr and that status; an
-    interrupt 130; wrong usage 2; a third-party package that is not installed names the extra
+    interrupt 130; wrong usage 2; an error of the operating system its own words and the file,
+    status 1; a third-party package that is not installed names the extra
     that brings it; anything else is an internal error, status 1. All commands but the board's
     end at once on a Python older than `HOST_PYTHON`. ``--debug`` (anywhere on the
     command line, or HURRICANE_DEBUG=1) shows the traceback. An int that the command returns,
@@ -146,6 +147,10 @@ def _status_of(command: click.Command, prog_name: str, args: list[str], debug: b
         if isinstance(status, int):
             _complain(str(error), debug)
             return status
+        if isinstance(error, OSError) and error.strerror:
+            place = f"{error.filename}: " if error.filename is not None else ""
+            _complain(f"{place}{error.strerror}", debug)
+            return EXIT_FAILED
         first_line = (str(error).splitlines() or [""])[0]
         _complain(
             f"internal error: {type(error).__name__}: {first_line}; run with --debug for details",

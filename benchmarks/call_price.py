@@ -57,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict = {"device": arguments.device, "origin": "simulated"}
     with tempfile.TemporaryDirectory() as folder:
-        for label, noise in (("usual_noise", []), ("no_noise", ["noise=0"])):
+        for label, noise in (("usual_noise", []), ("no_noise", ["noise=0", "call_jitter=0"])):
             models = {}
             for price in ("0", "1.0"):
                 path = Path(folder) / f"{label}-{price}.csv"

@@ -215,7 +215,8 @@ def load_backbone(name_or_path: str | Path) -> Backbone:
     """Reads a shipped backbone by name, or a user's TOML file by path.
 
     Raises:
-        BadRequest: no such backbone, or the file lacks a key or holds a wrong value.
+        BadRequest: no such backbone, or the file cannot be read, lacks a key or holds a wrong
+            value.
     """
     text = str(name_or_path)
     path = Path(text)
@@ -223,7 +224,15 @@ def load_backbone(name_or_path: str | Path) -> Backbone:
         content = (resources.files(_FILES) / f"{text}.toml").read_text("utf-8")
         return parse_backbone(content, text, f"{text}.toml")
     if path.is_file():
-        return parse_backbone(path.read_text("utf-8"), path.stem, str(path))
+        try:
+            content = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"backbone file {path} is not TOML: it is not UTF-8 text") from error
+        except OSError as error:
+            raise BadRequest(
+                f"backbone file {path} cannot be read: {error.strerror or error}"
+            ) from error
+        return parse_backbone(content, path.stem, str(path))
     raise BadRequest(
         f"backbone {text!r} is neither shipped ({', '.join(shipped_backbones())}) nor a TOML file"
     )

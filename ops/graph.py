@@ -15,6 +15,7 @@ import io
 import itertools
 import math
 import os
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from .backbone import POOL_NAME, is_head, is_stem
 from .errors import HurricaneError
@@ -192,11 +194,31 @@ def _trace_to_cache(piece: Piece) -> bytes:
     torch.set_num_threads(1)
     content = _trace(piece)
     file = _template_file(piece)
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise HurricaneError(
+            f"the cache of traced graphs in {cache_folder()} cannot be written: "
+            f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
+        ) from error
     return content
+
+
+def _cached(piece: Piece) -> onnx.ModelProto | None:
+    """The template as the cache has it; None where it is absent, cut short or unreadable."""
+    try:
+        model = onnx.load_from_string(_template_file(piece).read_bytes())
+    except (OSError, DecodeError):
+        return None
+    return model if model.graph.node and model.graph.output else None
+
+
+def _ignore_interrupt() -> None:
+    """In a worker: the interrupt is the main process's to handle, in one voice."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 _MEMORY: dict[Piece, onnx.ModelProto] = {}
@@ -226,7 +248,9 @@ def prepare_templates(pieces: Sequence[Piece], progress=None) -> None:
         context.set_forkserver_preload(
             ["torch.onnx", "hurricane.ops.blocks", "hurricane.ops.graph"]
         )
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(
+            workers, mp_context=context, initializer=_ignore_interrupt
+        ) as pool:
             for _ in pool.map(_trace_to_cache, missing, chunksize=4):
                 done += 1
                 if progress:
@@ -237,9 +261,10 @@ def template(piece: Piece) -> onnx.ModelProto:
     """The piece's traced graph without weights; do not change it."""
     found = _MEMORY.get(piece)
     if found is None:
-        file = _template_file(piece)
-        content = file.read_bytes() if file.is_file() else _trace_to_cache(piece)
-        found = _MEMORY[piece] = onnx.load_from_string(content)
+        found = _cached(piece)
+        if found is None:
+            found = onnx.load_from_string(_trace_to_cache(piece))
+        _MEMORY[piece] = found
     return found
 
 

@@ -22,7 +22,7 @@ from ..agents.console import (
 )
 from ..agents.version import agent_version
 from ..ops.errors import BadRequest
-from ..ops.pool import PLUGIN_VARIABLE
+from ..ops.pool import PLUGIN_VARIABLE, registered_operators
 from .evolution import STRATEGIES
 from .pipeline import SUPERNET_TRAININGS
 
@@ -68,6 +68,7 @@ def cli(plugin: tuple[str, ...]) -> None:
         known = os.environ.get(PLUGIN_VARIABLE, "").split(os.pathsep)
         named = [str(Path(path).resolve()) for path in plugin]
         os.environ[PLUGIN_VARIABLE] = os.pathsep.join(dict.fromkeys(filter(None, known + named)))
+        registered_operators()  # a broken plugin fails here, whatever the command is
 
 
 def main() -> None:
@@ -268,9 +269,9 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
             option = "--" + given[0].removesuffix("_ms").replace("_", "-")
             raise BadRequest(f"the space file already settles {option}: give one or the other")
         made = SearchSpace.load(space_file)
+    measure = _measurer(made.table, options)
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
-    measure = _measurer(made.table, options)
     with _bars() as watch:
         outcome = run_search(made, settings, output, measure=measure, watch=watch)
     if not leads():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from ..lookup_tables.calibration import calibration_path, save_calibration
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
-from ..ops.errors import BadRequest
+from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import POOL
 from .architecture import Architecture
 from .confirm import Confirmation
@@ -64,6 +67,12 @@ class TargetResult:
     prepared: Prepared
     outcome: RunOutcome
 
+    @property
+    def met(self) -> bool | None:
+        """Whether the trained network is within the budget as measured; None: not measured."""
+        measured = self.outcome.architecture.measured_ms
+        return None if measured is None else measured <= self.prepared.space.budget_ms
+
 
 _HELP = """Runs everything, in small, on this machine.
 
@@ -97,13 +106,14 @@ Examples:
 def demo_command(
     output: Path, targets: str, evaluations: int, training: float, seed: int, as_json: bool
 ) -> None:
-    names = [name.strip() for name in targets.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in targets.split(",") if name.strip()))
     if not names:
         raise BadRequest("--targets is empty; name at least one, such as cpu-onnxruntime-fp32")
     started = time.monotonic()
     settings = SearchSettings(
         data="digits", evaluations=evaluations, training=training, seed=seed, device="cpu"
     )
+    _check_targets(names)
     say = _quiet if as_json else _say
     say(
         f"Hurricane demo: {BACKBONE}, {len(POOL)} operators, targets {', '.join(names)}\n"
@@ -139,6 +149,16 @@ def demo_command(
     summary = _summary(results, baseline, report, seconds)
     write_json(output / "summary.json", summary)
     emit(summary, as_json, _summary_text(results, baseline, report, seconds))
+
+
+def _check_targets(names: Sequence[str]) -> None:
+    """Raises BadRequest for a target that cannot be measured here, before any is profiled."""
+    from ..profiler.measuring import Bench, connect, parse_target
+
+    for name in names:
+        request = parse_target(name)
+        with connect([], request) as clients:
+            Bench.open(clients[0], request)
 
 
 def _say(text: str) -> None:
@@ -197,7 +217,7 @@ def _in_parallel(label: str, jobs: Sequence[Job]) -> None:
     with context.Manager() as manager, progress_bar(1000, f"    {label}") as bar:
         news = manager.Queue()
         shares = dict.fromkeys((str(job.folder) for job in jobs), 0.0)
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with _worker_pool(workers, context) as pool:
             waiting = {pool.submit(_work, job, news) for job in jobs}
             while waiting:
                 done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -207,6 +227,37 @@ def _in_parallel(label: str, jobs: Sequence[Job]) -> None:
                 bar.update(1000 * sum(shares.values()) / len(shares))
                 for future in done:
                     future.result()
+
+
+@contextmanager
+def _worker_pool(workers: int, context: SpawnContext) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose processes end at once, with their work, when anything fails or is stopped.
+
+    What they have done is in the runs' directories, from where the next demo goes on.
+    """
+    others = active_children()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        started = [child for child in active_children() if child not in others]
+        for child in started:
+            child.terminate()
+        for child in started:
+            child.join()
+        if isinstance(error, BrokenProcessPool):
+            raise HurricaneError(
+                "a process of the demo was killed, perhaps for lack of memory; "
+                "run the same command again to carry on"
+            ) from error
+        raise
+    pool.shutdown()
+
+
+def _ignore_interrupt() -> None:
+    """In a worker: the interrupt is the main process's to handle, in one voice."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 _SPANS = {
@@ -351,6 +402,7 @@ def _summary(
                 "range_ms": list(r.prepared.range_ms),
                 "predicted_ms": r.outcome.architecture.predicted_ms,
                 "measured_ms": r.outcome.architecture.measured_ms,
+                "met": r.met,
                 "measured_halves_ms": r.outcome.architecture.measured_halves_ms,
                 "test_accuracy": _accuracy(r.outcome.architecture),
                 "operators": list(r.outcome.architecture.operators),
@@ -364,6 +416,7 @@ def _summary(
 def _summary_text(
     results: Sequence[TargetResult], baseline: Architecture, report: Path, seconds: float
 ) -> str:
+    missed = any(r.met is False for r in results)
     lines = [
         "",
         f"{'target':<22}{'latencies':<11}{'budget':>8}{'predicted':>11}{'run':>9}"
@@ -378,11 +431,13 @@ def _summary_text(
             f"{r.prepared.name:<22}{r.prepared.target.origin:<11}"
             f"{r.prepared.space.budget_ms:>8.4g}{a.predicted_ms or 0:>11.4g}"
             f"{measured:>9}{retest:>17}{_accuracy(a):>11.1%}{r.prepared.baseline_ms:>10.4g}"
+            f"{'  missed' if r.met is False else ''}"
         )
     lines += [
         "All latencies in ms, of the origin named; 'run' is the trained network on the target,",
         "'retest' its two halves, 'Choice_3' the predicted latency of the uniform network,",
         f"which reaches {_accuracy(baseline):.1%} on the test split, trained the same way.",
+        *(["'missed': the run takes longer than the budget."] if missed else []),
         "",
         *(f"{r.prepared.name}: {' '.join(r.outcome.architecture.operators)}" for r in results),
         "",

@@ -10,12 +10,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..ops.errors import BadRequest
+from ..ops.errors import BadRequest, HurricaneError
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Replaces a file atomically: a reader, or a kill, sees the old or the new content."""
+    """Replaces a file atomically: a reader, or a kill, sees the old or the new content.
+
+    Raises:
+        HurricaneError: the file cannot be written.
+    """
     target = Path(path)
+    try:
+        _replace(target, content)
+    except OSError as error:
+        raise HurricaneError(
+            f"{target} cannot be written: {error.strerror or error}; nothing was changed"
+        ) from error
+
+
+def _replace(target: Path, content: bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:

@@ -190,12 +190,14 @@ def run_search(
         until: the last step to be done, one of `STEPS`.
 
     Raises:
-        BadRequest: the directory holds another run, or the data does not fit.
+        BadRequest: the directory holds another run, nothing meets the budget, or the data does
+            not fit; a new run then leaves nothing behind.
     """
+    space.stage1_set.require_members()  # before torch and the data, which take their time
     config = {"command": "search", **space_facts(space), **_settings_facts(settings, preset)}
     with RunDirectory.open(directory, config) as run:
+        workshop = _open_workshop(run, space.backbone, space.gate, settings, preset, watch)
         run.save_space(space)
-        workshop = _Workshop(run, space.backbone, space.gate, settings, preset, watch)
         stages = two_stage_search(
             space,
             workshop,
@@ -251,7 +253,9 @@ def run_training(
         **_settings_facts(settings, preset),
     }
     with RunDirectory.open(directory, config) as run:
-        workshop = _Workshop(run, architecture.backbone, architecture.gate, settings, preset, watch)
+        workshop = _open_workshop(
+            run, architecture.backbone, architecture.gate, settings, preset, watch
+        )
         # Figures of an earlier training or measurement are not this run's.
         fresh = replace(
             architecture,
@@ -350,6 +354,23 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
 
 def _settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
     return {**asdict(settings), "preset": asdict(preset) if preset else None}
+
+
+def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
+    """The workshop of a run; a new run whose data does not fit leaves nothing behind.
+
+    Args:
+        run: just opened.
+        request: the rest of what `_Workshop` takes.
+    """
+    try:
+        workshop = _Workshop(run, *request)
+        if not run.resumed:
+            _ = workshop.data
+    except BaseException:
+        run.discard()
+        raise
+    return workshop
 
 
 class _Workshop:

@@ -41,6 +41,7 @@ class RunDirectory:
         self.path = path
         self.config = dict(config)
         self.resumed = resumed
+        self._made = False
         self._lock: io.TextIOWrapper | None = None
 
     @classmethod
@@ -71,6 +72,7 @@ class RunDirectory:
         run = cls(folder, wanted, resumed)
         if leads():
             try:
+                run._made = not folder.exists()
                 folder.mkdir(parents=True, exist_ok=True)
                 run._take_lock()
                 if not resumed:
@@ -182,6 +184,18 @@ class RunDirectory:
             file.write(text.getvalue().encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def discard(self) -> None:
+        """Takes back a run that has not begun: what opening made, and the space.
+
+        A run that was there before is left alone. The lock goes last, before the folder.
+        """
+        if self.resumed or not leads():
+            return
+        for file in (self.space_path, self.path / "config.json", self.path / ".lock"):
+            file.unlink(missing_ok=True)
+        if self._made and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def close(self) -> None:
         """Lets other processes use the directory."""

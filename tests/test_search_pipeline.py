@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import pytest
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.backbone import Backbone, load_backbone
+from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
 from hurricane.search.architecture import Architecture
 from hurricane.search.confirm import Confirmation
 from hurricane.search.measuring import Measurement
-from hurricane.search.pipeline import SearchSettings, run_search
+from hurricane.search.pipeline import SearchSettings, run_search, run_training
 from hurricane.search.space import SearchSpace, build_space
 
 BACKBONE = """
@@ -110,3 +112,31 @@ def test_a_network_already_in_training_is_not_exchanged(problem, tmp_path: Path)
     assert done.operators == trained.operators
     assert done.measured_ms is not None
     assert not (folder / "confirmed.json").exists()
+
+
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_a_run_whose_data_is_wrong_leaves_nothing_behind(problem, tmp_path: Path, command: str):
+    _, space = problem
+    wrong = replace(SETTINGS, data=f"cifar10:{tmp_path}/absent")
+    made, given = tmp_path / "made", tmp_path / "given"
+    given.mkdir()
+    plain = Architecture(space.backbone, tuple(c[0] for c in space.candidates))
+    start = run_search if command == "search" else run_training
+    for folder in (made, given):
+        with pytest.raises(BadRequest, match="absent"):
+            start(space if command == "search" else plain, wrong, folder)
+    assert not made.exists()
+    assert list(given.iterdir()) == []
+
+
+def test_a_corrected_request_takes_the_directory_of_the_wrong_one(problem, tmp_path: Path):
+    _, space = problem
+    folder = tmp_path / "run"
+    with pytest.raises(BadRequest):
+        run_search(space, replace(SETTINGS, data="cifar10:absent"), folder)
+    run_search(space, SETTINGS, folder, until="searched")
+    # A run that is under way is kept, whatever the next request is.
+    kept = sorted(f.name for f in folder.iterdir())
+    with pytest.raises(BadRequest):
+        run_search(space, replace(SETTINGS, data="cifar10:absent"), folder)
+    assert sorted(f.name for f in folder.iterdir()) == kept
