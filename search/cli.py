@@ -45,7 +45,7 @@ _LAZY = {
         "Shows, checks, compares and merges lookup tables.",
     ),
     "verify": LazyCommand(
-        "hurricane.profiler.cli:verify", "Measures whole networks against a table's prediction."
+        "hurricane.profiler.verify_cli:verify", "Measures whole networks against a table's prediction."
     ),
     "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
     "demo": LazyCommand("hurricane.search.demo:demo_command", "Runs everything, in small."),
@@ -433,7 +433,7 @@ def _measurer(source: TableSource | None, options: dict[str, Any]) -> TargetMeas
     """What measures the result, if it is to be measured; a named agent is asked at once."""
     if source is None or not options["measure"]:
         return None
-    from ..profiler.cli import credentials
+    from ..profiler.options import credentials
     from .measuring import TargetMeasurer
 
     agent = options["agent"]

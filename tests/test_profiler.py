@@ -26,7 +26,7 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import POOL, select_operators
-from hurricane.profiler.cli import profile_ops, verify
+from hurricane.profiler.cli import profile_ops
 from hurricane.profiler.estimate import estimate_row, location_ms
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.networks import (
@@ -39,6 +39,7 @@ from hurricane.profiler.networks import (
 )
 from hurricane.profiler.plan import anchor_graphs, graph_bytes, parse_layers, plan_row, plan_rows
 from hurricane.profiler.profile import missing_rows, profile, slowdowns, split_batches
+from hurricane.profiler.verify_cli import verify
 
 DSP = "sim-hexagon685-dsp"
 FEW = "SEP_3,SEP_5,MB_3_3,Choice_3,Choice_3_SE"
