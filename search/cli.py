@@ -45,7 +45,8 @@ _LAZY = {
         "Shows, checks, compares and merges lookup tables.",
     ),
     "verify": LazyCommand(
-        "hurricane.profiler.verify_cli:verify", "Measures whole networks against a table's prediction."
+        "hurricane.profiler.verify_cli:verify",
+        "Measures whole networks against a table's prediction.",
     ),
     "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
     "demo": LazyCommand("hurricane.search.demo:demo_command", "Runs everything, in small."),
