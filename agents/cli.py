@@ -16,7 +16,7 @@ from typing import Any, Optional
 import click
 
 from .backends.base import Availability, Context, TargetInfo
-from .client import AgentClient, TlsFiles
+from .client import Activity, AgentClient, TlsFiles
 from .console import EXIT_INTERRUPTED, emit, json_option, run_command
 from .errors import BadRequest
 from .machine import DeviceInfo, read_device
@@ -148,7 +148,7 @@ def info(
     result: dict[str, Any]
     if address is None:
         device = read_device()
-        targets = tuple(discover(Context(device.name, simulate)))
+        targets, activity = tuple(discover(Context(device.name, simulate))), None
         _check_simulated(simulate, targets)
         version = agent_version()
         result = {"address": None, "agent_version": version}
@@ -162,6 +162,7 @@ def info(
         with AgentClient(address, token=_read_token(token_file) or None, tls=tls) as client:
             description = client.describe()
         device, targets = description.device, description.targets
+        activity = description.activity
         version = description.agent_version
         result = {
             "address": address,
@@ -169,19 +170,26 @@ def info(
             "protocol_version": description.protocol_version,
             "max_artifact_bytes": description.max_artifact_bytes,
             "max_resident_bytes": description.max_resident_bytes,
+            "activity": asdict(activity) if activity else None,
         }
     result["device"] = asdict(device)
     result["targets"] = [
         {**asdict(target), "availability": target.availability.name.lower()} for target in targets
     ]
-    emit(result, as_json, _info_text(version, device, targets))
+    emit(result, as_json, _info_text(version, device, targets, activity))
 
 
-def _info_text(version: str, device: DeviceInfo, targets: tuple[TargetInfo, ...]) -> str:
+def _info_text(
+    version: str,
+    device: DeviceInfo,
+    targets: tuple[TargetInfo, ...],
+    activity: Optional[Activity],
+) -> str:
     gib = device.memory_bytes / 2**30
     lines = [
         f"{device.name}: {device.model}, {device.cores} cores, {gib:.1f} GiB, {device.machine}",
         f"{device.system}, Python {device.python}, agent {version}",
+        *([f"{activity}; {activity.waiting} waiting"] if activity else []),
         "",
     ]
     width = max((len(target.name) for target in targets), default=0)

@@ -22,6 +22,7 @@ import numpy as np
 
 from . import wire
 from .backends.base import Availability, TargetInfo
+from .conditions import Conditions
 from .errors import (
     AgentError,
     BadRequest,
@@ -36,6 +37,7 @@ from .machine import DeviceInfo
 from .proto import agent_pb2 as pb
 from .proto import agent_pb2_grpc as pb_grpc
 from .results import (
+    Activity,
     ArtifactResult,
     Event,
     Finished,
@@ -46,6 +48,7 @@ from .results import (
 )
 
 __all__ = [
+    "Activity",
     "AgentClient",
     "ArtifactResult",
     "Availability",
@@ -104,6 +107,8 @@ class Description:
         max_artifact_bytes: size of the largest artefact it takes.
         max_resident_bytes: artefact bytes that one batch may hold loaded.
         chunk_bytes: size of the chunks of an upload.
+        activity: what it is busy with at this moment; None: an older agent, which does not tell.
+        conditions: of the board at this moment; None: the same.
     """
 
     agent_version: str
@@ -113,6 +118,8 @@ class Description:
     max_artifact_bytes: int
     max_resident_bytes: int
     chunk_bytes: int
+    activity: Optional[Activity] = None
+    conditions: Optional[Conditions] = None
 
     def target(self, name: str) -> TargetInfo:
         """The target of that name, if it can be used.
@@ -184,16 +191,17 @@ class AgentClient:
         """Closes the connection; what runs on the agent for this client is cancelled."""
         self._channel.close()
 
-    def describe(self) -> Description:
-        """Facts about the device, and its targets.
+    def describe(self, timeout_s: float = _CONNECT_TIMEOUT_S) -> Description:
+        """Facts about the device, its targets, and what it is busy with.
 
         Raises:
-            Unreachable: no agent answers within a few seconds.
+            Unreachable: no agent answers within the time.
         """
         with self._typed_errors(connecting=True):
             answer = self._stub.Describe(
-                pb.DescribeRequest(), timeout=_CONNECT_TIMEOUT_S, metadata=self._metadata
+                pb.DescribeRequest(), timeout=timeout_s, metadata=self._metadata
             )
+        told = answer.HasField
         return Description(
             agent_version=answer.agent_version,
             protocol_version=answer.protocol_version,
@@ -202,6 +210,8 @@ class AgentClient:
             max_artifact_bytes=answer.max_artifact_bytes,
             max_resident_bytes=answer.max_resident_bytes,
             chunk_bytes=answer.chunk_bytes,
+            activity=wire.activity_from_wire(answer.activity) if told("activity") else None,
+            conditions=wire.conditions_from_wire(answer.conditions) if told("conditions") else None,
         )
 
     def missing(self, digests: Iterable[str]) -> list[str]:

@@ -1,12 +1,17 @@
-"""What the machine was like around a measurement: temperature, clock, load, steal, throttling.
+"""What the machine was like around a measurement: temperature, clock, load, others, throttling.
 
-Everything is read from /proc and /sys; what a machine does not tell is 0.
+Everything is read from /proc and /sys, and speaks of the cores that this process is pinned to
+where the kernel tells them apart; what a machine does not tell is 0 or empty. One reading takes
+a fraction of a millisecond, for it is made before and after every request.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +21,28 @@ _CPU = Path("/sys/devices/system/cpu")
 _PROC = Path("/proc")
 # Sensors that speak of the processor; where none of them is there, the hottest zone stands in.
 _CPU_SENSORS = ("cpu", "soc", "pkg", "core", "coretemp", "k10temp", "x86_pkg_temp")
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+# The kernel counts in ticks of 10 ms: in less time than this, one of them is too much of a share.
+_SHORTEST_S = 0.3
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Facts at one moment; 0 means that the machine does not tell.
+    """Facts at one moment; 0 or empty means that the machine does not tell.
 
     Args:
         temperature_c: of the processor, in degrees Celsius.
-        frequency_mhz: mean over the cores that the process may use.
-        load_1m: load average of the last minute.
-        steal_share: share of processor time that a hypervisor gave to others, since boot or
-            (see `since`) since an earlier moment.
-        throttle_events: thermal throttling events since boot.
-        ticks: all and stolen processor ticks since boot, to take differences of.
+        frequency_mhz: mean over the cores in use: those that the process is pinned to.
+        load_1m: load average of the last minute, of the whole machine.
+        steal_share: share of the time of the cores in use that a hypervisor gave to other
+            machines, since boot or (see `since`) since an earlier moment.
+        throttle_events: thermal throttling events of the cores in use since boot.
+        governor: what sets the clock of the cores in use (``performance``, ``schedutil`` …);
+            several with commas.
+        busy_share: share of the time of the cores in use that went to anything but this process,
+            idling and other machines; only `since` an earlier moment.
+        ticks: the cores in use as a bit mask, and their ticks since boot: all, idle, stolen, and
+            those of this process; to take differences of.
     """
 
     temperature_c: float = 0.0
@@ -37,28 +50,43 @@ class Conditions:
     load_1m: float = 0.0
     steal_share: float = 0.0
     throttle_events: int = 0
-    ticks: tuple[int, int] = (0, 0)
+    governor: str = ""
+    busy_share: float = 0.0
+    ticks: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
 
 
 def read_conditions() -> Conditions:
     """The machine's conditions now."""
-    total, stolen = _ticks()
+    cores = _cores()
+    ticks = _ticks(cores)
+    _, total, _, stolen, _ = ticks
     return Conditions(
         temperature_c=_temperature_c(),
-        frequency_mhz=_frequency_mhz(),
+        frequency_mhz=_frequency_mhz(cores),
         load_1m=_load_1m(),
         steal_share=stolen / total if total else 0.0,
-        throttle_events=_throttle_events(),
-        ticks=(total, stolen),
+        throttle_events=_throttle_events(cores),
+        governor=_governor(cores),
+        ticks=ticks,
     )
 
 
 def since(before: Conditions, after: Conditions) -> Conditions:
-    """`after`, with the steal share of the time since `before` in place of that since boot."""
-    total = after.ticks[0] - before.ticks[0]
-    if total <= 0:
+    """`after`, with the shares of the time since `before` in place of those since boot.
+
+    The kernel counts in ticks of 10 ms, so shares are good to a few hundredths in a second. In
+    less than 0.3 s they would be made of single ticks, and are left 0; so they are where the
+    cores in use changed in between.
+    """
+    cores = after.ticks[0]
+    if not cores:
         return after
-    return replace(after, steal_share=(after.ticks[1] - before.ticks[1]) / total)
+    total, idle, stolen, own = (a - b for a, b in zip(after.ticks[1:], before.ticks[1:]))
+    shortest = _SHORTEST_S * _TICKS_A_SECOND * bin(cores).count("1")
+    if cores != before.ticks[0] or total < shortest:
+        return replace(after, steal_share=0.0, busy_share=0.0)
+    others = total - idle - stolen - own
+    return replace(after, steal_share=max(0, stolen) / total, busy_share=max(0, others) / total)
 
 
 def _read(path: Path) -> str:
@@ -68,40 +96,70 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _read_number(path: Path) -> float:
+def _number(text: str) -> float:
     try:
-        return float(_read(path))
+        return float(text)
     except ValueError:
         return 0.0
 
 
-def _sensors() -> Iterator[tuple[str, float]]:
-    for zone in sorted(_THERMAL.glob("thermal_zone*")):
-        yield _read(zone / "type").lower(), _read_number(zone / "temp") / 1e3
-    for chip in sorted(_HWMON.glob("hwmon*")):
-        name = _read(chip / "name").lower()
-        for sensor in sorted(chip.glob("temp*_input")):
-            yield name, _read_number(sensor) / 1e3
+def _read_number(path: Path) -> float:
+    return _number(_read(path))
+
+
+@functools.cache
+def _sensors(thermal: Path, hwmon: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Files of the processor's sensors and of the others, in thousandths of a degree Celsius.
+
+    Looked for once: a machine may have many, and some are slow to read.
+    """
+    found = [(zone / "type", zone / "temp") for zone in sorted(thermal.glob("thermal_zone*"))]
+    for chip in sorted(hwmon.glob("hwmon*")):
+        found += [(chip / "name", sensor) for sensor in sorted(chip.glob("temp*_input"))]
+    of_cpu = [any(word in _read(name).lower() for word in _CPU_SENSORS) for name, _ in found]
+    return (
+        tuple(file for (_, file), cpu in zip(found, of_cpu) if cpu),
+        tuple(file for (_, file), cpu in zip(found, of_cpu) if not cpu),
+    )
 
 
 def _temperature_c() -> float:
-    # Unconnected sensors read absurd values (-274, 0, 255).
-    readings = [(name, value) for name, value in _sensors() if 0 < value < 150]
-    of_cpu = [value for name, value in readings if any(word in name for word in _CPU_SENSORS)]
-    return max(of_cpu or [value for _, value in readings], default=0.0)
+    for files in _sensors(_THERMAL, _HWMON):
+        readings = [_read_number(file) / 1e3 for file in files]
+        # Unconnected sensors read absurd values (-274, 0, 255).
+        readings = [value for value in readings if 0 < value < 150]
+        if readings:
+            return max(readings)
+    return 0.0
 
 
 def _cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
+    """The cores in use: those this thread may run on, and those that others are pinned to.
+
+    A runtime with several threads pins each to a core of its own.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return list(range(os.cpu_count() or 1))
+    cores = set(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(_PROC / "self" / "task"):
+            with contextlib.suppress(OSError):  # it ended
+                own = os.sched_getaffinity(int(thread))
+                cores |= own if len(own) == 1 else set()
+    return sorted(cores)
 
 
-def _frequency_mhz() -> float:
-    cores = _cores()
-    values = [
-        _read_number(_CPU / f"cpu{core}" / "cpufreq" / "scaling_cur_freq") / 1e3 for core in cores
-    ]
+def _cpufreq(cores: Collection[int], name: str) -> Iterator[str]:
+    texts = (_read(_CPU / f"cpu{core}" / "cpufreq" / name) for core in cores)
+    return (text for text in texts if text)
+
+
+def _governor(cores: Collection[int]) -> str:
+    return ",".join(sorted(set(_cpufreq(cores, "scaling_governor"))))
+
+
+def _frequency_mhz(cores: Collection[int]) -> float:
+    values = [_number(text) / 1e3 for text in _cpufreq(cores, "scaling_cur_freq")]
     values = [value for value in values if value > 0]
     if not values:
         listed: dict[int, float] = {}
@@ -121,15 +179,26 @@ def _load_1m() -> float:
     return float(words[0]) if words else 0.0
 
 
-def _ticks() -> tuple[int, int]:
-    words = _read(_PROC / "stat").split("\n", 1)[0].split()
-    if len(words) < 9 or words[0] != "cpu":
-        return 0, 0
-    # user nice system idle iowait irq softirq steal; guest time is already part of user.
-    ticks = [int(word) for word in words[1:9]]
-    return sum(ticks), ticks[7]
+def _ticks(cores: Collection[int]) -> tuple[int, int, int, int, int]:
+    found: list[list[int]] = []
+    for line in _read(_PROC / "stat").splitlines():
+        if not line.startswith("cpu"):
+            break
+        name, *words = line.split()
+        if name[3:].isdigit() and int(name[3:]) in cores and len(words) >= 8:
+            # user nice system idle iowait irq softirq steal; guest time is part of user.
+            found.append([int(word) for word in words[:8]])
+    if len(found) < len(cores):
+        return 0, 0, 0, 0, 0
+    return (
+        sum(1 << core for core in cores),
+        sum(sum(ticks) for ticks in found),
+        sum(ticks[3] + ticks[4] for ticks in found),
+        sum(ticks[7] for ticks in found),
+        int(time.process_time() * _TICKS_A_SECOND),
+    )
 
 
-def _throttle_events() -> int:
-    counts = [_read_number(path) for path in _CPU.glob("cpu*/thermal_throttle/core_throttle_count")]
-    return int(sum(counts))
+def _throttle_events(cores: Collection[int]) -> int:
+    files = (_CPU / f"cpu{core}" / "thermal_throttle" / "core_throttle_count" for core in cores)
+    return int(sum(_read_number(file) for file in files))

@@ -71,7 +71,8 @@ class ArtifactResult:
         first_call_ms: the first call after loading.
         compute_unit: where it really ran.
         flags: what the reader of the numbers must know (``throttled``, ``fallback:cpu`` …).
-        before, after: the device's conditions around the batch.
+        before, after: the device's conditions around the batch's timed calls; the shares of
+            steal and of others are in `after`, of the time between the two.
     """
 
     sha256: str
@@ -108,6 +109,33 @@ class Finished:
     """The batch is done; `elapsed_ms` on the device's clock (virtual for a simulated one)."""
 
     elapsed_ms: float
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What an agent is busy with; fields are those of ``Activity`` in agent.proto.
+
+    Args:
+        measuring: a request runs; where False, nothing below but `waiting` holds.
+        waiting: requests in line behind those that run, over all processors.
+        target: of the request that has run longest, with ``-tN``.
+        step: what it does, and `done` of `total`, as in `Progress`.
+        elapsed_s: since its turn came, in seconds.
+    """
+
+    measuring: bool = False
+    waiting: int = 0
+    target: str = ""
+    step: str = ""
+    done: int = 0
+    total: int = 0
+    elapsed_s: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.measuring:
+            return "idle"
+        share = f" {self.step} {self.done}/{self.total}" if self.total else ""
+        return f"measuring {self.target}{share}, {self.elapsed_s:.0f} s"
 
 
 Event = Union[Queued, Progress, ArtifactResult, Finished]

@@ -27,13 +27,14 @@ from .backends.base import (
     check_options,
     check_threads,
 )
+from .conditions import read_conditions
 from .errors import AgentError, BadRequest, Busy, ErrorKind, Internal
 from .machine import DeviceInfo, read_device
 from .proto import agent_pb2 as pb
 from .proto import agent_pb2_grpc as pb_grpc
 from .results import ArtifactResult, Protocol
 from .store import Store, check_digest
-from .supervisor import Lane, Opening, RequestCancelled, benchmark, discover, run
+from .supervisor import Lane, Opening, RequestCancelled, activity, benchmark, discover, run
 from .version import agent_version
 from .worker import Artifact
 
@@ -247,6 +248,8 @@ class AgentService(pb_grpc.AgentServicer):
             lane.kill_worker()
 
     def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
+        with self._lanes_mutex:
+            lanes = list(self._lanes.values())
         return pb.DescribeResponse(
             agent_version=agent_version(),
             protocol_version=wire.PROTOCOL_VERSION,
@@ -255,6 +258,8 @@ class AgentService(pb_grpc.AgentServicer):
             max_artifact_bytes=self._max_artifact_bytes,
             max_resident_bytes=self._max_resident_bytes,
             chunk_bytes=wire.CHUNK_BYTES,
+            activity=wire.activity_to_wire(activity(lanes)),
+            conditions=wire.conditions_to_wire(read_conditions()),
         )
 
     def Missing(self, request: pb.MissingRequest, context: Any) -> pb.MissingResponse:  # noqa: N802

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -36,7 +36,16 @@ from .errors import (
     TimedOut,
     error_of,
 )
-from .results import ArtifactResult, Event, Finished, Progress, Protocol, Queued, summarise
+from .results import (
+    Activity,
+    ArtifactResult,
+    Event,
+    Finished,
+    Progress,
+    Protocol,
+    Queued,
+    summarise,
+)
 from .worker import (
     STEP_LOAD,
     STEP_MEASURE,
@@ -314,6 +323,21 @@ def _target_from_json(fields: dict[str, Any]) -> TargetInfo:
     )
 
 
+@dataclass(eq=False)
+class Ticket:
+    """A place in a processor's line, and how far its request is.
+
+    Args:
+        target: with its threads; empty where no request stands in line, but housekeeping.
+        started: when its turn came, on the monotonic clock; None: it waits.
+        progress: of a batch; of a run there is none.
+    """
+
+    target: str = ""
+    started: Optional[float] = None
+    progress: Progress = field(default_factory=lambda: Progress("", 0, 0))
+
+
 class Lane:
     """One processor: requests take turns on it, and it keeps one worker between them."""
 
@@ -321,40 +345,47 @@ class Lane:
         self._context = context
         self._idle_s = idle_s
         self._changed = threading.Condition()
-        self._line: collections.deque[object] = collections.deque()
+        self._line: collections.deque[Ticket] = collections.deque()
         self._worker: Optional[Worker] = None
         self._opening: Optional[Opening] = None
         self._timer: Optional[threading.Timer] = None
 
-    def enter(self) -> object:
+    def enter(self, target: str) -> Ticket:
         """Takes a place in the line; to be given back with `leave`.
 
         Raises:
             Busy: too many wait already.
         """
-        ticket = object()
+        ticket = Ticket(target)
         with self._changed:
             if len(self._line) > MAX_WAITING:
                 raise Busy(f"{len(self._line)} requests wait for this processor; try later")
             self._line.append(ticket)
         return ticket
 
-    def ahead(self, ticket: object, wait_s: float = 0.0) -> int:
+    def ahead(self, ticket: Ticket, wait_s: float = 0.0) -> int:
         """How many come before; waits up to `wait_s` for it to become zero."""
         deadline = time.monotonic() + wait_s
         with self._changed:
             while True:
                 place = self._line.index(ticket)
                 left_s = deadline - time.monotonic()
+                if place == 0 and ticket.started is None:
+                    ticket.started = time.monotonic()
                 if place == 0 or left_s <= 0:
                     return place
                 self._changed.wait(left_s)
 
-    def leave(self, ticket: object) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """Gives the place in the line back."""
         with self._changed:
             self._line.remove(ticket)
             self._changed.notify_all()
+
+    def requests(self) -> list[Ticket]:
+        """The requests in line, in order."""
+        with self._changed:
+            return [ticket for ticket in self._line if ticket.target]
 
     def worker(self, opening: Opening, cancelled: Cancelled) -> Worker:
         """The worker that has opened a target: the one kept, or a new one.
@@ -418,7 +449,7 @@ class Lane:
         with self._changed:
             if self._line:
                 return
-            ticket = object()
+            ticket = Ticket()
             self._line.append(ticket)
         try:
             self.end_worker()
@@ -426,7 +457,24 @@ class Lane:
             self.leave(ticket)
 
 
-def wait_for_turn(lane: Lane, ticket: object, cancelled: Cancelled) -> Iterator[Queued]:
+def activity(lanes: Sequence[Lane]) -> Activity:
+    """What an agent with these processors is busy with."""
+    tickets = [ticket for lane in lanes for ticket in lane.requests()]
+    running = [(t.started, t) for t in tickets if t.started is not None]
+    waiting = len(tickets) - len(running)
+    if not running:
+        return Activity(waiting=waiting)
+    started, first = min(running, key=lambda pair: pair[0])
+    return Activity(
+        measuring=True,
+        waiting=waiting,
+        target=first.target,
+        **vars(first.progress),
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def wait_for_turn(lane: Lane, ticket: Ticket, cancelled: Cancelled) -> Iterator[Queued]:
     """Waits until it is the ticket's turn; yields whenever its place changes.
 
     Raises:
@@ -462,12 +510,12 @@ def benchmark(
         AgentError: the batch as a whole failed.
         RequestCancelled: the caller went away; the worker is dead.
     """
-    ticket = lane.enter()
+    ticket = lane.enter(opening.name)
     try:
         yield from wait_for_turn(lane, ticket, cancelled)
         try:
             finished = yield from _benchmark_now(
-                lane, opening, artifacts, format, protocol, resident, cancelled
+                lane, ticket, opening, artifacts, format, protocol, resident, cancelled
             )
         except BaseException:
             lane.kill_worker()
@@ -480,6 +528,7 @@ def benchmark(
 
 def _benchmark_now(
     lane: Lane,
+    ticket: Ticket,
     opening: Opening,
     artifacts: Sequence[Artifact],
     format: str,
@@ -504,6 +553,7 @@ def _benchmark_now(
             if isinstance(outcome, _Failure):
                 failure = outcome
             elif isinstance(outcome, Progress):
+                ticket.progress = outcome
                 yield outcome
             else:
                 answer = outcome
@@ -625,7 +675,7 @@ def run(
         RequestCancelled: the caller went away.
     """
     deadline = time.monotonic() + timeout_s
-    ticket = lane.enter()
+    ticket = lane.enter(opening.name)
     try:
         for queued in wait_for_turn(lane, ticket, lambda: cancelled() or _past(deadline)):
             log.info("%s: a run waits for %d requests", opening.name, queued.ahead)

@@ -13,6 +13,7 @@ from .errors import AgentError, BadRequest, error_of
 from .machine import DeviceInfo
 from .proto import agent_pb2 as pb
 from .results import (
+    Activity,
     ArtifactResult,
     Event,
     Finished,
@@ -77,6 +78,14 @@ def target_from_wire(target: pb.Target) -> TargetInfo:
     return TargetInfo(**fields)
 
 
+def activity_to_wire(activity: Activity) -> pb.Activity:
+    return pb.Activity(**vars(activity))
+
+
+def activity_from_wire(activity: pb.Activity) -> Activity:
+    return Activity(**_fields(activity, Activity))
+
+
 def protocol_to_wire(protocol: Protocol) -> pb.Protocol:
     return pb.Protocol(**vars(protocol))
 
@@ -139,8 +148,8 @@ def _result_to_wire(result: ArtifactResult) -> pb.ArtifactResult:
         first_call_ms=result.first_call_ms,
         compute_unit=result.compute_unit,
         flags=result.flags,
-        before=_conditions_to_wire(result.before),
-        after=_conditions_to_wire(result.after),
+        before=conditions_to_wire(result.before),
+        after=conditions_to_wire(result.after),
     )
 
 
@@ -158,18 +167,18 @@ def _result_from_wire(result: pb.ArtifactResult, protocol: Protocol) -> Artifact
         first_call_ms=result.first_call_ms,
         compute_unit=result.compute_unit,
         flags=tuple(result.flags),
-        before=_conditions_from_wire(result.before),
-        after=_conditions_from_wire(result.after),
+        before=conditions_from_wire(result.before),
+        after=conditions_from_wire(result.after),
     )
 
 
-def _conditions_to_wire(conditions: Conditions) -> pb.Conditions:
+def conditions_to_wire(conditions: Conditions) -> pb.Conditions:
     fields = dict(vars(conditions))
     del fields["ticks"]
     return pb.Conditions(**fields)
 
 
-def _conditions_from_wire(conditions: pb.Conditions) -> Conditions:
+def conditions_from_wire(conditions: pb.Conditions) -> Conditions:
     names = [field.name for field in pb.Conditions.DESCRIPTOR.fields]
     return Conditions(**{name: getattr(conditions, name) for name in names})
 

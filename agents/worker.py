@@ -42,8 +42,9 @@ from .results import Protocol
 
 STEP_LOAD = 1
 STEP_MEASURE = 2
-# A hypervisor that takes more than this share of the processor spoils timings.
+# A hypervisor, or other processes, that take more than these shares of the cores spoil timings.
 _STEAL_LIMIT = 0.05
+_BUSY_LIMIT = 0.10
 
 
 class Heartbeat:
@@ -307,8 +308,10 @@ def _result_of(
     flags = list(record.flags)
     if after.throttle_events > before.throttle_events:
         flags.append("throttled")
-    if after.steal_share > _STEAL_LIMIT and after.ticks != (0, 0):
+    if after.steal_share > _STEAL_LIMIT:
         flags.append("steal")
+    if after.busy_share > _BUSY_LIMIT:
+        flags.append("busy")
     return {
         "sha256": sha256,
         "wall_ms": [sample.wall_ms for sample in record.samples],

@@ -1,9 +1,14 @@
-"""A linear correction of a table's sums, kept beside it as ``table.csv.calibration.json``."""
+"""What whole networks said of a table, kept beside it as ``table.csv.calibration.json``.
+
+A linear correction of the table's sums, how good it is on networks that it was not fitted to,
+and the verdict on the table.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -12,9 +17,11 @@ from typing import Any
 from ..ops.errors import BadRequest
 from .files import write_atomically
 from .table import LookupTable, TableError, Target
+from .verdict import ErrorFigures, GroupCheck, Verdict, error_beyond_retest
 
 SUFFIX = ".calibration.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,13 @@ class Calibration:
         networks: measured networks that it was fitted on.
         rmspe: error left on networks that were held out, a fraction; None: not known.
         fitted_at: ISO 8601 with the zone; may be empty.
+        backbone: name of the networks' backbone; empty: any.
+        held_out: networks that `rmspe` is of, none of which the line was fitted to; 0: each of
+            `networks` was left out in turn.
+        applied: whether it is to be used; else sums are better as they are.
+        verdict: on the table; None: none was given.
+        reason: for the verdict, in words.
+        groups: the error figures by group of networks; may be empty.
     """
 
     target: Target
@@ -39,6 +53,12 @@ class Calibration:
     networks: int = 0
     rmspe: float | None = None
     fitted_at: str = ""
+    backbone: str = ""
+    held_out: int = 0
+    applied: bool = True
+    verdict: Verdict | None = None
+    reason: str = ""
+    groups: tuple[GroupCheck, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("scale", "offset_ms", *(() if self.rmspe is None else ("rmspe",))):
@@ -51,20 +71,60 @@ class Calibration:
             raise BadRequest(
                 f"calibration: rmspe is {self.rmspe:g}; it is a fraction of at least 0"
             )
-        if not isinstance(self.networks, int) or self.networks < 0:
-            raise BadRequest(f"calibration: networks is {self.networks!r}; it counts networks")
+        for name in ("networks", "held_out"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise BadRequest(f"calibration: {name} is {value!r}; it counts networks")
+        if not isinstance(self.applied, bool):
+            raise BadRequest(f"calibration: applied is {self.applied!r}; it is true or false")
+        for name in ("backbone", "reason"):
+            if not isinstance(getattr(self, name), str):
+                raise BadRequest(f"calibration: {name} is {getattr(self, name)!r}; it is a text")
         if self.fitted_at:
             datetime.fromisoformat(self.fitted_at)
+
+    @property
+    def line(self) -> tuple[float, float]:
+        """Scale and offset in ms that predictions are made with."""
+        return (self.scale, self.offset_ms) if self.applied else (1.0, 0.0)
+
+    @property
+    def model_error(self) -> float | None:
+        """Error of predictions beyond the noise of the networks' times, a fraction.
+
+        Of random networks, held out where the calibration is applied; None: not known.
+        """
+        random = next((g for g in self.groups if g.group == "random"), None)
+        if random is None:
+            return self.rmspe if self.applied else None
+        figures = random.calibrated if self.applied else random.prediction
+        return None if figures is None else error_beyond_retest(figures, random.retest)
+
+    def fits(self, table: LookupTable) -> bool:
+        """Whether the target's rows are those that it was fitted to."""
+        return not self.rows_sha256 or self.rows_sha256 == table.select(self.target).sha256()
 
     def check(self, table: LookupTable, target: Target) -> None:
         """Raises BadRequest unless it was fitted to these rows of this target."""
         if self.target != target:
             raise BadRequest(f"the calibration is of {self.target}, not of {target}")
-        if self.rows_sha256 and self.rows_sha256 != table.select(target).sha256():
+        if not self.fits(table):
             raise BadRequest(
                 f"the table's rows for {target} have changed since they were calibrated; "
                 "fit the calibration again with hurricane verify, or delete it"
             )
+
+    def text(self) -> str:
+        """The line and how good it is, in words."""
+        if not self.networks:
+            return "none fits"
+        others = f"{self.held_out} networks held out" if self.held_out else "those left out in turn"
+        error = f", RMSPE {self.rmspe:.1%} on {others}" if self.rmspe is not None else ""
+        unused = "" if self.applied else "; not applied"
+        return (
+            f"{self.scale:.4g} × sum {self.offset_ms:+.3g} ms, fitted to {self.networks} "
+            f"networks{error}{unused}"
+        )
 
 
 def calibration_path(table_path: str | Path) -> Path:
@@ -74,7 +134,7 @@ def calibration_path(table_path: str | Path) -> Path:
 
 
 def load_calibrations(table_path: str | Path) -> tuple[Calibration, ...]:
-    """The calibrations beside a table, one a target; empty where there is no file.
+    """The calibrations beside a table, one for each target and backbone; empty without a file.
 
     Raises:
         BadRequest: the file breaks the format; the message names it and what is wrong.
@@ -87,10 +147,10 @@ def load_calibrations(table_path: str | Path) -> tuple[Calibration, ...]:
     except (OSError, ValueError) as error:
         raise BadRequest(f"{path} is not JSON ({error}); delete it or fit it again") from error
     try:
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"format is not {FORMAT}")
+        if not isinstance(data, dict) or data.get("format") not in READABLE:
+            raise ValueError(f"format is neither {' nor '.join(map(str, READABLE))}")
         found = tuple(_read(item) for item in data["calibrations"])
-        if len({c.target for c in found}) < len(found):
+        if len({_key(c) for c in found}) < len(found):
             raise ValueError("a target is there twice")
         return found
     except (BadRequest, ValueError, TypeError, KeyError) as error:
@@ -98,9 +158,20 @@ def load_calibrations(table_path: str | Path) -> tuple[Calibration, ...]:
         raise BadRequest(f"{path}: {words}; delete the file or fit it again") from error
 
 
-def find_calibration(table_path: str | Path, target: Target) -> Calibration | None:
-    """The calibration of one target, or None."""
-    return next((c for c in load_calibrations(table_path) if c.target == target), None)
+def find_calibration(
+    table_path: str | Path, target: Target, backbone: str | None = None
+) -> Calibration | None:
+    """The calibration of one target, or None.
+
+    Args:
+        table_path: the table.
+        target: one of its targets.
+        backbone: name of the networks' backbone; None: any.
+    """
+    found = [c for c in load_calibrations(table_path) if c.target == target]
+    if backbone is not None:
+        found = [c for c in found if c.backbone in (backbone, "")]
+    return max(found, key=lambda c: c.backbone, default=None)  # a backbone's own comes first
 
 
 def save_calibration(table_path: str | Path, calibration: Calibration) -> Path:
@@ -109,24 +180,73 @@ def save_calibration(table_path: str | Path, calibration: Calibration) -> Path:
     Returns:
         The file's path.
     """
-    others = (c for c in load_calibrations(table_path) if c.target != calibration.target)
-    kept = sorted((*others, calibration), key=lambda c: c.target)
+    others = (c for c in load_calibrations(table_path) if _key(c) != _key(calibration))
+    kept = sorted((*others, calibration), key=_key)
     path = calibration_path(table_path)
-    content = {"format": FORMAT, "calibrations": [asdict(c) for c in kept]}
+    content = {"format": FORMAT, "calibrations": [without_nan(asdict(c)) for c in kept]}
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
     return path
+
+
+def _key(calibration: Calibration) -> tuple[Target, str]:
+    return calibration.target, calibration.backbone
+
+
+def without_nan(value: Any) -> Any:
+    """NaN as null: JSON has no word for it."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
 
 
 def _read(item: Any) -> Calibration:
     if not isinstance(item, dict):
         raise ValueError("calibrations must be objects")
-    unknown = set(item) - {f.name for f in fields(Calibration)}
-    if unknown:
-        raise ValueError(f"unknown key {min(unknown)!r}")
+    _check_keys(item, Calibration)
     for key in ("scale", "offset_ms"):
         if key not in item:
             raise KeyError(key)
+    verdict = item.get("verdict")
+    read = {
+        "verdict": None if verdict is None else Verdict(verdict),
+        "groups": tuple(_read_group(group) for group in item.get("groups", ())),
+    }
     try:
-        return Calibration(**{**item, "target": Target(**item["target"])})
+        return Calibration(**{**item, **read, "target": Target(**item["target"])})
     except TableError as error:
         raise ValueError(f"target: {error}") from error
+
+
+def _read_group(item: Any) -> GroupCheck:
+    if not isinstance(item, dict):
+        raise ValueError("groups must be objects")
+    _check_keys(item, GroupCheck)
+    if not isinstance(item["group"], str):
+        raise ValueError(f"group is {item['group']!r}; it is a text")
+    calibrated = item.get("calibrated")
+    return GroupCheck(
+        item["group"],
+        _read_figures(item["prediction"]),
+        _read_figures(item["retest"]),
+        int(item["failed"]),
+        None if calibrated is None else _read_figures(calibrated),
+    )
+
+
+def _read_figures(item: Mapping[str, Any]) -> ErrorFigures:
+    _check_keys(item, ErrorFigures)
+    values = {f.name: item[f.name] for f in fields(ErrorFigures)}
+    for key, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{key} is {value!r}; it is a number or null")
+    count = values.pop("count")
+    figures = {key: math.nan if value is None else float(value) for key, value in values.items()}
+    return ErrorFigures(int(count or 0), **figures)
+
+
+def _check_keys(item: Mapping[str, Any], kind: Any) -> None:
+    unknown = set(item) - {f.name for f in fields(kind)}
+    if unknown:
+        raise ValueError(f"unknown key {min(unknown)!r}")

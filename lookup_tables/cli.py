@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import click
 
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.shapes import LayerShape
+from .calibration import load_calibrations
 from .diff import MATCHES, RowPair, compare
 from .shipped import open_table, shipped_tables
 from .table import LookupTable, Row, TableError, Target, describe
@@ -90,12 +92,20 @@ def show_command(
         asked = f" that match {operators!r}" if operators else ""
         raise BadRequest(f"{table} has no rows{asked}")
     if as_json:
-        _print_json({"table": table, **_facts(chosen), "rows": [_as_dict(r) for r in chosen.rows]})
+        _print_json(
+            {
+                "table": table,
+                **_facts(chosen),
+                "verdicts": _verdicts(full, chosen.targets()),
+                "rows": [_as_dict(r) for r in chosen.rows],
+            }
+        )
         return
     console = _console()
     for one in chosen.targets():
         part = chosen.select(one)
         _show_heading(console, part, one)
+        _show_verdicts(console, full, one)
         _show_fastest(console, part, fastest) if fastest else _show_matrix(console, part)
 
 
@@ -297,6 +307,31 @@ def _show_heading(console: Console, part: LookupTable, target: Target) -> None:
 
     ok = sum(row.ok for row in part.rows)
     console.print(f"[bold]{escape(str(target))}[/]: {ok} of {len(part)} rows ok, latency in ms")
+
+
+def _verdicts(full: LookupTable, targets: Sequence[Target]) -> list[dict[str, Any]]:
+    """What hurricane verify found, for each backbone that a target was verified with."""
+    return [
+        {
+            "target": str(known.target),
+            "backbone": known.backbone,
+            "verdict": known.verdict,
+            "reason": known.reason,
+            "current": known.fits(full),
+        }
+        for known in (load_calibrations(full.path) if full.path is not None else ())
+        if known.verdict is not None and known.target in targets
+    ]
+
+
+def _show_verdicts(console: Console, full: LookupTable, target: Target) -> None:
+    from rich.markup import escape
+
+    for found in _verdicts(full, [target]):
+        words = f"{found['verdict'].words} ({found['reason']})"
+        if not found["current"]:
+            words = f"{found['verdict'].words}, but its rows have changed since: verify it again"
+        console.print(f"verdict with {escape(found['backbone'])} networks: {escape(words)}")
 
 
 def _show_matrix(console: Console, part: LookupTable) -> None:

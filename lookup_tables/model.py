@@ -24,6 +24,9 @@ from ..ops.shapes import LayerShape
 from .calibration import Calibration
 from .table import LookupTable, Row, Target, parse_options
 
+NORMAL_95 = 1.96
+"""Standard deviations to each side that hold 95% of a normal distribution."""
+
 
 @dataclass(frozen=True)
 class MissingCell:
@@ -51,7 +54,8 @@ class LatencyModel:
         backbone: gives the layer shapes, stem and head.
         target: as `LookupTable.target` takes it; None where the table holds one.
         operators: names to use; None: every one that has a row at a layer of the backbone.
-        calibration: a linear correction; it is worked into the array and `fixed_ms`.
+        calibration: a linear correction; where it is to be applied, it is worked into the array
+            and `fixed_ms`. Its figures widen the intervals of `interval`.
         batch: images in one call; rows of this batch are used.
 
     Attributes:
@@ -98,11 +102,13 @@ class LatencyModel:
         self._code = {name: code for code, name in enumerate(self.operators)}
 
         cells = np.full((len(backbone.layers), len(self.operators)), np.nan)
+        widths = np.full((2, *cells.shape), np.nan)
         for layer, shape in enumerate(backbone.layers):
             for name, code in self._code.items():
                 row = ok.get((name, shape))
                 if row is not None and _applies(name, shape, unknown=True):
                     cells[layer, code] = row.latency_ms
+                    widths[:, layer, code] = _half_widths(row)
         self._fixed_rows = (stem, head)
         self._rows = {k: ok[k] for k in ok if k[0] in self._code and k[1] in set(shapes)}
         empty = [layer for layer in range(len(cells)) if np.isnan(cells[layer]).all()]
@@ -116,16 +122,18 @@ class LatencyModel:
         prices = [row.call_ms for row in self._rows.values() if row.call_ms is not None]
         self.call_ms = stem.call_ms if stem.call_ms is not None else median(prices or [0.0])
         fixed = (stem.latency_ms or 0.0) + (head.latency_ms or 0.0) + self.call_ms
-        if calibration is not None:
-            cells *= calibration.scale
-            fixed = calibration.scale * fixed + calibration.offset_ms
+        scale, offset_ms = calibration.line if calibration is not None else (1.0, 0.0)
+        cells *= scale
+        fixed = scale * fixed + offset_ms
+        self._half_widths_ms = scale * widths
+        self._fixed_half_widths_ms = scale * np.array([_half_widths(stem), _half_widths(head)]).T
         cells.flags.writeable = False
         self.latency_ms: NDArray[np.float64] = cells
         self.fixed_ms = float(fixed)
         if calibration is not None and self.bounds()[0] <= 0:
             raise BadRequest(
-                f"the calibration (scale {calibration.scale:g}, offset "
-                f"{calibration.offset_ms:g} ms) gives the fastest network "
+                f"the calibration (scale {scale:g}, offset {offset_ms:g} ms) gives the "
+                f"fastest network "
                 f"{self.bounds()[0]:.3g} ms; fit it again"
             )
 
@@ -149,6 +157,45 @@ class LatencyModel:
         if np.isnan(total).any():
             self._refuse(array[int(np.isnan(total).argmax())])
         return total
+
+    def interval(self, codes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Within which the latencies of architectures lie, with 95% confidence.
+
+        Half-width² = Σ over rows (times used × the row's half-width)² + (1.96 × e × latency)².
+        Rows are taken as independent, and layers of one row err together; a row's half-width is
+        that of ``ci_low_ms`` or ``ci_high_ms``, times the calibration's scale. e is the
+        `Calibration.model_error` of random networks, which holds some of the rows' errors
+        already, so that the interval is rather too wide; without a verification it is 0, and
+        the interval says only how well the rows were measured.
+
+        Not covered: the price of the call, errors that rows have in common (a slow batch, another
+        day, a hotter device), and networks unlike random ones, such as those of one operator.
+
+        Args:
+            codes: as `predict` takes them, integers [N × layers].
+
+        Returns:
+            Low and high ends, float64 [N] each, in ms; NaN where a row has no interval.
+        """
+        latency = self.predict(codes)
+        array = self._check_codes(codes)
+        squares = np.tile((self._fixed_half_widths_ms**2).sum(axis=1)[:, None], len(array))
+        shapes = np.array([self.backbone.layers.index(shape) for shape in self.backbone.layers])
+        for first in np.unique(shapes):
+            layers = np.flatnonzero(shapes == first)
+            chosen = array[:, layers]
+            same = (chosen[:, :, None] == chosen[:, None, :]).astype(np.float64)
+            widths = self._half_widths_ms[:, first, :][:, chosen]  # [2 × N × layers]
+            squares += np.einsum("kni,nij,knj->kn", widths, same, widths)
+        error = self.calibration.model_error if self.calibration is not None else None
+        squares += (NORMAL_95 * (error or 0.0) * latency) ** 2
+        low, high = np.sqrt(squares)
+        return np.maximum(latency - low, 0.0), latency + high
+
+    def interval_of(self, names: Sequence[str]) -> tuple[float, float] | None:
+        """The interval in ms of one architecture, given by names; None where it is not known."""
+        (low,), (high,) = self.interval(self.encode(names)[None])
+        return None if np.isnan(low + high) else (float(low), float(high))
 
     def latency_of(self, names: Sequence[str]) -> float:
         """The latency in ms of one architecture, given by names."""
@@ -359,6 +406,13 @@ def _stem_and_head(
             f"fill it: {fill_command(table.path, backbone, target)}"
         )
     return found[0], found[1]
+
+
+def _half_widths(row: Row) -> tuple[float, float]:
+    """How far a row's interval reaches below and above its latency, in ms; NaN: not known."""
+    if row.latency_ms is None or row.ci_low_ms is None or row.ci_high_ms is None:
+        return float("nan"), float("nan")
+    return row.latency_ms - row.ci_low_ms, row.ci_high_ms - row.latency_ms
 
 
 def _names(

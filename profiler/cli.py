@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..agents.console import emit, json_option, run_command
+from ..agents.console import EXIT_INTERRUPTED, emit, json_option, run_command
+from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
 from .options import credentials, plugin_option, share_bar, target_options
+
+if TYPE_CHECKING:
+    from .kinds import Kind, Outcome
+    from .plan import PlannedRow
 
 _PROFILE_HELP = """Measures every operator at every layer shape into a lookup table.
 
 Without --agent, a private agent on this machine is used. Rows that the table holds are kept;
 an interrupted run goes on where it was.
+
+Agents that are of one kind (the same target on equal devices) share the work. Each kind has a
+table of its own: where there are several, -o names a folder, and they are measured at the same
+time.
 
 \b
 Examples:
@@ -21,102 +35,232 @@ Examples:
   profile-ops --layers imagenet224 --target cpu-openvino-fp32 --agent board:50051 -o board.csv
   profile-ops --layers imagenet224:0-7,12 --operators 'MB_*,Choice_3' \\
       --target sim-hexagon685-dsp -o part.csv
+  profile-ops --layers imagenet224 --target cpu-onnxruntime-fp32 --target cpu-openvino-fp32 \\
+      --boards boards.toml -o tables/
 """
+
+
+class Interrupted(HurricaneError):
+    """Ctrl-C while it was measured."""
+
+    exit_status = EXIT_INTERRUPTED
 
 
 @click.command("profile-ops", help=_PROFILE_HELP)
 @click.option(
     "--layers", required=True, metavar="BACKBONE[:0-7,12]", help="A backbone, or some layers of it."
 )
-@click.option("--target", required=True, metavar="NAME[-tN]", help="What to measure on.")
+@click.option(
+    "--target",
+    "targets",
+    required=True,
+    multiple=True,
+    metavar="NAME[-tN]",
+    help="What to measure on (repeatable).",
+)
 @click.option("--operators", metavar="PATTERNS", help="Names or patterns, with commas [all].")
 @click.option("--gate", type=click.Choice(GATES), default=GATES[0], show_default=True)
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The table.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="The table; for several kinds of device a folder of tables, FOLDER/.",
+)
 @click.option("--check", is_flag=True, help="Only tell what the table lacks; status 1 if anything.")
 @click.option(
     "--retry",
     is_flag=True,
-    help="Measure rows again that hold no latency or were taken in a slow time.",
+    help="Measure rows again that hold no latency, were taken in a slow time or are unstable.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.001, 1.0),
+    default=0.02,
+    show_default=True,
+    metavar="SHARE",
+    help="Rows are timed until the half-width of their 95% interval is this share of the latency.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=3),
+    default=45,
+    show_default=True,
+    help="Passes after which a row is left as it is.",
+)
+@click.option(
+    "--time-budget",
+    type=click.FloatRange(min=0.0, min_open=True),
+    metavar="SECONDS",
+    help="Of each agent; once it is spent rows get the fewest passes [no limit].",
 )
 @target_options
 @plugin_option
 @json_option
 def profile_ops(
     layers: str,
-    target: str,
+    targets: tuple[str, ...],
     operators: str | None,
     gate: str,
     output: str,
     check: bool,
     retry: bool,
-    agents: tuple[str, ...],
+    agents: Any,
     runtime_options: tuple[str, ...],
     token_file: str | None,
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    interval: float,
     rounds: int,
+    time_budget: float | None,
     seed: int,
     plugins: tuple[str, ...],
     as_json: bool,
 ) -> int:
     from ..lookup_tables.table import LookupTable
-    from .measuring import Bench, MeasuringSettings, connect, parse_target
+    from .kinds import fill, find_kinds, rows_done, table_paths
+    from .measuring import MeasuringSettings, TargetRequest, parse_target
     from .plan import parse_layers, plan_rows
-    from .profile import missing_rows, profile
 
     started = time.monotonic()
-    chosen = parse_layers(layers)
-    rows = plan_rows(chosen, select_operators(operators), gate)
-    request = parse_target(target, (*runtime_options, *_gate_option(gate)))
-    table = LookupTable.load_with_journal(output)  # a broken one is told before measuring
+    rows = plan_rows(parse_layers(layers), select_operators(operators), gate)
+    requests: list[TargetRequest] = []
+    for name in targets:
+        request = parse_target(name, (*runtime_options, *_gate_option(gate)))
+        if request not in requests:
+            requests.append(request)
+    folder = output.endswith("/") or Path(output).is_dir()
+    if not folder:
+        LookupTable.load_with_journal(output)  # a broken one is told before anything else
     keys = credentials(token_file, tls_ca, tls_cert, tls_key)
-    with connect(agents, request, **keys) as clients:
-        benches = [Bench.open(client, request) for client in clients]
+    with find_kinds(agents, requests, **keys) as found:
+        kinds = found.kinds
+        if len(kinds) > 1 and not folder:
+            raise BadRequest(
+                f"these are {len(kinds)} kinds of device, each with a table of its own: "
+                f"{'; '.join(str(kind.target) for kind in kinds)}\n"
+                f"give a folder for them: -o {Path(output).with_suffix('')}/"
+            )
+        paths = table_paths(output, kinds) if folder else [Path(output)]
         if check:
-            lacking = missing_rows(rows, table, benches[0].target, retry)
-            text = f"{output} holds {len(rows) - len(lacking)} of {len(rows)} rows" + "".join(
-                f"\n  lacks {row.name} at {row.shape}" for row in lacking[:10]
-            )
-            emit({"rows": len(rows), "missing": len(lacking)}, as_json, text)
-            return 1 if lacking else 0
-        with share_bar("profile") as note:
-            result = profile(
-                benches,
-                rows,
-                output,
-                MeasuringSettings(rounds=rounds, seed=seed),
-                retry=retry,
-                on_progress=note,
-            )
-    seconds = time.monotonic() - started
-    summary = {
-        "table": output,
-        "target": result.target.name,
-        "origin": result.target.origin,
-        "rows": len(rows),
+            status = _check(kinds, paths, rows, retry, as_json)
+            _complain_of([], len(kinds), found.silent)
+            return status
+        if folder:
+            Path(output).mkdir(parents=True, exist_ok=True)
+        settings = MeasuringSettings(
+            interval=interval,
+            max_rounds=rounds,
+            time_budget_s=time_budget or math.inf,
+            seed=seed,
+        )
+        try:
+            with share_bar("profile") as note:
+                outcomes = fill(kinds, paths, rows, settings, retry, note)
+        except KeyboardInterrupt:
+            done = rows_done(kinds, paths, rows)
+            raise Interrupted(
+                f"interrupted; {done} of {len(kinds) * len(rows)} rows are safe, the same command "
+                "goes on from there"
+            ) from None
+    if len(outcomes) == 1:
+        if outcomes[0].error is not None:
+            raise outcomes[0].error
+        # With all that came before, as whoever waits for it sees it.
+        outcomes = [replace(outcomes[0], seconds=time.monotonic() - started)]
+    summaries = [_summary(outcome, len(rows)) for outcome in outcomes]
+    summary = summaries[0] if len(summaries) == 1 else {"tables": summaries}
+    lines = [line for outcome in outcomes for line in _lines(outcome, len(rows))]
+    lines += [f"{address} has none of these targets and took no part" for address in found.unused]
+    emit(summary, as_json, "\n".join(lines))
+    _complain_of([o for o in outcomes if o.error is not None], len(outcomes), found.silent)
+    return 0
+
+
+def _summary(outcome: Outcome, rows: int) -> dict[str, Any]:
+    """One table for ``--json``."""
+    target, result = outcome.kind.target, outcome.result
+    summary = {"table": str(outcome.path), "target": target.name, "origin": target.origin}
+    if result is None:
+        return {**summary, "rows": rows, "error": str(outcome.error)}
+    return {
+        **summary,
+        "rows": rows,
         "measured": result.measured,
         "kept": result.kept,
         "not_ok": dict(result.not_ok),
         "disturbed": result.disturbed,
+        "unstable": result.unstable,
         "lost_agents": list(result.lost),
-        "seconds": round(seconds, 2),
+        "left_out": list(result.left_out),
+        "seconds": round(outcome.seconds, 2),
     }
+
+
+def _lines(outcome: Outcome, rows: int) -> list[str]:
+    """One table for people."""
+    path, result = outcome.path, outcome.result
+    if result is None:
+        return [f"{path}: not finished"]
     lines = [
-        f"{output}: {len(rows)} rows on {result.target}; "
-        f"{result.measured} {result.target.origin} now, {result.kept} kept, in {seconds:.1f} s"
+        f"{path}: {rows} rows on {result.target}; "
+        f"{result.measured} {result.target.origin} now, {result.kept} kept, "
+        f"in {outcome.seconds:.1f} s"
     ]
     if result.not_ok:
         words = ", ".join(f"{n} {status}" for status, n in sorted(result.not_ok.items()))
-        lines.append(f"without a latency: {words} (see: hurricane table show {output})")
+        lines.append(f"without a latency: {words} (see: hurricane table show {path})")
     if result.disturbed:
         lines.append(
             f"{result.disturbed} rows were taken in a slow time and are flagged disturbed; "
             "--retry measures them again"
         )
+    if result.unstable:
+        lines.append(
+            f"{result.unstable} rows kept wide intervals and are flagged unstable; "
+            "--retry measures them again"
+        )
     lines += [f"an agent dropped out, the others did its work: {words}" for words in result.lost]
-    emit(summary, as_json, "\n".join(lines))
-    return 0
+    lines += [f"left out, {words}" for words in result.left_out]
+    return lines
+
+
+def _check(
+    kinds: Sequence[Kind],
+    paths: Sequence[Path],
+    rows: Sequence[PlannedRow],
+    retry: bool,
+    as_json: bool,
+) -> int:
+    """Tells what the tables lack; the exit status."""
+    from ..lookup_tables.table import LookupTable
+    from .profile import missing_rows
+
+    found, lines = [], []
+    for kind, path in zip(kinds, paths, strict=True):
+        lacking = missing_rows(rows, LookupTable.load_with_journal(path), kind.target, retry)
+        found.append({"rows": len(rows), "missing": len(lacking)})
+        lines.append(f"{path} holds {len(rows) - len(lacking)} of {len(rows)} rows")
+        lines += [f"  lacks {row.name} at {row.shape}" for row in lacking[:10]]
+    named = [
+        {"table": str(path), "target": kind.target.name, **facts}
+        for kind, path, facts in zip(kinds, paths, found, strict=True)
+    ]
+    emit(found[0] if len(found) == 1 else {"tables": named}, as_json, "\n".join(lines))
+    return 1 if any(facts["missing"] for facts in found) else 0
+
+
+def _complain_of(failed: Sequence[Outcome], count: int, silent: Sequence[str]) -> None:
+    """Raises HurricaneError where not all was done; what could be done is done."""
+    complaints = []
+    if failed:
+        words = "; ".join(f"{outcome.path}: {outcome.error}" for outcome in failed)
+        complaints.append(f"{len(failed)} of {count} tables are not finished: {words}")
+    if silent:
+        complaints.append(f"boards that did not answer took no part: {'; '.join(silent)}")
+    if complaints:
+        raise HurricaneError("\n".join(complaints))
 
 
 def _gate_option(gate: str) -> tuple[str, ...]:

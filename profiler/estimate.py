@@ -1,85 +1,94 @@
 """From timed calls to the numbers of a row: marginal latency, its interval, the price of a call.
 
-Noise on a shared machine only ever adds, and comes in bursts; the lower quartile over rounds
-spread through the batch is the location used for rows and for whole networks alike.
+Noise on a shared machine only ever adds, and comes in bursts. The time of a graph is therefore
+the mean of the fastest third of its calls: it stands up to bursts over up to two thirds of them,
+and has less spread than a low quantile. Rows and whole networks are treated alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..ops.backbone import is_stem
 from .plan import Graph, PlannedRow
 
-QUARTILE = 25.0
-"""Percentile taken as *the* time of a graph over its rounds."""
+FASTEST = 1 / 3
+"""Share of the calls whose mean is taken as *the* time of a graph."""
 
 BOOTSTRAPS = 200
 CONFIDENCE = 0.95
 
 
-def location_ms(samples_ms: np.ndarray) -> float:
-    """The time of a graph: the lower quartile over its calls, in ms."""
-    return float(np.percentile(samples_ms, QUARTILE))
+def location_ms(samples_ms: np.ndarray, axis: int | None = None) -> Any:
+    """The time of a graph: the mean of the fastest third of its calls, in ms.
+
+    Args:
+        samples_ms: of any shape.
+        axis: the axis of the calls; None: all of them.
+    """
+    samples = np.asarray(samples_ms, float)
+    if axis is None:
+        samples, axis = samples.reshape(-1), 0
+    count = samples.shape[axis]
+    fastest = max(1, round(count * FASTEST))
+    part = np.partition(samples, fastest - 1, axis=axis)
+    return np.take(part, range(fastest), axis=axis).mean(axis=axis)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What was found of one row; names and units are the table's columns."""
+    """What was found of one row.
+
+    Attributes:
+        latency_ms: marginal latency.
+        ci_low_ms, ci_high_ms: its 95% interval.
+        samples: calls that it rests on.
+        flags: what its reader must know.
+    """
 
     latency_ms: float
     ci_low_ms: float
     ci_high_ms: float
-    call_ms: float
-    cold_ms: float
-    p10_ms: float
-    p90_ms: float
     samples: int
-    rounds: int
     flags: tuple[str, ...] = ()
 
+    def settled(self, share: float, floor_ms: float) -> bool:
+        """Whether the half-width of the interval is at most `share` of the latency, or a floor."""
+        half_ms = (self.ci_high_ms - self.ci_low_ms) / 2
+        return half_ms <= max(share * self.latency_ms, floor_ms)
 
-def estimate_row(row: PlannedRow, cold_ms: Mapping[Graph, np.ndarray]) -> Estimate:
-    """The row's figures from the cold calls of its graphs, all taken in the same rounds.
+
+def estimate_row(row: PlannedRow, samples_ms: Mapping[Graph, Sequence[np.ndarray]]) -> Estimate:
+    """The row's marginal latency from calls of its graphs, all taken in the same rounds.
 
     Args:
         row: what was planned.
-        cold_ms: [rounds] wall times by graph, in ms; the row's graphs are there.
+        samples_ms: times of calls by graph, for each of its copies, of any shape, in ms; the
+            longer and shorter graphs of the row are there. A graph's time is the mean over its
+            copies: the fastest calls of all would be those of the copy that lies best.
 
     Returns:
-        The estimate; `flags` holds ``below-noise`` where the difference is not positive, and
-        the latency is then the upper end of its interval. `call_ms` is what the operator's
-        own graph costs beyond its latency; for the stem, the price of a network's call.
+        The estimate, its interval by bootstrap; `flags` holds ``below-noise`` where the
+        difference is not positive, and the latency is then the upper end of its interval.
     """
-    longer, shorter = np.asarray(cold_ms[row.longer]), np.asarray(cold_ms[row.shorter])
-    alone = np.asarray(cold_ms[row.alone])
-    latency = location_ms(longer) - location_ms(shorter)
-
     random = np.random.default_rng(0)
-    picked = random.integers(0, len(longer), (BOOTSTRAPS, len(longer)))
-    draws = np.percentile(longer[picked], QUARTILE, axis=1) - np.percentile(
-        shorter[picked], QUARTILE, axis=1
-    )
+    latency, draws, count = 0.0, np.zeros(BOOTSTRAPS), 0
+    for context in row.contexts:
+        for graph, sign in ((context.longer, 1), (context.shorter, -1)):
+            weight = sign / len(row.contexts) / len(samples_ms[graph])
+            for copy in samples_ms[graph]:
+                samples = np.asarray(copy, float).reshape(-1)
+                picked = random.integers(0, len(samples), (BOOTSTRAPS, len(samples)))
+                latency += weight * float(location_ms(samples))
+                draws += weight * location_ms(samples[picked], axis=1)
+                count += len(samples)
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(draws, (tail, 100 - tail))
+    low, high = (float(x) for x in np.percentile(draws, (tail, 100 - tail)))
     low, high = min(low, latency), max(high, latency)
     flags: tuple[str, ...] = ()
     if latency <= 0 < high:
-        latency, flags = float(high), ("below-noise",)
-    cold = location_ms(alone)
-    p10, p90 = np.percentile(alone, (10, 90))
-    return Estimate(
-        latency_ms=latency,
-        ci_low_ms=max(float(low), 0.0),
-        ci_high_ms=float(high),
-        call_ms=location_ms(shorter) if is_stem(row.name) else max(cold - latency, 0.0),
-        cold_ms=cold,
-        p10_ms=float(p10),
-        p90_ms=float(p90),
-        samples=int(longer.size + shorter.size),
-        rounds=len(longer),
-        flags=flags,
-    )
+        latency, flags = high, ("below-noise",)
+    return Estimate(latency, max(low, 0.0), high, count, flags)

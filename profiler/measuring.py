@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
 from ..agents.client import AgentClient, private_agent
-from ..agents.results import ArtifactResult, Event, Progress, Protocol
+from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
 from ..lookup_tables.table import Target, format_options
 from ..ops.errors import BadRequest
 from ..ops.export import sha256
+from .boards import Board, Boards
 from .plan import Graph, graph_bytes
 
 _THREADS = re.compile(r"(?P<name>.+)-t(?P<threads>[1-9][0-9]*)")
@@ -34,24 +37,62 @@ ORIGIN = {
 class MeasuringSettings:
     """How graphs are timed; the defaults are those of `docs/measurement.md`.
 
+    Targets that keep one graph at a time load it for every visit; there a visit is many calls,
+    a lap one pass, and few passes do.
+
     Attributes:
-        rounds: passes over a batch; every graph is called once a pass, in shuffled order, so
-            that its weights are as cold as inside a network.
-        warm_rounds: passes that loop each row's own graph, for ``warm_ms``.
-        warm_calls: calls in such a loop; the first `warm_skipped` are dropped.
-        warm_skipped: see `warm_calls`.
+        rounds: passes over whole networks; every graph is called once a pass, in shuffled
+            order, so that its weights are as cold as they are between two uses.
+        interval: half-width of the interval of a row's latency that is aimed at, as a share.
+        floor_ms: half-width that is narrow enough however small the latency is.
+        min_rounds, max_rounds: passes that a row is timed in.
+        lap_rounds: passes in one request, after which the intervals are looked at.
+        visit_calls: calls in a visit, where a target keeps one graph at a time.
+        seats: rows in work at once on an agent.
+        boarding: rows that get on before a lap.
+        time_budget_s: on the device's clock, for each agent; once it is spent, rows are left
+            as soon as they have had the fewest passes.
+        warm_rounds: passes that loop each row's own graph, for ``cold_ms`` and ``warm_ms``.
+        warm_calls: calls in such a loop; the first is the cold one.
+        warm_skipped: calls in such a loop that are not yet warm.
         warmup_calls: untimed calls after loading.
         timeout_s: for loading a graph, and for one visit.
         seed: of the shuffles.
     """
 
     rounds: int = 24
-    warm_rounds: int = 3
-    warm_calls: int = 8
-    warm_skipped: int = 3
-    warmup_calls: int = 3
+    interval: float = 0.02
+    floor_ms: float = 0.003
+    min_rounds: int = 9
+    max_rounds: int = 45
+    lap_rounds: int = 3
+    visit_calls: int = 32
+    seats: int = 512
+    boarding: int = 48
+    time_budget_s: float = math.inf
+    warm_rounds: int = 2
+    warm_calls: int = 12
+    warm_skipped: int = 8
+    warmup_calls: int = 2
     timeout_s: float = 60.0
     seed: int = 0
+
+    def lap(self, resident: bool, seed: int) -> Protocol:
+        """The protocol of one lap."""
+        return Protocol(
+            rounds=self.lap_rounds if resident else 1,
+            calls_per_visit=1 if resident else self.visit_calls,
+            warmup_calls=self.warmup_calls,
+            seed=seed,
+            artifact_timeout_s=self.timeout_s,
+            keep_loaded=True,
+        )
+
+    def rounds_of_a_row(self, resident: bool) -> tuple[int, int]:
+        """The fewest and most passes that a row is timed in."""
+        if resident:
+            return min(self.min_rounds, self.max_rounds), self.max_rounds
+        return min(2, self.max_rounds), -(-self.max_rounds // 4)
 
 
 @dataclass(frozen=True)
@@ -99,13 +140,21 @@ def parse_target(name: str, options: Sequence[str] = ()) -> TargetRequest:
 
 @contextmanager
 def connect(
-    addresses: Sequence[str], request: TargetRequest, **credentials: object
+    agents: Sequence[str | Board] | Boards, request: TargetRequest, **credentials: Any
 ) -> Iterator[list[AgentClient]]:
     """Clients of the agents named, or of a private one on loopback where none is.
 
-    The private agent simulates the device that the request names, if it names one.
+    The private agent simulates the device that the request names, if it names one. Of a whole
+    file of boards, those are taken that answer and have the target.
+
+    Args:
+        agents: addresses or boards.
+        request: the target.
+        credentials: arguments of `AgentClient`; a board's own come first.
     """
-    if not addresses:
+    if isinstance(agents, Boards):
+        agents = agents.having(request.name, **credentials)
+    if not agents:
         device = request.simulated_device
         if device is not None and device not in device_names():
             raise BadRequest(
@@ -114,15 +163,12 @@ def connect(
         with private_agent(simulate=(device,) if device else ()) as client:
             yield [client]
         return
-    clients = [AgentClient(address, **credentials) for address in addresses]  # type: ignore[arg-type]
-    try:
-        yield clients
-    finally:
-        for client in clients:
-            client.close()
+    boards = [agent if isinstance(agent, Board) else Board.at(agent) for agent in agents]
+    with ExitStack() as stack:
+        yield [stack.enter_context(board.open(**credentials)) for board in boards]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Bench:
     """One target on one agent, ready to time graphs.
 
@@ -133,6 +179,7 @@ class Bench:
         resident: whether the target keeps many graphs loaded.
         max_bytes: artefact bytes that one batch may hold.
         agent_version: for provenance.
+        spent_ms: time that requests took so far, on the device's clock.
     """
 
     client: AgentClient
@@ -141,7 +188,8 @@ class Bench:
     resident: bool
     max_bytes: int
     agent_version: str
-    _digests: dict[object, str] = field(default_factory=dict, repr=False, compare=False)
+    spent_ms: float = 0.0
+    _digests: dict[object, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, client: AgentClient, request: TargetRequest) -> Bench:
@@ -179,9 +227,9 @@ class Bench:
             description.agent_version,
         )
 
-    def digest_of(self, graph: Graph) -> str:
-        """Makes sure that the agent holds a graph, and gives its digest."""
-        return self.send(graph, lambda: graph_bytes(graph))
+    def digest_of(self, graph: Graph, copy: int = 0) -> str:
+        """Makes sure that the agent holds a copy of a graph, and gives its digest."""
+        return self.send((graph, copy), lambda: graph_bytes(graph, copy))
 
     def send(self, key: object, make: Callable[[], bytes]) -> str:
         """Makes sure that the agent holds an artefact, and gives its digest.
@@ -216,6 +264,8 @@ class Bench:
         def watch(event: Event) -> None:
             if on_progress and isinstance(event, Progress) and event.total:
                 on_progress(event.step, event.done / event.total)
+            if isinstance(event, Finished):
+                self.spent_ms += event.elapsed_ms
 
         return self.client.benchmark(
             list(dict.fromkeys(digests)),
@@ -239,6 +289,14 @@ def table_target(info: TargetInfo, request: TargetRequest) -> Target:
         threads=request.threads,
         origin=ORIGIN[info.availability],
     )
+
+
+def clock_ms(result: ArtifactResult) -> np.ndarray:
+    """Times on the clock that differences are taken on, [rounds, calls] ms.
+
+    The runtime's own counter where it has one: the price of a call, with its noise, is not in it.
+    """
+    return np.asarray(result.wall_ms if result.device_ms is None else result.device_ms)
 
 
 def cold_calls(result: ArtifactResult) -> np.ndarray:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..agents.results import Protocol
+from ..agents.results import ArtifactResult, Protocol
 from ..lookup_tables.model import LatencyModel
+from ..lookup_tables.verdict import ErrorFigures, GroupCheck
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
 from ..ops.export import export_architecture
@@ -19,6 +20,12 @@ from .measuring import Bench, MeasuringSettings, cold_calls
 
 MIN_CALIBRATION = 3
 """Networks that a scale and an offset can be fitted to, with one to spare."""
+
+FITTED = 10
+"""Networks that a calibration is fitted to where as many are left to check it on."""
+
+SWEEPS = 3
+"""Times that each batch of networks is timed where there are several."""
 
 DRAWS = 20_000
 """Random architectures among which the stratified ones are picked."""
@@ -143,44 +150,56 @@ def time_networks(
         digests.append(bench.send(key, make))
         sizes.append(4 * backbone.params(network.operators))
         note("send", 0.3 * (index + 1) / len(networks))
-    results = {}
+    # Where not all of them can be loaded at once, every batch is timed several times over, so
+    # that a slow time does not fall on one batch alone.
     batches = _batches(sizes, bench.max_bytes // 2)
-    for number, batch in enumerate(batches):
+    sweeps = _split(settings.rounds, SWEEPS if len(batches) > 1 else 1)
+    parts: dict[str, list[ArtifactResult]] = {digest: [] for digest in digests}
+    turns = [(rounds, batch) for rounds in sweeps for batch in batches]
+    for turn, (rounds, batch) in enumerate(turns):
 
-        def watch(step: str, share: float, number: int = number) -> None:
+        def report(step: str, share: float, turn: int = turn) -> None:
             within = 0.2 * share if step == "load" else 0.2 + 0.8 * share
-            note(step, 0.3 + 0.7 * (number + within) / len(batches))
+            note(step, 0.3 + 0.7 * (turn + within) / len(turns))
 
-        results |= bench.time(
+        timed = bench.time(
             [digests[i] for i in batch],
             Protocol(
-                rounds=settings.rounds,
+                rounds=rounds,
                 calls_per_visit=1,
                 warmup_calls=settings.warmup_calls,
-                seed=settings.seed + 101 + number,
+                seed=settings.seed + 101 + turn,
                 artifact_timeout_s=settings.timeout_s,
                 keep_loaded=False,
             ),
-            watch,
+            report,
         )
+        for digest, result in timed.items():
+            parts[digest].append(result)
     times = []
     for network, digest in zip(networks, digests, strict=True):
-        result = results[digest]
-        if result.error is not None:
-            times.append(NetworkTime(network, float("nan"), error=str(result.error)))
+        error = next((part.error for part in parts[digest] if part.error is not None), None)
+        if error is not None:
+            times.append(NetworkTime(network, float("nan"), error=str(error)))
             continue
-        calls = cold_calls(result)
+        calls = np.concatenate([cold_calls(part) for part in parts[digest]])
         half = max(1, len(calls) // 2)
         times.append(
             NetworkTime(
                 network,
-                location_ms(calls),
-                location_ms(calls[:half]),
-                location_ms(calls[half:]) if len(calls) > 1 else float("nan"),
-                result.flags,
+                float(location_ms(calls)),
+                float(location_ms(calls[:half])),
+                float(location_ms(calls[half:])) if len(calls) > 1 else float("nan"),
+                tuple(dict.fromkeys(flag for part in parts[digest] for flag in part.flags)),
             )
         )
     return times
+
+
+def _split(rounds: int, sweeps: int) -> list[int]:
+    """Rounds shared out to sweeps, as evenly as can be."""
+    share, rest = divmod(rounds, sweeps)
+    return [n for i in range(sweeps) if (n := share + (i < rest))]
 
 
 def _batches(sizes: Sequence[int], max_bytes: int) -> list[list[int]]:
@@ -190,26 +209,6 @@ def _batches(sizes: Sequence[int], max_bytes: int) -> list[list[int]]:
     for seat, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
         batches[seat % count].append(index)
     return batches
-
-
-@dataclass(frozen=True)
-class ErrorFigures:
-    """How far one series of latencies is from another; fractions, not percent.
-
-    Attributes:
-        count: networks compared.
-        bias: mean of a/b - 1.
-        rmspe: root of the mean of (a/b - 1)².
-        within_5, within_10: share with |a/b - 1| at most 0.05, 0.10.
-        kendall_tau: rank correlation, tau-b; NaN for fewer than two.
-    """
-
-    count: int
-    bias: float
-    rmspe: float
-    within_5: float
-    within_10: float
-    kendall_tau: float
 
 
 def compare(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
@@ -254,8 +253,72 @@ def fit_line(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> tuple[float, fl
     return float(scale), float(offset)
 
 
-def held_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
-    """Error of a calibration on networks that it was not fitted to: each left out in turn."""
+@dataclass(frozen=True)
+class Fit:
+    """A calibration with its error on networks that it was not fitted to.
+
+    Attributes:
+        scale: positive.
+        offset_ms: may be negative.
+        fitted: networks that it was fitted to.
+        held_out: other networks that it was checked on; 0: each was left out in turn.
+        figures: error of calibrated predictions on those; None: too few networks to tell.
+        plain: error of predictions as they are on the same networks.
+    """
+
+    scale: float
+    offset_ms: float
+    fitted: int
+    held_out: int
+    figures: ErrorFigures | None
+    plain: ErrorFigures | None
+
+    @property
+    def helps(self) -> bool:
+        """Whether it lowers the RMSPE of networks that it was not fitted to."""
+        if self.figures is None or self.plain is None:
+            return False
+        return self.figures.rmspe < self.plain.rmspe
+
+    def apply(self, predicted_ms: ArrayLike) -> np.ndarray:
+        """Calibrated predictions [N], in ms."""
+        return self.scale * np.asarray(predicted_ms, float) + self.offset_ms
+
+
+def fit_calibration(predicted_ms: ArrayLike, measured_ms: ArrayLike, seed: int = 0) -> Fit | None:
+    """Fits a calibration and checks it on networks that played no part in it.
+
+    From twice `FITTED` networks on, it is fitted to `FITTED` of them, one drawn from each of as
+    many strata of latency, and checked on the others. Of fewer it is fitted to all, and checked
+    by leaving out each in turn.
+
+    Args:
+        predicted_ms, measured_ms: [N], of at least three networks.
+        seed: of the draw.
+
+    Returns:
+        None where measured networks do not get slower with their predictions.
+    """
+    a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
+    fitted = np.ones(len(a), dtype=bool)
+    if len(a) >= 2 * FITTED:
+        random = np.random.default_rng(seed)
+        fitted[:] = False
+        fitted[[random.choice(part) for part in np.array_split(np.argsort(a), FITTED)]] = True
+    scale, offset = fit_line(a[fitted], b[fitted])
+    if not scale > 0:
+        return None
+    figures = plain = None
+    if not fitted.all():
+        figures = compare(scale * a[~fitted] + offset, b[~fitted])
+        plain = compare(a[~fitted], b[~fitted])
+    elif len(a) > MIN_CALIBRATION:
+        figures, plain = leave_one_out(a, b), compare(a, b)
+    return Fit(scale, offset, int(fitted.sum()), int((~fitted).sum()), figures, plain)
+
+
+def leave_one_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
+    """Error of calibrated predictions where each network is left out of the fit in turn."""
     a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
     corrected = np.empty_like(a)
     for index in range(len(a)):
@@ -263,16 +326,6 @@ def held_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
         scale, offset = fit_line(a[others], b[others])
         corrected[index] = scale * a[index] + offset
     return compare(corrected, b)
-
-
-@dataclass(frozen=True)
-class GroupCheck:
-    """Prediction error of a group of networks, with the group's own retest beside it."""
-
-    group: str
-    prediction: ErrorFigures
-    retest: ErrorFigures
-    failed: int
 
 
 @dataclass(frozen=True)

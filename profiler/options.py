@@ -16,20 +16,88 @@ from ..ops.pool import PLUGIN_VARIABLE
 
 if TYPE_CHECKING:
     from ..agents.client import TlsFiles
+    from .boards import Board, Boards
 
 _PROGRESS_STEPS = 1000
+_BOARDS = f"{__name__}.boards"
+
+
+def _load_boards(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    if path is not None:
+        from .boards import Boards
+
+        ctx.meta[_BOARDS] = Boards.load(path)
+
+
+def chosen_agents(
+    ctx: click.Context, param: click.Parameter, names: tuple[str, ...]
+) -> Boards | tuple[Board, ...] | tuple[str, ...]:
+    """Callback of the parameter that names agents, in a command with `boards_option`.
+
+    Returns:
+        With ``--boards``, the boards of those names, or all where none is named; otherwise the
+        addresses. `connect` takes either.
+
+    Raises:
+        BadRequest: the file has no such board, or there is no file and a name is no address.
+    """
+    names = tuple(dict.fromkeys(names))
+    boards: Boards | None = ctx.meta.get(_BOARDS)
+    if boards is not None:
+        return tuple(boards.get(name) for name in names) if names else boards
+    for name in names:
+        if ":" not in name:
+            raise BadRequest(
+                f"{name!r} is no address; give HOST:PORT, or the file that names it with --boards"
+            )
+    return names
+
+
+boards_option = click.option(
+    "--boards",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_boards,
+    help="A TOML file of boards, with their tokens; all of them, or those named.",
+)
+
+
+def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order of the help."""
+
+    def apply(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+credential_options = _together(
+    click.option("--token-file", type=click.Path(dir_okay=False), help="The agents' token."),
+    click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
+    click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
+    click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
+)
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options of every command that measures: agents, credentials, runtime options."""
-    options = [
+    """Options of every command that measures: agents, credentials, runtime options.
+
+    The command's `agents` is what `connect` takes: addresses, or boards of ``--boards``.
+    """
+    return _together(
+        boards_option,
         click.option(
             "--agent",
             "agents",
             multiple=True,
-            metavar="HOST:PORT",
-            help="An agent to measure on [a private one on this machine]; profile-ops shares work "
-            "out to several.",
+            metavar="HOST:PORT|NAME",
+            callback=chosen_agents,
+            help="An agent to measure on [a private one on this machine], or a board of "
+            "--boards; profile-ops shares work out to several.",
         ),
         click.option(
             "--option",
@@ -38,22 +106,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="KEY=VALUE",
             help="An option of the target's runtime (repeatable).",
         ),
-        click.option("--token-file", type=click.Path(dir_okay=False), help="The agents' token."),
-        click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
-        click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
-        click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
-        click.option(
-            "--rounds",
-            type=click.IntRange(min=4),
-            default=24,
-            show_default=True,
-            help="Passes over each batch; more of them narrow the intervals.",
-        ),
+        credential_options,
         click.option("--seed", default=0, show_default=True, help="Of orders and draws."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    )(command)
 
 
 plugin_option = click.option(
@@ -80,16 +135,9 @@ def credentials(
 ) -> dict[str, Any]:
     """Keyword arguments of `AgentClient` from a command's options."""
     from ..agents.client import TlsFiles
+    from .boards import read_token
 
-    token = None
-    if token_file:
-        try:
-            lines = Path(token_file).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadRequest(f"--token-file {token_file} cannot be read: {error}") from error
-        if not lines or not lines[0].strip():
-            raise BadRequest(f"{token_file} is empty; its first line is the agent's token")
-        token = lines[0].strip()
+    token = read_token(token_file, "--token-file") if token_file else None
     tls: TlsFiles | None = None
     if tls_ca or tls_cert:
         tls = TlsFiles(*(Path(p) if p else None for p in (tls_ca, tls_cert, tls_key)))

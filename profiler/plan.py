@@ -3,15 +3,16 @@
 Layers of equal shape share rows. A row's marginal latency is a difference of two graphs,
 T(longer) - T(shorter), so that the price of a call, which a network pays once, drops out:
 
-- where an operator keeps its shape, two copies of it against one;
-- elsewhere, a fixed neighbour, the operator and a global pool, against neighbour and pool;
-- for the stem, stem and pool against the pool alone, which is the price of a call: what a
-  graph costs that takes the image and does next to nothing with it;
-- for the head, a neighbour and the head against neighbour and pool.
+- an operator stands between a fixed neighbour and a global pool, against neighbour and pool;
+- the head stands behind the neighbour, against neighbour and pool;
+- the stem stands before the pool, against the pool alone, which is the price of a call: what a
+  graph costs that takes the image and does next to nothing with it.
 
-The pool makes all these graphs end in a vector, so that their last edges are alike. What the
-pool itself costs at each tensor cancels when the rows of a network are summed.
-`docs/measurement.md` has the reasons and the figures.
+Seams differ with the neighbour, so there are two of them, and a row is the mean over both. The
+pool makes all these graphs end in a vector, so that their last edges are alike. What the pool
+itself costs at each tensor cancels when the rows of a network are summed. The shorter graphs are
+few and cheap, shared by all rows of a shape, and timed in every round: they also tell whether the
+device is as fast as it was before. `docs/measurement.md` has the reasons and the figures.
 """
 
 from __future__ import annotations
@@ -22,22 +23,30 @@ from dataclasses import dataclass, replace
 from ..ops.backbone import POOL_NAME, Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
 from ..ops.graph import Part, Piece, join, serialise
-from ..ops.pool import GATES, Operator
+from ..ops.pool import GATES, Operator, parse_operator
 from ..ops.shapes import LayerShape
 
 Graph = tuple[Piece, ...]
 """A chain of pieces that is measured as one artefact."""
 
-NEIGHBOUR = "SEP_3"
-"""The fixed neighbour: it applies to every shape, and is cheap everywhere."""
+NEIGHBOURS = ("SEP_3", "Choice_3")
+"""Fixed neighbours: cheap everywhere, and unlike each other. Where one does not apply, the other
+stands alone."""
 
-ANCHOR = "MB_3_3"
-"""Timed in every batch at every tensor of the plan: tells whether the device is as fast as in
-the other batches."""
+COPIES = 6
+"""Loadings of every shorter graph, each with weights of its own: one that all rows of a shape
+share must be known better than they are, and where a graph happens to lie in memory matters."""
 
-CHAIN = "chain-2"
-CONTEXT = "neighbour-pool"
-STEM_CONTEXT = "pool"
+OPERATOR = "neighbours"
+STEM = "pool"
+
+
+@dataclass(frozen=True)
+class Context:
+    """Two graphs whose times differ by a row's marginal latency."""
+
+    longer: Graph
+    shorter: Graph
 
 
 @dataclass(frozen=True)
@@ -48,21 +57,29 @@ class PlannedRow:
         name: an operator's, a stem's or a head's name.
         shape: its layer shape.
         alone: the row's own graph; its digest is the row's `graph_sha256`.
-        longer: the graph whose time exceeds `shorter`'s by the row's marginal latency.
-        shorter: see `longer`.
+        contexts: the marginal latency is the mean of their differences.
         estimator: how the marginal latency is obtained, as the table names it.
     """
 
     name: str
     shape: LayerShape
     alone: Graph
-    longer: Graph
-    shorter: Graph
+    contexts: tuple[Context, ...]
     estimator: str
 
     @property
+    def longer(self) -> tuple[Graph, ...]:
+        """The graphs that are the row's own."""
+        return tuple(context.longer for context in self.contexts)
+
+    @property
+    def shorter(self) -> tuple[Graph, ...]:
+        """The graphs that it shares with other rows."""
+        return tuple(context.shorter for context in self.contexts)
+
+    @property
     def graphs(self) -> tuple[Graph, ...]:
-        return tuple(dict.fromkeys((self.alone, self.longer, self.shorter)))
+        return (self.alone, *self.longer, *self.shorter)
 
 
 def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
@@ -71,15 +88,18 @@ def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
     if is_stem(name):
         pooled = (piece, _pool(shape.out_height, shape.out_width, shape.out_channels))
         image = (_pool(shape.height, shape.width, shape.in_channels),)
-        return PlannedRow(name, shape, (piece,), pooled, image, STEM_CONTEXT)
-    before = Piece(NEIGHBOUR, replace(shape, out_channels=shape.in_channels, stride=1), gate)
-    shorter = (before, _pool(shape.height, shape.width, shape.in_channels))
-    if is_head(name):
-        return PlannedRow(name, shape, (piece,), (before, piece), shorter, CONTEXT)
-    if shape.keeps_shape:
-        return PlannedRow(name, shape, (piece,), (piece, piece), (piece,), CHAIN)
-    after = _pool(shape.out_height, shape.out_width, shape.out_channels)
-    return PlannedRow(name, shape, (piece,), (before, piece, after), shorter, CONTEXT)
+        return PlannedRow(name, shape, (piece,), (Context(pooled, image),), STEM)
+    kept = replace(shape, out_channels=shape.in_channels, stride=1)
+    after = () if is_head(name) else (_pool(shape.out_height, shape.out_width, shape.out_channels),)
+    contexts = tuple(
+        Context(
+            (Piece(neighbour, kept, gate), piece, *after),
+            (Piece(neighbour, kept, gate), _pool(shape.height, shape.width, shape.in_channels)),
+        )
+        for neighbour in NEIGHBOURS
+        if parse_operator(neighbour).applies_to(kept)
+    )
+    return PlannedRow(name, shape, (piece,), contexts, OPERATOR)
 
 
 def _pool(height: int, width: int, channels: int) -> Piece:
@@ -87,16 +107,14 @@ def _pool(height: int, width: int, channels: int) -> Piece:
 
 
 def anchor_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
-    """Graphs to be timed in every batch, one for each tensor that the plan's operators take."""
-    shapes = [replace(r.shape, out_channels=r.shape.in_channels, stride=1) for r in rows]
-    operators = [not (is_stem(r.name) or is_head(r.name)) for r in rows]
-    kept = dict.fromkeys(s for s, there in zip(shapes, operators, strict=True) if there)
-    return tuple((Piece(ANCHOR, shape, rows[0].alone[0].gate),) for shape in kept)
+    """The shorter graphs of a plan: timed in every round, whatever rows are in work."""
+    return tuple(dict.fromkeys(graph for row in rows for graph in row.shorter))
 
 
-def graph_bytes(graph: Graph) -> bytes:
-    """The ONNX artefact of a graph; every piece has its own seeded weights."""
-    return serialise(join([Part(piece, index) for index, piece in enumerate(graph)]))
+def graph_bytes(graph: Graph, copy: int = 0) -> bytes:
+    """The ONNX artefact of a graph; every piece, and every copy, has its own seeded weights."""
+    first = copy * len(graph)
+    return serialise(join([Part(piece, first + index) for index, piece in enumerate(graph)]))
 
 
 @dataclass(frozen=True)

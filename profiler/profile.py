@@ -1,12 +1,13 @@
-"""Filling a table: what is missing is exported, sent, timed and written down, batch by batch."""
+"""Filling a table: what is missing is exported, sent, timed and written down, row by row."""
 
 from __future__ import annotations
 
-import contextlib
-import queue
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,33 +16,33 @@ import numpy as np
 
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult, Protocol
+from ..lookup_tables.anchors import load_anchors, save_anchors
 from ..lookup_tables.journal import Journal
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
-from ..ops.backbone import row_costs
+from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.export import sha256
 from ..ops.graph import prepare_templates
-from .estimate import estimate_row, location_ms
-from .measuring import Bench, MeasuringSettings, cold_calls
-from .plan import Graph, PlannedRow, anchor_graphs, weight_bytes
+from .estimate import location_ms
+from .measuring import Bench, MeasuringSettings
+from .plan import COPIES, Graph, PlannedRow, anchor_graphs, graph_bytes, weight_bytes
+from .rotation import ABANDONS, DISTURBED, UNSTABLE, Found, Rotation, time_anchors
 
-ROWS_IN_A_BATCH = 72
-"""A kill costs at most one batch of each agent; a batch must be much larger than the caches."""
+REPEATS = 1
+"""Times that a row is measured again which turns out to have been taken in a slow time."""
 
-DRIFT = 0.03
-"""A batch whose anchors are slower than in the agent's best batch by more is timed again."""
+BOARD_SPREAD = 0.05
+"""Boards of one kind whose anchors differ by more are not of one kind."""
 
-REPEATS = 2
-"""Times that a disturbed batch is timed again."""
-
-DISTURBED = "disturbed"
-"""Flag of rows that were taken in a slow time."""
+REJOIN_S = 5.0
+"""How long a run waits for a board to come back when it has no other left."""
 
 _STATUS = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
     ErrorKind.TIMED_OUT: "timeout",
 }
-_ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
-"""Errors that say nothing of a graph: the row stays open for the next run."""
+_LOSSES = 3
+"""Times that an agent may drop out without a row in between."""
 
 ProfileProgress = Callable[[str, float], None]
 """Called with what is going on and the share of the whole that is done."""
@@ -53,11 +54,15 @@ class ProfileResult:
 
     Attributes:
         table: the finished table.
+        target: of its rows.
         measured: rows that this run measured.
         kept: rows of the plan that were there before.
         not_ok: rows of the plan that hold no latency, by status.
         disturbed: rows of the plan that were taken in a slow time.
+        unstable: rows of the plan whose intervals stayed wider than asked for.
         lost: agents that dropped out, with the reason; the others did their work.
+        left_out: boards that disagree with the others, with by how much.
+        device_s: time spent by each agent, on the device's clock.
     """
 
     table: LookupTable
@@ -66,34 +71,10 @@ class ProfileResult:
     kept: int
     not_ok: Mapping[str, int]
     disturbed: int = 0
+    unstable: int = 0
     lost: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """One batch's rows, and what its anchors took, in ms."""
-
-    rows: list[Row]
-    anchors_ms: Mapping[Graph, float]
-
-
-def slowdowns(batches: Sequence[Mapping[Graph, float]]) -> list[float]:
-    """How much slower each batch's anchors were than in the best batch; fractions.
-
-    Args:
-        batches: what the anchors of each batch took, in ms.
-
-    Returns:
-        For each batch, the median over its anchors; 0 where there is nothing to compare.
-    """
-    best: dict[Graph, float] = {}
-    for batch in batches:
-        for graph, ms in batch.items():
-            best[graph] = min(ms, best.get(graph, ms))
-    return [
-        float(np.median([ms / best[graph] for graph, ms in batch.items()])) - 1 if batch else 0.0
-        for batch in batches
-    ]
+    left_out: tuple[str, ...] = ()
+    device_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def missing_rows(
@@ -105,167 +86,18 @@ def missing_rows(
         rows: the plan.
         table: with its journal.
         target: whose rows count.
-        retry: count rows as missing that hold no latency or were taken in a slow time.
+        retry: count rows as missing that hold no latency, were taken in a slow time, or did
+            not settle.
     """
     missing = []
     for row in rows:
         found = table.get(RowKey(target, row.name, row.shape))
-        if found is None or (retry and (not found.ok or DISTURBED in found.flag_words)):
+        again = found is not None and (
+            not found.ok or not {DISTURBED, UNSTABLE}.isdisjoint(found.flag_words)
+        )
+        if found is None or (retry and again):
             missing.append(row)
     return missing
-
-
-def split_batches(rows: Sequence[PlannedRow], max_bytes: int) -> list[list[PlannedRow]]:
-    """Batches that mix all layer shapes, so that graphs push each other out of the caches.
-
-    Rows are dealt out like cards, largest first, so that batches take about equal memory.
-    """
-    sizes = {row: sum(weight_bytes(graph) for graph in row.graphs) for row in rows}
-    total = sum(sizes.values())
-    count = max(1, -(-len(rows) // ROWS_IN_A_BATCH), -(-total // max(1, max_bytes)))
-    count = min(count, len(rows))
-    batches: list[list[PlannedRow]] = [[] for _ in range(count)]
-    for index, row in enumerate(sorted(rows, key=lambda r: (-sizes[r], r.name, r.shape))):
-        turn, seat = divmod(index, count)
-        batches[seat if turn % 2 == 0 else count - 1 - seat].append(row)
-    return batches
-
-
-def measure_batch(
-    bench: Bench,
-    rows: Sequence[PlannedRow],
-    settings: MeasuringSettings,
-    anchors: Sequence[Graph] = (),
-    on_progress: ProfileProgress | None = None,
-) -> BatchResult:
-    """Times one batch on one agent.
-
-    Args:
-        bench: target and agent.
-        rows: at most as many as the agent can hold.
-        settings: how.
-        anchors: graphs that every batch times, so that batches can be compared.
-        on_progress: called with (step, share of this batch).
-
-    Returns:
-        One row of the table for each planned row, and the anchors' times.
-
-    Raises:
-        AgentError: the batch as a whole failed; nothing of it is to be kept.
-    """
-    note = on_progress or (lambda step, share: None)
-    graphs = list(dict.fromkeys([*anchors, *(graph for row in rows for graph in row.graphs)]))
-    digests: dict[Graph, str] = {}
-    for index, graph in enumerate(graphs):
-        digests[graph] = bench.digest_of(graph)
-        note("send", 0.15 * (index + 1) / len(graphs))
-    cold = bench.time(
-        list(digests.values()),
-        Protocol(
-            rounds=settings.rounds,
-            calls_per_visit=1,
-            warmup_calls=settings.warmup_calls,
-            seed=settings.seed,
-            artifact_timeout_s=settings.timeout_s,
-            keep_loaded=True,
-        ),
-        lambda step, share: note(
-            step, 0.15 + (0.3 * share if step == "load" else 0.3 + 0.4 * share)
-        ),
-    )
-    usable = [digests[row.alone] for row in rows if cold[digests[row.alone]].error is None]
-    warm: Mapping[str, ArtifactResult] = {}
-    if usable:
-        warm = bench.time(
-            usable,
-            Protocol(
-                rounds=settings.warm_rounds,
-                calls_per_visit=settings.warm_calls,
-                warmup_calls=settings.warmup_calls,
-                seed=settings.seed + 1,
-                artifact_timeout_s=settings.timeout_s,
-                keep_loaded=False,
-            ),
-            lambda step, share: note("loop", 0.85 + 0.15 * share),
-        )
-    times = {g: cold_calls(cold[d]) for g, d in digests.items() if cold[d].error is None}
-    batch = _Batch(bench, settings, digests, cold, warm, times)
-    levels = {g: location_ms(times[g]) for g in anchors if g in times}
-    return BatchResult([_table_row(batch, row) for row in rows], levels)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What was timed in one batch."""
-
-    bench: Bench
-    settings: MeasuringSettings
-    digests: Mapping[Graph, str]
-    cold: Mapping[str, ArtifactResult]
-    warm: Mapping[str, ArtifactResult]
-    times: Mapping[Graph, np.ndarray]
-
-
-def _table_row(batch: _Batch, row: PlannedRow) -> Row:
-    bench, digests, cold, warm = batch.bench, batch.digests, batch.cold, batch.warm
-    results = [cold[digests[graph]] for graph in row.graphs]
-    own = cold[digests[row.alone]]
-    costs = row_costs(row.name, row.shape)
-    values: dict[str, Any] = {
-        "macs": sum(c.macs for c in costs),
-        "params": sum(c.params for c in costs),
-        "graph_sha256": digests[row.alone],
-        "artifact_sha256": digests[row.alone],
-        "agent_version": bench.agent_version,
-        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
-    failed = next((r.error for r in results if r.error is not None), None)
-    if failed is not None:
-        if failed.kind in _ABANDONS:
-            raise failed
-        status = _STATUS.get(failed.kind, "failed")
-        flags = () if status != "failed" else (failed.kind.name.lower().replace("_", "-"),)
-        return Row.of(
-            bench.target, row.name, row.shape, status=status, flags=format_flags(flags), **values
-        )
-    found = estimate_row(row, batch.times)
-    if found.latency_ms <= 0:
-        return Row.of(
-            bench.target, row.name, row.shape, status="failed", flags="below-noise", **values
-        )
-    looped = warm.get(digests[row.alone])
-    warm_ms = None
-    if looped is not None and looped.error is None:
-        warm_ms = location_ms(np.asarray(looped.wall_ms)[:, batch.settings.warm_skipped :])
-    device = own.device_ms
-    flags = dict.fromkeys((*(f for r in results for f in r.flags), *found.flags))
-    if len({r.compute_unit for r in results}) > 1:
-        flags["mixed-unit"] = None
-    return Row.of(
-        bench.target,
-        row.name,
-        row.shape,
-        status="ok",
-        latency_ms=found.latency_ms,
-        ci_low_ms=found.ci_low_ms,
-        ci_high_ms=found.ci_high_ms,
-        call_ms=found.call_ms,
-        warm_ms=warm_ms,
-        cold_ms=found.cold_ms,
-        p10_ms=found.p10_ms,
-        p90_ms=found.p90_ms,
-        device_ms=location_ms(device[:, 0]) if device is not None and device.size else None,
-        samples=found.samples,
-        rounds=found.rounds,
-        estimator=row.estimator,
-        flags=format_flags(flags),
-        compute_unit=own.compute_unit,
-        temperature_before_c=own.before.temperature_c or None,
-        temperature_after_c=own.after.temperature_c or None,
-        frequency_before_mhz=own.before.frequency_mhz or None,
-        frequency_after_mhz=own.after.frequency_mhz or None,
-        **values,
-    )
 
 
 def profile(
@@ -278,16 +110,17 @@ def profile(
 ) -> ProfileResult:
     """Measures what a table lacks of a plan, and writes it.
 
-    Finished batches go to a journal beside the table; killed at any moment, the next run goes
-    on from there. Several agents take batches as they get free; the batch of an agent that
-    fails goes back to the others.
+    Finished rows go to a journal beside the table; killed at any moment, the next run goes
+    on from there. Several agents take rows as they get free; what an agent has in work when it
+    drops out goes back to the others, and an agent that comes back joins again.
 
     Args:
         benches: one for each agent, all of the same target.
         rows: the plan.
         path: the table; need not exist.
         settings: how to time.
-        retry: measure rows again that hold no latency or were taken in a slow time.
+        retry: measure rows again that hold no latency, were taken in a slow time, or did not
+            settle.
         on_progress: called with (what, share of the whole), from any thread.
 
     Raises:
@@ -303,135 +136,467 @@ def profile(
                 f"of one kind: {target} and {bench.target}; give each kind its own table"
             )
     note = on_progress or (lambda what, share: None)
-    lost: tuple[str, ...] = ()
+    pool = None
     # Opened first: a folder that cannot be written, or another run's journal, is told at once.
     with Journal.open(path, target) as journal:
         table = LookupTable.load_with_journal(path)
         missing = missing_rows(rows, table, target, retry)
-        if missing:
+        todo = set(missing)
+        plain = {
+            row: found
+            for row in rows
+            if row not in todo
+            and (found := table.get(RowKey(target, row.name, row.shape))) is not None
+            and found.ok
+            and found.cold_ms is None
+        }
+        if missing or plain:
             graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
             pieces = {piece for graph in graphs for piece in graph}
             prepare_templates(
                 sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
             )
-            lost = _run_batches(benches, missing, settings, journal, note)
-        if missing or journal.rows:
+            pool = _Pool(
+                benches,
+                missing,
+                plain,
+                settings,
+                journal,
+                any(row.target == target for row in table.rows),
+                lambda what, s: note(what, 0.1 + 0.9 * s),
+            )
+            pool.run()
+        if pool or journal.rows:
             table = journal.finish()
+    there = [table.get(RowKey(target, row.name, row.shape)) for row in rows]
     not_ok: dict[str, int] = {}
-    disturbed = 0
-    for row in rows:
-        found = table.get(RowKey(target, row.name, row.shape))
+    for found in there:
         if found is not None and not found.ok:
             not_ok[found.status] = not_ok.get(found.status, 0) + 1
-        disturbed += found is not None and DISTURBED in found.flag_words
-    kept = len(rows) - len(missing)
-    return ProfileResult(table, target, len(missing), kept, not_ok, disturbed, lost)
+    flags = [flag for found in there if found is not None for flag in found.flag_words]
+    return ProfileResult(
+        table,
+        target,
+        len(missing),
+        len(rows) - len(missing),
+        not_ok,
+        flags.count(DISTURBED),
+        flags.count(UNSTABLE),
+        tuple(pool.lost.values()) if pool else (),
+        tuple(pool.left_out) if pool else (),
+        {b.client.address: b.spent_ms / 1e3 for b in (pool.benches if pool else benches)},
+    )
 
 
-def _run_batches(
-    benches: Sequence[Bench],
-    rows: Sequence[PlannedRow],
-    settings: MeasuringSettings,
-    journal: Journal,
-    note: ProfileProgress,
-) -> tuple[str, ...]:
-    """Shares batches out to agents, and times those again that fell into a slow time.
+class _Pool:
+    """Agents of one kind that share a plan, one thread for each.
 
-    Returns:
-        Agents that dropped out while others went on, with the reason.
+    Attributes:
+        benches: of the agents.
+        lost: agents that are out, by address, with the reason.
+        left_out: boards that disagree with the others, with by how much.
     """
-    batches = split_batches(rows, min(b.max_bytes for b in benches) // 2)
-    anchors = anchor_graphs(rows) if len(batches) > 1 else ()
-    waiting: queue.Queue[int] = queue.Queue()
-    for index in range(len(batches)):
-        waiting.put(index)
-    shares = [0.0] * len(batches)
-    lock = threading.Lock()
-    failures: list[Exception] = []
-    lost: list[str] = []
-    left = [len(batches)]
-    stopped = threading.Event()
 
-    def time_one(bench: Bench, index: int, turn: int) -> BatchResult:
-        def report(step: str, share: float) -> None:
-            shares[index] = max(shares[index], share)
-            what = f"{step} again" if turn else step
-            note(what, 0.1 + 0.9 * sum(shares) / len(shares))
+    def __init__(
+        self,
+        benches: Sequence[Bench],
+        rows: Sequence[PlannedRow],
+        plain: Mapping[PlannedRow, Row],
+        settings: MeasuringSettings,
+        journal: Journal,
+        resumes: bool,
+        note: ProfileProgress,
+    ) -> None:
+        self.benches = list(benches)
+        self.lost: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self._absent: dict[str, AgentError] = {}
+        self._settings = settings
+        self._journal = journal
+        self._note = note
+        self._anchors = anchor_graphs(rows)
+        self._copies = max(1, COPIES // len(benches))  # loading them costs every board anew
+        order = np.random.default_rng(settings.seed).permutation(len(rows))
+        self._waiting = deque(rows[i] for i in order)
+        self._plain = deque(plain.items())
+        self._left = len(rows) + len(plain)
+        self._steps = max(1, 2 * len(rows) + len(plain))
+        self._done = 0
+        self._changed = threading.Condition()
+        self._working = len(benches)
+        self._failure: Exception | None = None
+        # A resumed run goes on at the level of the one before it.
+        self._before = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
+        self._reference: dict[Graph, float] = {}
+        self._common: dict[Graph, float] = {}
+        if self._before:
+            digests = {graph: sha256(graph_bytes(graph)) for graph in self._anchors}
+            self._reference = {g: self._before[d] for g, d in digests.items() if d in self._before}
 
-        seed = settings.seed + 2 * (index + turn * len(batches))
-        return measure_batch(bench, batches[index], replace(settings, seed=seed), anchors, report)
+    def run(self) -> None:
+        """Works until every row is done, or no agent is left.
 
-    def keep(done: Mapping[int, BatchResult], known: dict[int, bool], fresh: int) -> list[int]:
-        """Writes down a fresh batch, and again those that now turn out disturbed.
-
-        Whatever happens next, the journal holds no disturbed row without its flag.
+        Raises:
+            AgentError: no agent is left.
         """
-        slow = dict(zip(done, slowdowns([r.anchors_ms for r in done.values()]), strict=True))
-        for index, slowdown in slow.items():
-            disturbed = slowdown > DRIFT
-            if index == fresh or known.get(index) != disturbed:
-                rows = done[index].rows
-                with lock:
-                    journal.append([_flagged(r) for r in rows] if disturbed else rows)
-                known[index] = disturbed
-        return [index for index, disturbed in known.items() if disturbed]
+        if len(self.benches) > 1 and self._waiting:
+            self._compare_boards()
+        threads = [
+            threading.Thread(target=self._work, args=(index,), daemon=True)
+            for index in range(len(self.benches))
+        ]
+        self._working = len(threads)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+        if self._failure is None:
+            return
+        if isinstance(self._failure, AgentError | HurricaneError) and self._journal.rows:
+            hint = f"{len(self._journal.rows)} rows are safe, the same command goes on from there"
+            raise type(self._failure)(f"{self._failure}; {hint}") from self._failure
+        raise self._failure
 
-    def work(bench: Bench) -> None:
-        done: dict[int, BatchResult] = {}
-        known: dict[int, bool] = {}
-        disturbed: list[int] = []
-        index = -1
+    def _compare_boards(self) -> None:
+        """Times the anchors on every board, and leaves out those that disagree."""
+        found: dict[int, dict[Graph, float]] = {}
+
+        def time_one(index: int) -> None:
+            bench = self.benches[index]
+            try:
+                found[index] = time_anchors(bench, self._anchors, self._settings, self._copies)
+            except AgentError as error:
+                self._absent[bench.client.address] = error
+
+        self._note("compare", 0.0)
+        threads = [
+            threading.Thread(target=time_one, args=(i,), daemon=True)
+            for i in range(len(self.benches))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+        # Of two that disagree nobody knows which is right: the first one given stays.
+        names = sorted(found)
+        voters = names if len(names) > 2 else names[:1]
+        votes = {g: [found[i][g] for i in voters if g in found[i]] for g in self._anchors}
+        # The lower one of the middle two: between two halves that disagree lies no board.
+        common = {g: float(np.percentile(ms, 50, method="lower")) for g, ms in votes.items() if ms}
+        self.benches = [
+            bench
+            for index, bench in enumerate(self.benches)
+            if index not in found or self._agrees(bench, found[index], common)
+        ]
+        if not self.benches:
+            raise HurricaneError(
+                f"no two boards agree how fast they are ({'; '.join(self.left_out)}); "
+                "name one with --agent"
+            )
+        # Only to compare boards by: alone, anchors take less than among rows.
+        self._common = common
+
+    def _agrees(
+        self, bench: Bench, anchors_ms: Mapping[Graph, float], common_ms: Mapping[Graph, float]
+    ) -> bool:
+        """Whether a board's anchors are those of its kind; if not, it is named."""
+        ratios = np.array([ms / common_ms[g] for g, ms in anchors_ms.items() if g in common_ms])
+        if not ratios.size:
+            return True
+        differs = float(np.median(ratios)) - 1
+        spread = 1.4826 * float(np.median(np.abs(ratios - 1 - differs))) / np.sqrt(ratios.size)
+        if abs(differs) <= max(BOARD_SPREAD, 3 * spread):
+            return True
+        words = f"{abs(differs):.0%} {'slower' if differs > 0 else 'faster'}"
+        self.left_out.append(f"{bench.client.address}: its anchors are {words} than the others'")
+        return False
+
+    def _work(self, index: int) -> None:
+        losses = 0
         try:
-            while left[0] > 0 and not stopped.is_set():
-                index = -1
-                with contextlib.suppress(queue.Empty):
-                    index = waiting.get(timeout=0.2)
-                if index < 0:
-                    continue
-                done[index] = time_one(bench, index, 0)
-                disturbed = keep(done, known, index)
-                with lock:
-                    left[0] -= 1
-            index = -1
-            for turn in range(1, REPEATS + 1):
-                for slow in disturbed:
-                    if stopped.is_set():
+            while True:
+                before = self._done
+                address = self.benches[index].client.address
+                try:
+                    if address in self._absent:
+                        raise self._absent.pop(address)
+                    self._serve(self.benches[index])
+                    return
+                except AgentError as error:
+                    losses = 1 if self._done > before else losses + 1
+                    with self._changed:
+                        self.lost[address] = f"{address}: {error}"
+                        self._working -= 1
+                        self._changed.notify_all()
+                    if losses > _LOSSES or not self._rejoins(index, error):
+                        self._fail(error)
                         return
-                    again = time_one(bench, slow, turn)
-                    before, now = slowdowns([done[slow].anchors_ms, again.anchors_ms])
-                    if now < before:
-                        done[slow] = again
-                    disturbed = keep(done, known, slow)
-        except AgentError as error:  # this agent is out; others may take its batch
-            failures.append(error)
-            lost.append(f"{bench.client.address}: {error}")
-            if index >= 0:
-                waiting.put(index)
         except Exception as error:
-            failures.append(error)
-            stopped.set()
+            self._fail(error, everybody=True)
 
-    threads = [threading.Thread(target=work, args=(bench,), daemon=True) for bench in benches]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.2)
-    broken = next((f for f in failures if not isinstance(f, AgentError)), None)
-    if broken is None and failures and left[0]:
-        broken = failures[-1]
-    if isinstance(broken, AgentError | HurricaneError):
-        if not journal.rows:
-            raise broken
-        hint = f"{len(journal.rows)} rows are safe, the same command goes on from there"
-        raise type(broken)(f"{broken}; {hint}") from broken
-    if broken is not None:
-        raise broken
-    return tuple(lost)
+    def _fail(self, error: Exception, everybody: bool = False) -> None:
+        with self._changed:
+            if everybody or (self._working == 0 and self._left and self._failure is None):
+                self._failure = error
+            self._changed.notify_all()
+
+    def _rejoins(self, index: int, error: AgentError) -> bool:
+        """Waits for a lost agent; False where it does not come back while there is work."""
+        if error.kind == ErrorKind.UNAUTHORISED:
+            return False
+        bench, alone_since = self.benches[index], math.inf
+        while True:
+            with self._changed:
+                if not self._left or self._failure is not None:
+                    return False
+                now = time.monotonic()
+                alone_since = min(alone_since, now) if self._working == 0 else math.inf
+                if now - alone_since >= REJOIN_S:
+                    return False
+                self._changed.wait(0.5)
+            try:
+                again = Bench.open(bench.client, bench.request)
+                again.spent_ms = bench.spent_ms
+                if again.target != bench.target:
+                    return False
+                several = self._anchors and self._copies < COPIES
+                if several and not self._agrees(
+                    again,
+                    time_anchors(again, self._anchors, self._settings, self._copies),
+                    self._common,
+                ):
+                    return False
+            except (AgentError, BadRequest):
+                continue
+            with self._changed:
+                self.benches[index] = again
+                self.lost.pop(bench.client.address, None)
+                self._working += 1
+            return True
+
+    def _serve(self, bench: Bench) -> None:
+        """One agent's work, until nothing is left to do."""
+        rotation = Rotation(bench, self._settings, self._anchors, self._copies, self._reference)
+        mine: dict[PlannedRow, Found] = {}
+        share: dict[PlannedRow, Row] = {}
+        off: list[Found] = []
+        try:
+            while (taken := self._next(bench, rotation, mine)) is not None:
+                share = taken
+                if share:
+                    self._time_plain(bench, share)
+                    share = {}
+                else:
+                    off = rotation.lap(self._progress("measure", len(rotation.rows)))
+                    while off:
+                        self._keep(bench, off[-1], mine)
+                        off.pop()
+                    if mine:
+                        self._keep_anchors(bench, rotation)
+        except BaseException:
+            with self._changed:
+                # A row that was being measured again keeps its first figures.
+                on = (*rotation.rows, *(found.row for found in off))
+                self._waiting.extendleft(row for row in on if row not in mine)
+                self._plain.extendleft(share.items())
+                self._release(bench, rotation, mine)
+                self._changed.notify_all()
+            raise
+
+    def _next(
+        self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]
+    ) -> dict[PlannedRow, Row] | None:
+        """Finds work: rows to ride, or else some whose own graphs are to be timed.
+
+        Waits where there is nothing to do but others may give rows back.
+
+        Returns:
+            Rows for plain timings; empty: those in the rotation; None: nothing is left.
+        """
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    return None
+                # Not all at once: while rows are sent in between, laps are spread over more time.
+                fair = -(-len(self._waiting) // max(1, self._working))
+                fair = min(fair, self._settings.boarding)
+                while fair > 0 and rotation.takes(self._waiting[0]):
+                    rotation.board(self._waiting.popleft())
+                    fair -= 1
+                if not rotation.rows:
+                    for found in list(mine.values()):
+                        if found.attempts <= REPEATS and rotation.review(found)[1]:
+                            rotation.board(found.row)
+                if rotation.rows:
+                    return {}
+                self._release(bench, rotation, mine)
+                if self._plain:
+                    size = min(self._settings.seats, -(-len(self._plain) // max(1, self._working)))
+                    return dict(self._plain.popleft() for _ in range(size))
+                if not self._left:
+                    return None
+                self._changed.wait(0.5)
+
+    def _keep(self, bench: Bench, found: Found, mine: dict[PlannedRow, Found]) -> None:
+        """Writes a row down, and counts it."""
+        row = _table_row(bench, found)
+        self._journal.append([row])
+        with self._changed:
+            if found.row not in mine:
+                self._done += 1
+            if row.ok:
+                mine[found.row] = found
+            else:
+                mine.pop(found.row, None)
+                self._left -= 1
+                self._done += 1
+            self._changed.notify_all()
+
+    def _release(self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]) -> None:
+        """Hands an agent's rows on to plain timing, by the levels that are known in the end."""
+        rows = {planned: _table_row(bench, rotation.review(f)[0]) for planned, f in mine.items()}
+        if rows:
+            self._journal.append(rows.values())
+            self._plain.extend((planned, row) for planned, row in rows.items() if row.ok)
+        mine.clear()
+
+    def _keep_anchors(self, bench: Bench, rotation: Rotation) -> None:
+        """Keeps what the anchors took beside the table; what is known from before stays."""
+        known = rotation.reference_ms() | self._reference
+        digests = {bench.digest_of(graph): ms for graph, ms in known.items()} | self._before
+        if digests != self._before:
+            save_anchors(self._journal.table_path, bench.target, digests)
+
+    def _time_plain(self, bench: Bench, share: Mapping[PlannedRow, Row]) -> None:
+        """Times rows' own graphs, cold and looped, and completes the rows with that."""
+        settings = self._settings
+        digests = {row: bench.digest_of(row.alone) for row in share}
+        timed: dict[str, ArtifactResult] = {}
+        for part in _parts(list(share), bench.max_bytes // 2):
+            timed |= bench.time(
+                [digests[row] for row in part],
+                Protocol(
+                    rounds=settings.warm_rounds,
+                    calls_per_visit=settings.warm_calls,
+                    warmup_calls=settings.warmup_calls,
+                    seed=settings.seed + 1,
+                    artifact_timeout_s=settings.timeout_s,
+                    keep_loaded=False,
+                ),
+                self._progress("loop", len(share)),
+            )
+        done = []
+        for planned, row in share.items():
+            result = timed[digests[planned]]
+            if result.error is not None and result.error.kind in ABANDONS:
+                raise result.error
+            done.append(row if result.error else _with_plain(row, result, settings.warm_skipped))
+        self._journal.append(done)
+        with self._changed:
+            self._done += len(done)
+            self._left -= len(done)
+            self._changed.notify_all()
+
+    def _progress(self, what: str, rows: int) -> ProfileProgress:
+        def report(step: str, share: float) -> None:
+            within = 0.3 * rows * share if what == "measure" else rows * share
+            self._note(
+                step if step == "load" else what, min(1.0, (self._done + within) / self._steps)
+            )
+
+        return report
 
 
-def _flagged(row: Row) -> Row:
-    """The row with the flag `DISTURBED`, where it holds a latency."""
-    if not row.ok:
-        return row
-    return replace(row, flags=format_flags(dict.fromkeys((*row.flag_words, DISTURBED))))
+def _parts(rows: Sequence[PlannedRow], max_bytes: int) -> Iterator[list[PlannedRow]]:
+    """Rows in lists whose own graphs an agent can hold at once."""
+    part: list[PlannedRow] = []
+    for row in rows:
+        if part and sum(weight_bytes(r.alone) for r in (*part, row)) > max_bytes:
+            yield part
+            part = []
+        part.append(row)
+    if part:
+        yield part
+
+
+def _table_row(bench: Bench, found: Found) -> Row:
+    """The row of the table, without the plain timings."""
+    planned = found.row
+    digest = bench.digest_of(planned.alone)
+    costs = row_costs(planned.name, planned.shape)
+    values: dict[str, Any] = {
+        "macs": sum(c.macs for c in costs),
+        "params": sum(c.params for c in costs),
+        "graph_sha256": digest,
+        "artifact_sha256": digest,
+        "agent_version": bench.agent_version,
+        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    if found.error is not None:
+        status = _STATUS.get(found.error.kind, "failed")
+        flags = () if status != "failed" else (found.error.kind.name.lower().replace("_", "-"),)
+        return Row.of(
+            bench.target,
+            planned.name,
+            planned.shape,
+            status=status,
+            flags=format_flags(flags),
+            **values,
+        )
+    estimate = found.estimate
+    assert estimate is not None
+    if estimate.latency_ms <= 0:
+        return Row.of(
+            bench.target,
+            planned.name,
+            planned.shape,
+            status="failed",
+            flags="below-noise",
+            **values,
+        )
+    own = found.results[0]
+    # What other work did is told by `disturbed`: its laps are not among those of the row.
+    flags = dict.fromkeys(f for r in found.results for f in r.flags if f not in ("busy", "steal"))
+    if len({r.compute_unit for r in found.results}) > 1:
+        flags["mixed-unit"] = None
+    return Row.of(
+        bench.target,
+        planned.name,
+        planned.shape,
+        status="ok",
+        latency_ms=estimate.latency_ms,
+        ci_low_ms=estimate.ci_low_ms,
+        ci_high_ms=estimate.ci_high_ms,
+        call_ms=found.call_ms,
+        samples=estimate.samples,
+        rounds=found.rounds,
+        estimator=planned.estimator if own.device_ms is None else f"{planned.estimator}-device",
+        flags=format_flags(dict.fromkeys((*flags, *estimate.flags))),
+        compute_unit=own.compute_unit,
+        temperature_before_c=own.before.temperature_c or None,
+        temperature_after_c=own.after.temperature_c or None,
+        frequency_before_mhz=own.before.frequency_mhz or None,
+        frequency_after_mhz=own.after.frequency_mhz or None,
+        **values,
+    )
+
+
+def _with_plain(row: Row, result: ArtifactResult, skipped: int) -> Row:
+    """A row completed with the plain timings of its own graph."""
+    calls = np.asarray(result.wall_ms)
+    cold_ms = float(location_ms(calls[:, 0]))
+    warm = calls[:, min(skipped, calls.shape[1] - 1) :]
+    p10, p90 = (float(x) for x in np.percentile(warm, (10, 90)))
+    device = result.device_ms
+    assert row.latency_ms is not None
+    return replace(
+        row,
+        cold_ms=cold_ms,
+        p10_ms=p10,
+        p90_ms=p90,
+        warm_ms=float(location_ms(warm)),
+        device_ms=None if device is None else float(location_ms(np.asarray(device)[:, 0])),
+        call_ms=row.call_ms if is_stem(row.operator) else max(cold_ms - row.latency_ms, 0.0),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,14 @@ from ..ops.pool import GATES
 from .options import credentials, plugin_option, share_bar, target_options
 
 if TYPE_CHECKING:
-    from ..lookup_tables.table import Target
+    from ..lookup_tables.calibration import Calibration
+    from ..lookup_tables.table import LookupTable
 
 _VERIFY_HELP = """Measures whole networks and compares them with a table's sums.
 
-Beside each error stands the networks' own retest: no prediction can be better than that.
+Beside each error stands the networks' own retest: no prediction can be better than that. Ten or
+more random networks give a verdict on the table and a calibration of its sums, which are kept
+beside it; searches heed both.
 
 \b
 Examples:
@@ -43,9 +45,19 @@ Examples:
 )
 @click.option("--uniform", is_flag=True, help="Networks with one operator in all layers.")
 @click.option(
+    "--store/--no-store",
     "--calibrate",
-    is_flag=True,
-    help="Fit a line to the random networks and keep it beside the table, for searches.",
+    "store",
+    default=None,
+    help="Keep verdict and calibration beside the table, or only print them; --store also keeps "
+    "a calibration of 3 to 9 networks [kept where there is a verdict].",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=4),
+    default=24,
+    show_default=True,
+    help="Passes over the networks.",
 )
 @target_options
 @plugin_option
@@ -57,7 +69,7 @@ def verify(
     backbone_name: str | None,
     random_count: int,
     uniform: bool,
-    calibrate: bool,
+    store: bool | None,
     agents: tuple[str, ...],
     runtime_options: tuple[str, ...],
     token_file: str | None,
@@ -69,10 +81,10 @@ def verify(
     plugins: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    from ..lookup_tables.calibration import save_calibration
     from ..lookup_tables.model import LatencyModel, guess_backbone
-    from ..lookup_tables.shipped import open_table
+    from ..lookup_tables.shipped import open_table, shipped_tables
     from ..lookup_tables.table import parse_options
+    from ..lookup_tables.verdict import MIN_RANDOM
     from ..ops.backbone import load_backbone
     from .measuring import (
         GATE_OPTION,
@@ -84,16 +96,17 @@ def verify(
     )
     from .networks import MIN_CALIBRATION, WholeNetwork, random_networks
     from .networks import uniform_networks as all_uniform
-    from .verification import verify_table
+    from .verification import Verification, verify_table
 
-    if calibrate and random_count < MIN_CALIBRATION:
+    if store and random_count < MIN_CALIBRATION:
         raise BadRequest(
-            f"--calibrate needs --random {MIN_CALIBRATION} or more; 10 is a good number"
+            f"--store needs --random {MIN_CALIBRATION} or more; {MIN_RANDOM} give a verdict"
         )
     table = open_table(table_name)
-    if calibrate and not Path(table_name).exists():
+    shipped = table_name in shipped_tables()
+    if store and shipped:
         raise BadRequest(
-            f"--calibrate writes beside the table, and {table_name} is a shipped one; "
+            f"--store writes beside the table, and {table_name} is a shipped one; "
             f"copy {table.path} to a place of yours first"
         )
     given = _read_architectures(architectures)
@@ -122,8 +135,7 @@ def verify(
     keys = credentials(token_file, tls_ca, tls_cert, tls_key)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
         bench = Bench.open(clients[0], request)
-        same = _same_place(bench.target, wanted)
-        if calibrate and not same:
+        if store and not Verification(wanted, bench.target, (), ()).same_target:
             raise BadRequest(
                 f"the table is of {wanted}, the agent has {bench.target}; "
                 "a calibration needs the same: name its agent with --agent"
@@ -135,34 +147,49 @@ def verify(
             MeasuringSettings(rounds=rounds, seed=seed),
             on_progress=note,
         )
-    text = found.text()
-    if not same:
-        text += f"\nnote: the table is of another target, {wanted}"
-    if calibrate:
-        calibration = found.fit(table)
-        path = save_calibration(table.path or table_name, calibration)
-        text += (
-            f"\ncalibration {calibration.scale:.4f} × sum {calibration.offset_ms:+.4f} ms, "
-            f"{_left_out(calibration.rmspe)}; kept in {path}"
-        )
-    emit(found.to_dict(table_name), as_json, text)
+    text, kept = [found.text()], None
+    if not found.same_target:
+        text.append(f"note: the table is of another target, {wanted}: no verdict on it")
+    elif random_count and (store or found.judgement or found.fit):
+        calibration = found.calibration(table)
+        text.append(found.verdict_text(calibration))
+        path = None if shipped else table.path
+        kept, told = _keep(calibration, path, table, store)
+        text.append(told)
+    result = {**found.to_dict(table_name), "stored": None if kept is None else str(kept)}
+    emit(result, as_json, "\n".join(text))
     return 1 if any(c.error for c in found.networks) else 0
 
 
-def _same_place(measured_on: Target, table: Target) -> bool:
-    """Whether both are the same target; the gate is in the networks, not in the target."""
-    from ..lookup_tables.table import format_options, parse_options
-    from .measuring import GATE_OPTION
+def _keep(
+    calibration: Calibration, path: Path | None, table: LookupTable, store: bool | None
+) -> tuple[Path | None, str]:
+    """Keeps what was found beside the table, unless it tells less than what is there.
 
-    options = parse_options(table.options)
-    options.pop(GATE_OPTION, None)
-    return measured_on == replace(table, options=format_options(options))
+    Args:
+        calibration: what was found.
+        path: of the table; None: it is a shipped one.
+        table: for the digest of its rows.
+        store: as asked for; None: where it has a verdict.
 
+    Returns:
+        The file that was written, or None, and what to say about it.
+    """
+    from ..lookup_tables.calibration import find_calibration, save_calibration
+    from ..lookup_tables.verdict import Verdict
 
-def _left_out(rmspe: float | None) -> str:
-    if rmspe is None:
-        return "too few networks to tell its error"
-    return f"RMSPE {rmspe:.1%} on networks left out"
+    if store is False:
+        return None, "not kept, as asked"
+    if path is None:
+        return None, "not kept: the table is a shipped one"
+    if store is None and calibration.verdict is None:
+        return None, "not kept: there is no verdict (--store keeps the calibration)"
+    if store is None and calibration.verdict is Verdict.UNDECIDED:
+        known = find_calibration(path, calibration.target, calibration.backbone)
+        earlier = known.verdict if known is not None and known.fits(table) else None
+        if earlier not in (None, Verdict.UNDECIDED):
+            return None, f"not kept: an earlier verdict stays, {earlier.words}"
+    return (kept := save_calibration(path, calibration)), f"kept in {kept}"
 
 
 def _read_architectures(paths: tuple[str, ...]) -> list[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone, shipped_backbones
 from ..ops.errors import BadRequest
 from ..ops.pool import GATES
@@ -27,11 +28,14 @@ class TableSource:
         path: where it was read.
         sha256: of the file's bytes.
         target: which of the table's targets.
+        verdict: on its sums when it was read, a value of `lookup_tables.verdict.Verdict`; None:
+            it was not verified. ``broken`` is there only where it was accepted all the same.
     """
 
     path: str
     sha256: str
     target: str
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Architecture:
         table: what `predicted_ms` was computed from.
         budget_ms: the latency it was searched for.
         predicted_ms: latency by the table.
+        predicted_interval_ms: of `predicted_ms`, 95% (`LatencyModel.interval`); None: not known.
         measured_ms: latency on the target; None until measured.
         measured_halves_ms: over the first and the second half of the rounds: the retest.
         accuracy: figures, each with how it was obtained.
@@ -73,6 +78,7 @@ class Architecture:
     table: TableSource | None = None
     budget_ms: float | None = None
     predicted_ms: float | None = None
+    predicted_interval_ms: tuple[float, float] | None = None
     measured_ms: float | None = None
     measured_halves_ms: tuple[float, float] | None = None
     accuracy: tuple[Accuracy, ...] = ()
@@ -89,6 +95,7 @@ class Architecture:
             "table": asdict(self.table) if self.table else None,
             "budget_ms": self.budget_ms,
             "predicted_ms": self.predicted_ms,
+            "predicted_interval_ms": list(self.predicted_interval_ms or ()) or None,
             "measured_ms": self.measured_ms,
             "measured_halves_ms": list(self.measured_halves_ms or ()) or None,
             "accuracy": [asdict(figure) for figure in self.accuracy],
@@ -118,6 +125,7 @@ class Architecture:
             table=read_table_source(table) if table else None,
             budget_ms=fields.optional_number("budget_ms"),
             predicted_ms=fields.optional_number("predicted_ms"),
+            predicted_interval_ms=_read_interval(fields),
             measured_ms=fields.optional_number("measured_ms"),
             measured_halves_ms=fields.optional_pair("measured_halves_ms"),
             accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
@@ -145,7 +153,10 @@ class Architecture:
 
 def read_table_source(fields: Fields) -> TableSource:
     """From a JSON object to the table it names."""
-    return TableSource(fields.text("path"), fields.text("sha256"), fields.text("target"))
+    verdict = None
+    if fields.optional_text("verdict") is not None:
+        verdict = fields.choice("verdict", tuple(Verdict))
+    return TableSource(fields.text("path"), fields.text("sha256"), fields.text("target"), verdict)
 
 
 def backbone_reference(backbone: Backbone) -> str:
@@ -171,6 +182,16 @@ def _beside(backbone: str, folder: Path) -> str:
         return backbone
     candidate = folder / backbone
     return str(candidate) if candidate.is_file() else backbone
+
+
+def _read_interval(fields: Fields) -> tuple[float, float] | None:
+    interval = fields.optional_pair("predicted_interval_ms")
+    predicted = fields.optional_number("predicted_ms")
+    if interval is not None and not (
+        predicted is not None and interval[0] <= predicted <= interval[1]
+    ):
+        raise fields.fail("predicted_interval_ms", "two numbers with predicted_ms between them")
+    return interval
 
 
 def _read_accuracy(fields: Fields) -> Accuracy:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "agent": LazyCommand("hurricane.agents.cli:cli", "The part that runs on the board."),
+    "boards": LazyCommand(
+        "hurricane.profiler.boards_cli:boards_command",
+        "Tells what boards there are and what they are busy with.",
+    ),
     "profile-ops": LazyCommand(
         "hurricane.profiler.cli:profile_ops", "Measures operators into a lookup table."
     ),
@@ -125,6 +129,11 @@ _space_options = _decorate(
         "--score-latency",
         type=click.Choice(["operator", "architecture"]),
         help="Whose latency the score divides by [operator].",
+    ),
+    click.option(
+        "--accept-table",
+        is_flag=True,
+        help="Take a table whose sums do not hold (hurricane verify).",
     ),
 )
 
@@ -256,7 +265,7 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
 )
 @json_option
 def search(space_file: Path | None, output: Path, as_json: bool, **options: Any) -> None:
-    from .pipeline import SearchSettings, run_search
+    from .pipeline import SearchSettings, accepted, run_search
     from .rundir import leads
     from .space import SearchSpace
     from .summary import describe_architecture, describe_space, describe_stage
@@ -270,6 +279,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
             option = "--" + given[0].removesuffix("_ms").replace("_", "-")
             raise BadRequest(f"the space file already settles {option}: give one or the other")
         made = SearchSpace.load(space_file)
+        made = accepted(made) if options["accept_table"] else made
     measure = _measurer(made.table, options)
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
@@ -411,11 +421,11 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
 
     if options["table"] is None or options["latency_ms"] is None:
         raise BadRequest("name a table with --table and a budget in ms with --latency")
-    opened = open_latency(options["table"], options["backbone"], options["target"])
-    for note in opened.notes():
-        click.echo(f"Note: {note}", err=True)
+    opened = open_latency(
+        options["table"], options["backbone"], options["target"], options["accept_table"]
+    )
     rest = {k: options[k] for k in _SPACE_NAMES[4:] if options[k] is not None}
-    return build_space(
+    made = build_space(
         opened.model,
         opened.backbone,
         options["latency_ms"],
@@ -423,6 +433,9 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
         table=opened.source,
         **rest,
     )
+    for note in opened.notes():
+        click.echo(f"Note: {note}", err=True)
+    return made
 
 
 def _settings(kind: type[SearchSettings], options: dict[str, Any]) -> SearchSettings:

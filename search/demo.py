@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from ..agents.console import emit, json_option, progress_bar
-from ..lookup_tables.calibration import calibration_path, save_calibration
+from ..lookup_tables.calibration import find_calibration, save_calibration
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
@@ -102,9 +102,18 @@ Examples:
     "--training", default=TRAINING, show_default=True, help="Length, as a multiple of the preset."
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--accept-table", is_flag=True, help="Go on with a table whose sums turn out not to hold."
+)
 @json_option
 def demo_command(
-    output: Path, targets: str, evaluations: int, training: float, seed: int, as_json: bool
+    output: Path,
+    targets: str,
+    evaluations: int,
+    training: float,
+    seed: int,
+    accept_table: bool,
+    as_json: bool,
 ) -> None:
     names = list(dict.fromkeys(name.strip() for name in targets.split(",") if name.strip()))
     if not names:
@@ -124,7 +133,9 @@ def demo_command(
     backbone = load_backbone(BACKBONE)
     output.mkdir(parents=True, exist_ok=True)
     say("\n[1/4] Tables: every operator at every layer shape, and whole networks against the sums")
-    prepared = [_prepare(name, output, backbone, settings.seed, say) for name in names]
+    prepared = [
+        _prepare(name, output, backbone, settings.seed, accept_table, say) for name in names
+    ]
     baseline_job = Job(output / BASELINE_FOLDER, settings)
     say("\n[2/4] Search: two stages for each target, and the networks found timed on it")
     _in_parallel("search", [Job(output / p.name, settings, p.space, "searched") for p in prepared])
@@ -285,13 +296,18 @@ def _work(job: Job, news: Any) -> None:
 
 
 def _prepare(
-    name: str, output: Path, backbone: Backbone, seed: int, say: Callable[[str], None]
+    name: str,
+    output: Path,
+    backbone: Backbone,
+    seed: int,
+    accept_table: bool,
+    say: Callable[[str], None],
 ) -> Prepared:
     say(f"  {name}")
     path = output / f"{name}.csv"
     table = _profile(name, path, backbone, say)
     verification = _verify(name, path, table, backbone, seed, output, say)
-    latency = open_latency(path, BACKBONE)
+    latency = open_latency(path, BACKBONE, accept_table=accept_table)
     low, high = latency.model.bounds()
     baseline_ms = latency.model.latency_of((BASELINE,) * len(backbone.layers))
     budget = float(f"{BUDGET * baseline_ms:.3g}")
@@ -346,21 +362,22 @@ def _verify(
     output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Checks the table's sums on whole networks; the correction is kept beside the table."""
+    """Checks the table's sums on whole networks; the verdict is kept beside the table."""
     from ..profiler.measuring import Bench, MeasuringSettings, connect, parse_target
     from ..profiler.networks import random_networks, uniform_networks
     from ..profiler.verification import verify_table
 
     kept = output / f"{name}.verify.json"
-    if kept.exists() and calibration_path(path).exists():
-        return json.loads(kept.read_text("utf-8"))
     model = LatencyModel(table, backbone)
+    known = find_calibration(path, model.target, backbone.name)
+    if kept.exists() and known is not None and known.fits(table):
+        return json.loads(kept.read_text("utf-8"))
     networks = random_networks(model, VERIFIED, seed) + uniform_networks(model)
     request = parse_target(name)
     with connect([], request) as clients, _bar("verify") as note:
         bench = Bench.open(clients[0], request)
         found = verify_table(bench, model, networks, MeasuringSettings(seed=seed), note)
-    calibration = found.fit(table)
+    calibration = found.calibration(table)
     content = found.to_dict(str(path))
     write_json(kept, content)
     save_calibration(path, calibration)
@@ -371,10 +388,8 @@ def _verify(
             f"{p.bias:+.1%}, tau {p.kendall_tau:.3f} (their own retest: {r.rmspe:.1%}, "
             f"{r.kendall_tau:.3f})"
         )
-    say(
-        f"    calibrated on the random ones: {calibration.scale:.3f} × sum "
-        f"{calibration.offset_ms:+.3g} ms, RMSPE {calibration.rmspe or 0:.1%} on those left out"
-    )
+    verdict = calibration.verdict.words if calibration.verdict else "none"
+    say(f"    calibration: {calibration.text()}\n    verdict: {verdict} ({calibration.reason})")
     return content
 
 
@@ -401,6 +416,7 @@ def _summary(
                 "budget_ms": r.prepared.space.budget_ms,
                 "range_ms": list(r.prepared.range_ms),
                 "predicted_ms": r.outcome.architecture.predicted_ms,
+                "predicted_interval_ms": r.outcome.architecture.predicted_interval_ms,
                 "measured_ms": r.outcome.architecture.measured_ms,
                 "met": r.met,
                 "measured_halves_ms": r.outcome.architecture.measured_halves_ms,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..lookup_tables.calibration import find_calibration
+from ..lookup_tables.calibration import Calibration, find_calibration
 from ..lookup_tables.model import LatencyModel, guess_backbone
 from ..lookup_tables.shipped import open_table
-from ..lookup_tables.table import parse_options
+from ..lookup_tables.table import LookupTable, parse_options
+from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.pool import GATES
@@ -53,12 +55,21 @@ SUPERNET_TRAININGS = ("single-path", "fair", "sandwich")
 
 @dataclass(frozen=True)
 class TargetLatency:
-    """A latency model with where it came from."""
+    """A latency model with where it came from.
+
+    Attributes:
+        model: with the calibration that lies beside the table, if its rows are still those.
+        backbone: of the networks.
+        gate: of squeeze-and-excitation.
+        source: the table, with the verdict on it.
+        outdated: whether verdict and calibration are of other rows, and not used.
+    """
 
     model: LatencyModel
     backbone: Backbone
     gate: str
     source: TableSource
+    outdated: bool = False
 
     def notes(self) -> list[str]:
         """What a user should know about the latencies, one sentence each."""
@@ -75,12 +86,20 @@ class TargetLatency:
                 f"{len(fallen)} rows ran on another unit than the target's "
                 f"(such as {fallen[0].operator} at {fallen[0].shape})"
             )
+        shaky = {kind: len(self.model.flagged(kind)) for kind in ("disturbed", "unstable")}
+        if any(shaky.values()):
+            words = ", ".join(f"{n} {kind}" for kind, n in shaky.items() if n)
+            found.append(f"rows flagged: {words}; profile-ops --retry measures them again")
         calibration = self.model.calibration
-        if calibration is not None:
-            found.append(
-                f"calibrated on {calibration.networks} networks: times {calibration.scale:.4g}, "
-                f"plus {calibration.offset_ms:.4g} ms"
-            )
+        verdict = calibration.verdict if calibration is not None else None
+        if calibration is not None and verdict is not None:
+            found.append(f"verified: {verdict.words} ({calibration.reason})")
+        elif self.outdated:
+            found.append("not verified: the table's rows have changed since hurricane verify")
+        else:
+            found.append("not verified: hurricane verify tells how far its sums can be trusted")
+        if calibration is not None and calibration.applied:
+            found.append(f"calibrated: {calibration.text()}")
         return found
 
 
@@ -149,23 +168,95 @@ class RunOutcome:
 
 
 def open_latency(
-    table: str | Path, backbone: str | Path | None = None, target: str | None = None
+    table: str | Path,
+    backbone: str | Path | None = None,
+    target: str | None = None,
+    accept_table: bool = False,
 ) -> TargetLatency:
-    """The latency model of a table; a calibration that lies beside the table is used.
+    """The latency model of a table; calibration and verdict that lie beside it are heeded.
 
     Args:
         table: path, or name of a shipped table.
         backbone: name or path; None: the one shipped backbone that the table covers.
         target: None where the table holds one.
+        accept_table: take a table whose sums do not hold.
+
+    Raises:
+        BadRequest: its sums do not hold by `hurricane verify`, and it is not accepted; or there
+            is no such table, backbone or target in it.
     """
     opened = open_table(table)
     frame = guess_backbone(opened) if backbone is None else load_backbone(backbone)
     found = opened.target(target)
-    calibration = find_calibration(opened.path, found) if opened.path is not None else None
+    known = find_calibration(opened.path, found, frame.name) if opened.path else None
+    if not accept_table and (words := _refusal(table, opened, known)):
+        raise BadRequest(words)
+    calibration = known if known is not None and known.fits(opened) else None
+    verdict = calibration.verdict if calibration is not None else None
     model = LatencyModel(opened, frame, found, calibration=calibration)
-    source = TableSource(str(table), opened.sha256(), target or found.name)
+    source = TableSource(
+        str(table), opened.sha256(), target or found.name, None if verdict is None else str(verdict)
+    )
     gate = parse_options(found.options).get("gate", GATES[0])
-    return TargetLatency(model, frame, gate, source)
+    return TargetLatency(model, frame, gate, source, known is not calibration)
+
+
+def refusal(space: SearchSpace) -> str:
+    """Why the table of a space may not be searched any more; empty where it may.
+
+    A table that is not at hand or has changed since says nothing of the space, and one that was
+    accepted when the space was built stays so.
+    """
+    source = space.table
+    if source is None or source.verdict == Verdict.BROKEN:
+        return ""
+    try:
+        opened = open_table(source.path)
+        target = opened.target(source.target)
+    except BadRequest:
+        return ""
+    if opened.path is None or opened.sha256() != source.sha256:
+        return ""
+    name = load_backbone(space.backbone).name
+    return _refusal(source.path, opened, find_calibration(opened.path, target, name))
+
+
+def accepted(space: SearchSpace) -> SearchSpace:
+    """The space with its table accepted, where that takes saying so."""
+    if space.table is None or not refusal(space):
+        return space
+    return replace(space, table=replace(space.table, verdict=str(Verdict.BROKEN)))
+
+
+def _refusal(name: str | Path, table: LookupTable, known: Calibration | None) -> str:
+    """Why a table may not be searched; empty where it may."""
+    if known is None or known.verdict is not Verdict.BROKEN or not known.fits(table):
+        return ""
+    return (
+        f"{name}: its sums do not hold on {known.target.name}: {known.reason};\n"
+        "profile it again on a quiet device with more rounds and verify it, or search it "
+        "all the same with --accept-table"
+    )
+
+
+def predicted_interval(
+    space: SearchSpace, operators: Sequence[str], predicted_ms: float
+) -> tuple[float, float] | None:
+    """The 95% interval of a prediction, from the space's table.
+
+    Returns:
+        None where the table is not at hand, gives another latency by now, or has no intervals.
+    """
+    source = space.table
+    if source is None:
+        return None
+    try:
+        model = open_latency(source.path, space.backbone, source.target, accept_table=True).model
+        if not math.isclose(model.latency_of(operators), predicted_ms, rel_tol=1e-6):
+            return None
+        return model.interval_of(operators)
+    except BadRequest:
+        return None
 
 
 def run_search(
@@ -190,10 +281,13 @@ def run_search(
         until: the last step to be done, one of `STEPS`.
 
     Raises:
-        BadRequest: the directory holds another run, nothing meets the budget, or the data does
-            not fit; a new run then leaves nothing behind.
+        BadRequest: the directory holds another run, nothing meets the budget, the sums of the
+            table do not hold, or the data does not fit; a new run then leaves nothing behind.
     """
     space.stage1_set.require_members()  # before torch and the data, which take their time
+    begun = (Path(directory) / "config.json").exists()
+    if not begun and (words := refusal(space)):
+        raise BadRequest(words)
     config = {"command": "search", **space_facts(space), **_settings_facts(settings, preset)}
     with RunDirectory.open(directory, config) as run:
         workshop = _open_workshop(run, space.backbone, space.gate, settings, preset, watch)
@@ -333,6 +427,7 @@ def found_architecture(
         table=space.table,
         budget_ms=space.budget_ms,
         predicted_ms=result.latency_ms,
+        predicted_interval_ms=predicted_interval(space, result.operators, result.latency_ms),
         accuracy=(Accuracy(result.fitness, "validation", how),),
         seed=settings.seed,
         versions=package_versions(),
@@ -340,12 +435,18 @@ def found_architecture(
 
 
 def space_facts(space: SearchSpace) -> dict[str, Any]:
-    """What a run's configuration keeps of its space: the essentials, and a digest of all."""
-    content = json.dumps(space.to_dict(), sort_keys=True).encode()
+    """What a run's configuration keeps of its space: the essentials, and a digest of all.
+
+    All but the verdict on its table, which changes nothing of what the run does.
+    """
+    table = asdict(space.table) if space.table else None
+    if table is not None:
+        del table["verdict"]
+    content = json.dumps({**space.to_dict(), "table": table}, sort_keys=True).encode()
     return {
         "backbone": space.backbone,
         "latency_ms": space.budget_ms,
-        "table": asdict(space.table) if space.table else None,
+        "table": table,
         "alpha": space.alpha,
         "split": space.split,
         "space_sha256": hashlib.sha256(content).hexdigest(),

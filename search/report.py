@@ -25,6 +25,7 @@ from ..lookup_tables.calibration import Calibration
 from ..lookup_tables.model import LatencyModel, fill_command
 from ..lookup_tables.shipped import open_table, shipped_tables
 from ..lookup_tables.table import LookupTable, Row, Target
+from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import parse_operator
@@ -62,6 +63,7 @@ class NetworkFigures:
         macs, params: of the whole network, for one image.
         layer_ms: latency of each layer by the table; None where the table is not at hand.
         predicted_ms: the table's sum.
+        predicted_interval_ms: of `predicted_ms`, 95%; None: not known.
         whole_ms: the whole network timed on the target.
         halves_ms: over the first and the second half of the rounds: the retest.
         accuracy: figures with how they were obtained.
@@ -76,6 +78,7 @@ class NetworkFigures:
     whole_ms: float | None = None
     halves_ms: tuple[float, float] | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    predicted_interval_ms: tuple[float, float] | None = None
 
     @property
     def test(self) -> Accuracy | None:
@@ -310,6 +313,12 @@ class Run:
         return self.origin if self.origin in ("measured", "simulated", "emulated") else "timed"
 
     @property
+    def verdict(self) -> Verdict | None:
+        """On the table's sums, when the run began; None: not verified."""
+        known = self.source.verdict if self.source is not None else None
+        return None if known is None else Verdict(known)
+
+    @property
     def budget_ms(self) -> float | None:
         if self.space is not None:
             return self.space.budget_ms
@@ -503,8 +512,10 @@ def commands(run: Run) -> tuple[str, ...]:
     calibration = run.table.calibration if run.table is not None else None
     if calibration is not None and source is not None:
         words = ["hurricane", "verify", "--table", source.path, "--target", source.target]
-        words += ["--backbone", run.backbone_name, "--random", str(calibration.networks)]
-        lines.append(shlex.join([*words, "--calibrate"]))
+        words += ["--backbone", run.backbone_name]
+        words += ["--random", str(calibration.networks + calibration.held_out)]
+        words += ["--uniform"] if any(g.group == "uniform" for g in calibration.groups) else []
+        lines.append(shlex.join([*words, *(["--store"] if calibration.verdict is None else [])]))
     if space is not None and source is not None:
         words = ["hurricane", "space", "--table", source.path, "--target", source.target]
         words += ["--backbone", space.backbone, "--latency", f"{space.budget_ms:.12g}"]
@@ -513,6 +524,7 @@ def commands(run: Run) -> tuple[str, ...]:
         explores = [i for i, name in enumerate(space.exploring) if name is not None]
         words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
         file = f"{run.name}.space.json"
+        words += ["--accept-table"] if source.verdict == Verdict.BROKEN else []
         words += ["--score-latency", space.score_latency, "-o", file]
         lines.append(shlex.join(words))
         words = ["hurricane", "search", "--space", file]
@@ -533,6 +545,7 @@ def commands(run: Run) -> tuple[str, ...]:
         words += ["--uniform"] if "uniform" in counts else []
         words += [str(run.folder / "architecture.json")] if "given" in counts else []
         target = shlex.quote(str(run.folder / VERIFICATION))
+        words += ["--no-store"] if calibration is not None else []
         lines.append(f"{shlex.join([*words, '--json'])} > {target}")
     return tuple(lines)
 
@@ -569,7 +582,8 @@ def _find_table(
         gaps["heat"] = f"There are no latencies by operator: {error}."
         return None, None, None
     try:
-        return table, target, open_latency(place, backbone, source.target).model
+        latency = open_latency(place, backbone, source.target, accept_table=True)
+        return table, target, latency.model
     except BadRequest as error:
         gaps["layers"] = f"The table gives no latency of layers: {error}."
         return table, target, None
@@ -608,6 +622,7 @@ def _figures(
         whole_ms=found.measured_ms,
         halves_ms=found.measured_halves_ms,
         accuracy=found.accuracy,
+        predicted_interval_ms=found.predicted_interval_ms,
     )
 
 
@@ -626,12 +641,22 @@ def _with_baseline(run: Run, model: LatencyModel | None, gaps: dict[str, str]) -
         gaps["baseline"] = f"The network in {place} has another backbone and is left out."
         return run
     if found.table is None or run.source is None or not _same_table(found.table, run.source):
-        found = replace(found, predicted_ms=None, measured_ms=None, measured_halves_ms=None)
+        found = replace(
+            found,
+            predicted_ms=None,
+            predicted_interval_ms=None,
+            measured_ms=None,
+            measured_halves_ms=None,
+        )
     one = set(found.operators)
     label = f"uniform {found.operators[0]}" if len(one) == 1 else "baseline"
     figures = _figures(label, found, run.backbone, model)
     if figures.layer_ms is not None and model is not None:
-        figures = replace(figures, predicted_ms=model.latency_of(found.operators))
+        figures = replace(
+            figures,
+            predicted_ms=model.latency_of(found.operators),
+            predicted_interval_ms=model.interval_of(found.operators),
+        )
     compared = _compare_training(run.config, place)
     return replace(run, baseline=figures, baseline_folder=place, same_training=compared)
 
@@ -780,6 +805,11 @@ def ms(value: float | None, digits: int = 4) -> str:
     if value >= 10**digits:
         return f"{value:,.0f}"
     return f"{value:#.{digits}g}".rstrip(".").replace("-", "−") if value else "0"
+
+
+def interval(ends: tuple[float, float]) -> str:
+    """The two ends of an interval, in milliseconds."""
+    return f"{ms(ends[0])}–{ms(ends[1])}"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -1075,6 +1105,7 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         count=count,
         millions=millions,
         family=family,
+        interval=interval,
         tau=lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         json=lambda value: json.dumps(value, ensure_ascii=False),
     )
@@ -1088,7 +1119,9 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         runs=runs,
         groups=list(together.values()),
         heats=heats,
-        calibrated=any(run.table and run.table.calibration for run in runs),
+        calibrated=any(
+            run.table and run.table.calibration and run.table.calibration.applied for run in runs
+        ),
         heat_levels=HEAT_LEVELS,
         plots={
             "latency": latency_plot,
@@ -1181,6 +1214,7 @@ def _summary(run: Run) -> dict[str, Any]:
         return network and {
             "operators": list(network.operators),
             "predicted_ms": network.predicted_ms,
+            "predicted_interval_ms": network.predicted_interval_ms,
             f"{run.whole_word}_ms": network.whole_ms,
             "test_accuracy": network.test.value if network.test else None,
         }

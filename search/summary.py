@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
 from .architecture import Architecture
 from .space import SearchSpace
@@ -58,6 +59,9 @@ def describe_architecture(architecture: Architecture) -> str:
     lines = []
     if architecture.predicted_ms is not None:
         latency = f"latency: {architecture.predicted_ms:.4g} ms predicted"
+        if architecture.predicted_interval_ms is not None:
+            low, high = architecture.predicted_interval_ms
+            latency += f" ({low:.4g}–{high:.4g})"
         if architecture.measured_ms is not None:
             latency += f", {architecture.measured_ms:.4g} ms measured"
         if architecture.measured_halves_ms is not None:
@@ -70,6 +74,8 @@ def describe_architecture(architecture: Architecture) -> str:
         lines.append(latency)
     lines += [f"{f.split} accuracy: {f.value:.1%} ({f.how})" for f in architecture.accuracy]
     pairs = list(zip(shapes, architecture.operators, strict=True))
+    if architecture.table is not None and architecture.table.verdict == Verdict.BROKEN:
+        lines.append(f"sums of {architecture.table.path} do not hold; it was accepted")
     rows = [("layer", "shape", "operator")]
     rows += [(_span(a, b), str(pairs[a][0]), pairs[a][1]) for a, b in _runs(pairs)]
     return "\n".join([*lines, *_columns(rows)])

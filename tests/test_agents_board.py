@@ -1,4 +1,4 @@
-"""What the agent keeps and reads on its board: the artefact store, conditions, the backends."""
+"""What the agent keeps and reads on its board: the artefact store, the backends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hurricane.agents import conditions
 from hurricane.agents.backends import backend_names, load_backend
 from hurricane.agents.backends.base import (
     TensorInfo,
@@ -22,7 +21,6 @@ from hurricane.agents.backends.base import (
     random_inputs,
     time_calls,
 )
-from hurricane.agents.conditions import Conditions, read_conditions, since
 from hurricane.agents.errors import BadRequest, Busy, Internal
 from hurricane.agents.machine import read_device
 from hurricane.agents.store import Store
@@ -98,59 +96,6 @@ def test_one_agent_a_store(tmp_path: Path) -> None:
         Store(tmp_path, 100)
     store.close()
     Store(tmp_path, 100).close()
-
-
-@pytest.fixture
-def board_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty machine, to be filled with files as a kernel shows them."""
-    for name in ("_THERMAL", "_HWMON", "_CPU", "_PROC"):
-        folder = tmp_path / name.strip("_").lower()
-        folder.mkdir()
-        monkeypatch.setattr(conditions, name, folder)
-    return tmp_path
-
-
-def put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_what_a_machine_does_not_tell_is_zero(board_files: Path) -> None:
-    assert read_conditions() == Conditions()
-
-
-def test_conditions_are_read_as_the_kernel_shows_them(
-    board_files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(conditions, "_cores", lambda: [1, 2])
-    put(board_files / "thermal/thermal_zone0/type", "battery\n")
-    put(board_files / "thermal/thermal_zone0/temp", "99000\n")
-    put(board_files / "thermal/thermal_zone1/type", "cpu-thermal\n")
-    put(board_files / "thermal/thermal_zone1/temp", "48500\n")
-    put(board_files / "hwmon/hwmon0/name", "k10temp\n")
-    put(board_files / "hwmon/hwmon0/temp1_input", "-274000\n")
-    for core, khz in ((0, 600_000), (1, 1_000_000), (2, 2_000_000)):
-        put(board_files / f"cpu/cpu{core}/cpufreq/scaling_cur_freq", f"{khz}\n")
-        put(board_files / f"cpu/cpu{core}/thermal_throttle/core_throttle_count", "3\n")
-    put(board_files / "proc/loadavg", "1.25 0.50 0.10 1/100 4242\n")
-    put(board_files / "proc/stat", "cpu  50 0 10 30 0 0 0 10 7 0\ncpu0 1 2 3\n")
-    assert read_conditions() == Conditions(48.5, 1500.0, 1.25, 0.1, 9, (100, 10))
-
-
-def test_frequency_comes_from_cpuinfo_where_there_is_no_governor(
-    board_files: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(conditions, "_cores", lambda: [1])
-    blocks = [f"processor\t: {core}\ncpu MHz\t\t: {1000 + core}.5\n" for core in range(3)]
-    put(board_files / "proc/cpuinfo", "\n".join(blocks))
-    assert read_conditions().frequency_mhz == 1001.5
-
-
-def test_the_steal_share_of_a_measurement_is_that_of_its_own_time() -> None:
-    before = Conditions(steal_share=0.5, ticks=(1000, 500))
-    after = Conditions(steal_share=0.46, ticks=(1100, 510))
-    assert since(before, after).steal_share == pytest.approx(0.1)
-    assert since(before, before) == before
 
 
 def test_the_device_has_a_model_even_without_a_name() -> None:

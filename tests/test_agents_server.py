@@ -23,6 +23,7 @@ from hurricane.agents import wire
 from hurricane.agents.backends import ENVIRONMENT_VARIABLE
 from hurricane.agents.backends.base import Context
 from hurricane.agents.client import (
+    Activity,
     AgentClient,
     ArtifactResult,
     Availability,
@@ -31,6 +32,7 @@ from hurricane.agents.client import (
     Protocol,
     Queued,
 )
+from hurricane.agents.conditions import Conditions
 from hurricane.agents.errors import (
     AgentError,
     BadRequest,
@@ -362,6 +364,39 @@ def test_requests_for_one_processor_queue_and_are_told_their_place(
     assert isinstance(list(first)[-1], Finished)
     thread.join(DEADLINE_S)
     assert finished == ["second"]
+
+
+def test_describe_tells_what_runs_and_how_many_wait(
+    server: AgentServer, agent: AgentClient, tmp_path: Path
+) -> None:
+    wait_until(lambda: agent.describe().activity == Activity())
+    gate = tmp_path / "gate"
+    blocked = put(agent, gate=str(gate), gate_at=1)  # in its second visit of three
+    first = agent.benchmark_events([blocked], RESIDENT, threads=2, protocol=QUICK)
+    seen = next(first)
+    while seen != Progress("measure", 1, 3):
+        seen = next(first)
+    with AgentClient(server.address) as other:
+        waiting = other.benchmark_events([put(other)], RESIDENT, protocol=QUICK)
+        assert next(waiting) == Queued(1)
+        activity = agent.describe().activity
+        assert activity is not None
+        assert (activity.measuring, activity.waiting) == (True, 1)
+        assert activity.target == f"{RESIDENT}-t2"
+        assert (activity.step, activity.done, activity.total) == ("measure", 1, 3)
+        assert 0 < activity.elapsed_s < DEADLINE_S
+        gate.touch()
+        assert isinstance(list(first)[-1], Finished)
+        assert isinstance(list(waiting)[-1], Finished)
+    assert agent.describe().activity == Activity()
+
+
+def test_describe_tells_the_boards_conditions(
+    agent: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = Conditions(temperature_c=61.5, frequency_mhz=1800.0, load_1m=0.25)
+    monkeypatch.setattr(server_module, "read_conditions", lambda: now)
+    assert agent.describe().conditions == now
 
 
 def test_cancelling_frees_the_processor_and_kills_the_worker(

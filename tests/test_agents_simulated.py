@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import math
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
@@ -32,7 +35,11 @@ from hurricane.agents.backends._simulation_device import (
 )
 from hurricane.agents.backends._simulation_graph import Work, WorkGraph, read_graph
 from hurricane.agents.backends.base import Availability, Context
+from hurricane.agents.client import AgentClient
 from hurricane.agents.errors import BadRequest, DeviceLost, OutOfMemory, UnsupportedOperator
+from hurricane.agents.results import Protocol
+from hurricane.agents.server import AgentServer
+from hurricane.agents.worker import Artifact, Bench, Heartbeat
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.export import architecture_pieces, export_architecture, export_context
 from hurricane.ops.graph import Piece, prepare_templates, template
@@ -671,6 +678,33 @@ def test_throttling_shows_in_times_and_conditions(tmp_path: Path, artefact: str)
     assert graph.timed_calls(1)[0].device_ms == pytest.approx(2 * (cold or 0))
 
 
+def test_a_slower_board_is_slower_in_everything_and_no_other_target(
+    tmp_path: Path, artefact: str
+) -> None:
+    shipped = resources.files("hurricane.agents.devices").joinpath(f"{DSP}.toml").read_text("utf-8")
+    assert "[disturbances]" in shipped
+    file = tmp_path / f"{DSP}.toml"
+    file.write_text(shipped.replace("[disturbances]", "[disturbances]\nslower = 1.25"))
+    kind, board = Context(simulate=(DSP,)), Context(simulate=(str(file),))
+    assert simulated.targets(board) == simulated.targets(kind)
+
+    took = []
+    for context in (kind, board):
+        session = simulated.open_target(context, f"sim-{DSP}", {}, 1)
+        session.begin(0)
+        graph = session.load(artefact, "onnx")
+        samples = [(sample.wall_ms, sample.device_ms) for sample in graph.timed_calls(5)]
+        took.append(np.array([(session.elapsed_ms(), 0.0), *samples], float))
+    np.testing.assert_allclose(took[1], 1.25 * took[0], rtol=1e-12)
+
+
+def test_being_slower_is_no_option_and_has_to_be_a_factor() -> None:
+    with pytest.raises(BadRequest, match="no option 'slower'"):
+        simulated.open_target(Context(simulate=(DSP,)), f"sim-{DSP}", {"slower": "1.1"}, 1)
+    with pytest.raises(BadRequest, match="slower must be above 0"):
+        device_of(QUIET + "[disturbances]\nslower = 0\n")
+
+
 def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: str) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(graph_of([node("Tanh", "x", "y")]))
@@ -685,8 +719,6 @@ def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: str
 
 def test_a_graph_falls_back_by_op_type_or_digest_and_says_so(tmp_path: Path, artefact: str) -> None:
     normal = session_of(tmp_path).load(artefact, "onnx").timed_calls(1)[0].device_ms
-    import hashlib
-
     digest = hashlib.sha256(Path(artefact).read_bytes()).hexdigest()
     for named in ("Conv", digest[:8], digest):
         graph = session_of(tmp_path, {"fallback_on": named}).load(artefact, "onnx")
@@ -807,3 +839,109 @@ def test_a_graph_is_priced_once_for_each_digest(
     for _ in range(3):
         session.load(artefact, "onnx").timed_calls(2)
     assert len(read) == 1
+
+
+# --- one request after the other ------------------------------------------------------------
+
+
+class Board:
+    """A worker's bench on a simulated device: requests that keep their graphs loaded."""
+
+    def __init__(self, tmp_path: Path, artefact: str, **options: object) -> None:
+        texts = {name: str(value) for name, value in options.items()}
+        self.session = session_of(tmp_path, texts)
+        with tempfile.TemporaryFile() as memory:
+            memory.truncate(Heartbeat.SIZE)
+            self._bench = Bench(self.session, Heartbeat(memory.fileno()))
+        digest = hashlib.sha256(Path(artefact).read_bytes()).hexdigest()
+        self._artefact = Artifact(digest, artefact)
+
+    def request(self, seed: int, rounds: int = 10) -> tuple[np.ndarray, dict]:
+        """Device times [rounds, 3] in ms, and the whole result."""
+        protocol = Protocol(rounds, 3, 1, seed, artifact_timeout_s=1e9, keep_loaded=True)
+        (result,) = self._bench.measure([self._artefact], "onnx", protocol, True)["results"]
+        return np.array(result["device_ms"]).reshape(rounds, 3), result
+
+
+@pytest.fixture
+def computed_ms(artefact: str) -> float:
+    """Noise-free device time of the artefact."""
+    return price(read_graph(Path(artefact).read_bytes()), device_of()).device_ms
+
+
+def test_drift_goes_on_from_one_request_to_the_next(
+    tmp_path: Path, artefact: str, computed_ms: float
+) -> None:
+    # A call costs a second: one to warm up, and 30 a request.
+    board = Board(tmp_path, artefact, drift_per_minute=0.1, call_ms=1000)
+    for seed in range(3):
+        times, _ = board.request(seed)
+        worked_s = 1 + 30 * seed
+        assert times[0, 0] == pytest.approx(computed_ms * (1 + 0.1 * worked_s / 60), rel=1e-4)
+        assert np.all(np.diff(times[:, 0]) > 0)
+
+
+def test_throttling_begins_in_one_request_and_lasts_in_the_next(
+    tmp_path: Path, artefact: str, computed_ms: float
+) -> None:
+    board = Board(tmp_path, artefact, throttle_after_s=45, throttle_factor=2, call_ms=1000)
+    (cool, _), (turning, second), (hot, third) = (board.request(seed) for seed in range(3))
+    assert np.all(cool == computed_ms)
+    assert set(turning.ravel()) == {computed_ms, 2 * computed_ms}
+    assert np.all(np.diff(turning[:, 0]) >= 0)
+    assert np.all(hot == 2 * computed_ms)
+    assert "throttled" in second["flags"]
+    # The event is over; the clock is still low.
+    assert "throttled" not in third["flags"]
+    assert [third[when]["frequency_mhz"] for when in ("before", "after")] == [500.0, 500.0]
+    assert second["before"]["temperature_c"] < second["after"]["temperature_c"] == 70.0
+
+
+def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_stated(
+    tmp_path: Path, artefact: str, computed_ms: float
+) -> None:
+    board = Board(
+        tmp_path,
+        artefact,
+        bimodal_probability=0.25,
+        bimodal_factor=2,
+        outlier_probability=0.1,
+        outlier_factor=7,
+    )
+    factors = np.stack([board.request(seed, 200)[0] for seed in range(10)]) / computed_ms
+    slow = np.isin(np.round(factors, 9), (2, 14))
+    late = np.isin(np.round(factors, 9), (7, 14))
+    assert np.all(slow | late | (np.round(factors, 9) == 1))
+    assert np.all(slow == slow[..., :1])
+    assert np.mean(slow) == pytest.approx(0.25, abs=0.03)
+    assert np.mean(late) == pytest.approx(0.1, abs=0.015)
+    assert len({request.tobytes() for request in factors}) == 10
+    # The same request again is the same noise, on whatever day.
+    np.testing.assert_array_equal(board.request(4, 200)[0], computed_ms * factors[4])
+
+
+def test_a_kept_board_goes_on_where_it_was_and_a_new_one_begins_anew(
+    tmp_path: Path, artefact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = "hurricane.agents.backends.simulated"
+    monkeypatch.setattr("hurricane.agents.supervisor.backend_names", lambda: [backend])
+    (tmp_path / "mine.toml").write_text(QUIET)
+    server = AgentServer("127.0.0.1:0", Context("host", (str(tmp_path / "mine.toml"),)))
+    server.start()
+    try:
+        with AgentClient(server.address) as client:
+            digest = client.upload(Path(artefact).read_bytes())
+
+            def times(keep_loaded: bool) -> np.ndarray:
+                protocol = Protocol(rounds=5, calls_per_visit=1, keep_loaded=keep_loaded)
+                options = {"drift_per_minute": "1", "call_ms": "1000"}
+                results = client.benchmark([digest], "sim-mine", options=options, protocol=protocol)
+                wall_ms = results[digest].wall_ms.ravel()
+                assert np.all(np.diff(wall_ms) > 0)
+                return wall_ms
+
+            first, second, third = times(True), times(False), times(True)
+            assert second[0] > first[-1]
+            np.testing.assert_array_equal(third, first)
+    finally:
+        server.stop()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from hurricane.lookup_tables.calibration import load_calibrations, save_calibration
+from hurricane.lookup_tables.verdict import Verdict
 from hurricane.ops.errors import BadRequest
 from hurricane.search import demo
 from hurricane.search.demo import demo_command
@@ -17,8 +20,8 @@ from hurricane.search.pipeline import SearchSettings
 TARGET = "sim-hexagon685-dsp"
 
 
-def run_demo(folder: Path, targets: str) -> str:
-    arguments = ["-o", str(folder), "--targets", targets, "--evaluations", "4"]
+def run_demo(folder: Path, targets: str, *more: str) -> str:
+    arguments = ["-o", str(folder), "--targets", targets, "--evaluations", "4", *more]
     result = CliRunner().invoke(
         demo_command, [*arguments, "--training", "0.05"], catch_exceptions=False
     )
@@ -43,6 +46,9 @@ def test_the_demo_leaves_a_whole_run_and_is_carried_on_when_given_again(
     (found,) = summary["targets"]  # named twice, run once
     assert found["target"] == TARGET
     assert found["met"] is (found["measured_ms"] <= found["budget_ms"])
+    low, high = found["predicted_interval_ms"]
+    assert low < found["predicted_ms"] < high
+    assert "verdict: holds" in text
     rows = [line for line in text.splitlines() if line.startswith(f"{TARGET} ")]
     assert [row.endswith("missed") for row in rows] == [not found["met"]]
 
@@ -51,6 +57,17 @@ def test_the_demo_leaves_a_whole_run_and_is_carried_on_when_given_again(
     assert {file: file.read_bytes() for file in kept} == kept
     again = json.loads((folder / "summary.json").read_text())
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+
+    (known,) = load_calibrations(folder / f"{TARGET}.csv")
+    save_calibration(folder / f"{TARGET}.csv", replace(known, verdict=Verdict.BROKEN))
+    with pytest.raises(BadRequest, match="do not hold"):
+        run_demo(folder, TARGET)
+    run_demo(folder, TARGET, "--accept-table")
+    assert {file: file.read_bytes() for file in kept if file.name != "space.json"} == {
+        file: content for file, content in kept.items() if file.name != "space.json"
+    }
+    assert '"verdict": "broken"' in (run / "space.json").read_text()
+    assert "sums do not hold" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("wrong", ["sim-no-such-board", "no-such-target"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from hurricane.lookup_tables import Calibration, LatencyModel, LookupTable, Row, Target
 from hurricane.lookup_tables.calibration import save_calibration
+from hurricane.lookup_tables.verdict import Verdict
 from hurricane.ops.backbone import load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
@@ -32,7 +33,12 @@ from hurricane.profiler.networks import (
 from hurricane.search.architecture import Accuracy, Architecture, TableSource
 from hurricane.search.cli import cli
 from hurricane.search.evolution import Evaluated
-from hurricane.search.pipeline import SearchSettings, open_latency, space_facts
+from hurricane.search.pipeline import (
+    SearchSettings,
+    open_latency,
+    predicted_interval,
+    space_facts,
+)
 from hurricane.search.report import (
     HEAT_LEVELS,
     Axis,
@@ -44,6 +50,7 @@ from hurricane.search.report import (
     find_runs,
     gather_run,
     heat_map,
+    interval,
     ms,
     reductions,
     report_command,
@@ -61,7 +68,10 @@ HOW = "trained from scratch on digits"
 
 
 def make_table(path: Path, target: Target = CPU, **changes: dict[str, Any]) -> LookupTable:
-    """A table of all operators; latency follows the MACs. `changes`: columns by operator."""
+    """A table of all operators; latency follows the MACs.
+
+    `changes`: columns by operator; ``frame`` stands for stem and head.
+    """
     rows = []
     for shape in BACKBONE.distinct_shapes:
         for operator in POOL:
@@ -74,21 +84,21 @@ def make_table(path: Path, target: Target = CPU, **changes: dict[str, Any]) -> L
         (BACKBONE.stem_name, BACKBONE.stem_shape),
         (BACKBONE.head_name, BACKBONE.head_shape),
     ):
-        rows.append(
-            Row.of(
-                target, name, shape, status="ok", latency_ms=0.02, call_ms=0.01, estimator="test"
-            )
-        )
+        values = {"latency_ms": 0.02, "call_ms": 0.01, "estimator": "test"}
+        values |= changes.get("frame", {})
+        rows.append(Row.of(target, name, shape, status="ok", **values))
     table = LookupTable(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)
     return LookupTable.load(path)
 
 
-def make_space(table: LookupTable, model: LatencyModel | None = None) -> SearchSpace:
+def make_space(
+    table: LookupTable, model: LatencyModel | None = None, source: TableSource | None = None
+) -> SearchSpace:
     model = model or LatencyModel(table, BACKBONE)
     low, high = model.bounds()
-    source = TableSource(str(table.path), table.sha256(), model.target.name)
+    source = source or TableSource(str(table.path), table.sha256(), model.target.name)
     return build_space(model, BACKBONE, round(low + 0.3 * (high - low), 4), table=source)
 
 
@@ -98,11 +108,15 @@ def open_run(folder: Path, space: SearchSpace) -> RunDirectory:
 
 
 def make_run(
-    folder: Path, table: LookupTable, measured: bool = True, model: LatencyModel | None = None
+    folder: Path,
+    table: LookupTable,
+    measured: bool = True,
+    model: LatencyModel | None = None,
+    source: TableSource | None = None,
 ) -> SearchSpace:
     """A finished run with everything a report can show."""
     model = model or LatencyModel(table, BACKBONE)
-    space = make_space(table, model)
+    space = make_space(table, model, source)
     rng = np.random.default_rng(0)
     with open_run(folder, space) as run:
         run.save_space(space)
@@ -337,8 +351,60 @@ def test_a_calibration_is_told_and_comes_before_the_space(tmp_path: Path) -> Non
     told = "1.25 × sum −0.002 ms, fitted to 16 networks; RMSPE 3.1 % on those left out in turn"
     assert words_of(page_of(tmp_path / "run")).count(told) == 2
     calibrate, space = commands(run)[1:3]
-    assert calibrate.endswith("--random 16 --calibrate")
+    assert calibrate.endswith("--random 16 --store")
     assert space.startswith("hurricane space")
+
+
+def test_a_verdict_is_told_with_its_reason_and_a_calibration_that_is_not_applied(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "cpu.csv"
+    table = make_table(path)
+    known = Calibration(CPU, 1.25, networks=10, rmspe=0.031, held_out=6, applied=False)
+    save_calibration(path, replace(known, verdict=Verdict.HOLDS, reason="RMSPE 1.8%"))
+    latency = open_latency(path, "digits32")
+    make_run(tmp_path / "run", table, model=latency.model, source=latency.source)
+    run = gather_run(tmp_path / "run")
+    assert run.verdict is Verdict.HOLDS
+    words = words_of(page_of(tmp_path / "run"))
+    assert "verdict holds: RMSPE 1.8%" in words
+    assert "fitted to 10 networks; RMSPE 3.1 % on 6 held out; not applied" in words
+    assert "do not hold" not in words
+    assert "times the scale of its calibration" not in words
+    _, verify, *_, last = commands(run)
+    assert verify.endswith("--random 16"), "fitted and held out"
+    assert "--no-store" in last
+
+
+def test_a_table_that_was_accepted_is_told_before_its_figures(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    table = make_table(path)
+    known = Calibration(CPU, applied=False, verdict=Verdict.BROKEN, reason="RMSPE 40%")
+    save_calibration(path, known)
+    latency = open_latency(path, "digits32", accept_table=True)
+    make_run(tmp_path / "run", table, model=latency.model, source=latency.source)
+    words = words_of(page_of(tmp_path / "run"))
+    assert words.index("sums do not hold on whole networks") < words.index("predicted, ms")
+    assert "verdict does not hold: RMSPE 40%" in words
+    (space,) = [c for c in commands(gather_run(tmp_path / "run")) if "hurricane space" in c]
+    assert " --accept-table " in space
+
+
+def test_predictions_stand_with_their_intervals(tmp_path: Path) -> None:
+    ends = {"ci_low_ms": 0.0005, "ci_high_ms": 0.5}
+    table = make_table(tmp_path / "cpu.csv", frame=ends, **{op.name: ends for op in POOL})
+    space = make_run(tmp_path / "run", table)
+    model = LatencyModel(table, BACKBONE)
+    path = tmp_path / "run" / "architecture.json"
+    found = Architecture.load(path)
+    own = predicted_interval(space, found.operators, found.predicted_ms or 0.0)
+    assert own == model.interval_of(found.operators)
+    assert own is not None
+    replace(found, predicted_interval_ms=own).save(path)
+    other = model.interval_of(("Choice_3",) * len(BACKBONE.layers))
+    assert other is not None
+    words = words_of(page_of(tmp_path / "run"))
+    assert f"its 95 % interval {interval(own)} {interval(other)}" in words
 
 
 def test_simulated_numbers_are_never_called_measured(tmp_path: Path) -> None:

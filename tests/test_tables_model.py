@@ -27,6 +27,7 @@ from hurricane.lookup_tables.calibration import (
     save_calibration,
 )
 from hurricane.lookup_tables.model import fill_command
+from hurricane.lookup_tables.verdict import ErrorFigures, GroupCheck, Verdict
 from hurricane.ops.backbone import Backbone, load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
@@ -432,6 +433,97 @@ def test_a_calibration_that_gives_no_latency_is_refused(table):
         LatencyModel(table, IMAGENET, calibration=Calibration(CPU, 1.0, -1e6))
 
 
+# Intervals ---------------------------------------------------------------------------------------
+
+
+def with_intervals(table: LookupTable) -> LookupTable:
+    """The table with an interval in every row, further up than down."""
+    random = np.random.default_rng(5)
+    rows = []
+    for row in table:
+        width = row.latency_ms * random.uniform(0.01, 0.1)
+        ends = {"ci_low_ms": row.latency_ms - width, "ci_high_ms": row.latency_ms + 2 * width}
+        rows.append(dataclasses.replace(row, **ends))
+    return LookupTable(rows)
+
+
+def plain_interval(table: LookupTable, backbone: Backbone, names) -> tuple[float, float]:
+    """The definition, row by row; half-widths below and above."""
+    rows = {(row.operator, row.shape): row for row in table}
+    used = [(backbone.stem_name, backbone.stem_shape), (backbone.head_name, backbone.head_shape)]
+    used += list(zip(names, backbone.layers, strict=True))
+    below = above = 0.0
+    for key in set(used):
+        row, times = rows[key], used.count(key)
+        below += (times * (row.latency_ms - row.ci_low_ms)) ** 2
+        above += (times * (row.ci_high_ms - row.latency_ms)) ** 2
+    return math.sqrt(below), math.sqrt(above)
+
+
+def test_intervals_add_up_in_quadrature_but_linearly_within_a_row(table):
+    noisy = with_intervals(table)
+    model = LatencyModel(noisy, IMAGENET)
+    uniform = np.tile(np.arange(3)[:, None], 20)
+    codes = np.concatenate([draw(model, 60), uniform])
+    low, high = model.interval(codes)
+    expected = [plain_interval(noisy, IMAGENET, model.decode(row)) for row in codes]
+    predicted = model.predict(codes)
+    np.testing.assert_allclose(np.stack([predicted - low, high - predicted], 1), expected)
+    assert model.interval_of(model.decode(codes[0])) == (low[0], high[0])
+    # Small types of code, no architectures at all.
+    np.testing.assert_array_equal(model.interval(codes.astype(np.int8))[0], low)
+    assert model.interval(codes[:0])[0].shape == (0,)
+
+
+def test_an_interval_holds_the_error_that_a_verification_found(table):
+    noisy = with_intervals(table)
+    one = ErrorFigures(20, 0.0, 0.05, 1.0, 1.0, 1.0)
+    other = dataclasses.replace(one, rmspe=0.03)
+    retest = dataclasses.replace(one, rmspe=0.02)
+    groups = (GroupCheck("random", one, retest, 0, other),)
+    applied = Calibration(CPU, 1.25, -0.3, groups=groups)
+    plain = LatencyModel(noisy, IMAGENET)
+    codes = draw(plain, 20)
+    below = plain.predict(codes) - plain.interval(codes)[0]
+    for calibration, rmspe, scale in (
+        (applied, 0.03, 1.25),
+        (dataclasses.replace(applied, applied=False), 0.05, 1.0),
+    ):
+        model = LatencyModel(noisy, IMAGENET, calibration=calibration)
+        error = math.sqrt(rmspe**2 - 0.01**2)
+        predicted = model.predict(codes)
+        widths = np.sqrt((scale * below) ** 2 + (1.96 * error * predicted) ** 2)
+        np.testing.assert_allclose(predicted - model.interval(codes)[0], widths)
+        above = model.interval(codes)[1] - predicted
+        assert (above > widths).all()
+
+
+def test_a_row_without_an_interval_leaves_a_network_without_one(table):
+    noisy = with_intervals(table)
+    bare = [dataclasses.replace(row, ci_low_ms=None, ci_high_ms=None) for row in noisy]
+    assert LatencyModel(LookupTable(bare), IMAGENET).interval_of(["SEP_3"] * 20) is None
+    some = LookupTable(b if b.operator == "SEP_5" else n for b, n in zip(bare, noisy, strict=True))
+    model = LatencyModel(some, IMAGENET)
+    assert model.interval_of(["SEP_3"] * 20) is not None
+    assert model.interval_of(["SEP_3"] * 19 + ["SEP_5"]) is None
+
+
+def test_an_interval_does_not_reach_below_nothing():
+    table = full_table(SMALL)
+    wide = LookupTable(
+        dataclasses.replace(row, ci_low_ms=0.0, ci_high_ms=50 * row.latency_ms) for row in table
+    )
+    figures = ErrorFigures(20, 0.0, 3.0, 0.0, 0.0, 0.0)
+    groups = (GroupCheck("random", figures, dataclasses.replace(figures, rmspe=0.0), 0),)
+    calibration = Calibration(CPU, applied=False, groups=groups)
+    low, high = LatencyModel(wide, SMALL, calibration=calibration).interval(np.zeros((4, 3), int))
+    assert (low == 0).all()
+    assert (high > 0).all()
+
+
+# Files of calibrations ---------------------------------------------------------------------------
+
+
 def test_calibrations_are_kept_one_a_target(tmp_path):
     path = tmp_path / "t.csv"
     other = dataclasses.replace(CPU, runtime="openvino")
@@ -444,6 +536,34 @@ def test_calibrations_are_kept_one_a_target(tmp_path):
     assert find_calibration(path, CPU) == dataclasses.replace(first, scale=1.05)
     assert find_calibration(path, other) == Calibration(other, 0.9)
     assert len(load_calibrations(path)) == 2
+
+
+def test_everything_a_verification_found_comes_back(tmp_path):
+    path = tmp_path / "t.csv"
+    figures = ErrorFigures(20, -0.01, 0.02, 0.95, 1.0, 0.99)
+    lone = ErrorFigures(1, 0.01, 0.01, 1.0, 1.0, math.nan)
+    calibration = Calibration(
+        CPU,
+        1.1,
+        backbone="digits32",
+        networks=10,
+        held_out=10,
+        applied=False,
+        verdict=Verdict.BROKEN,
+        reason="RMSPE 40%",
+        groups=(GroupCheck("random", figures, figures, 0, figures), GroupCheck("x", lone, lone, 2)),
+    )
+    save_calibration(path, calibration)
+    assert "NaN" not in calibration_path(path).read_text()
+    (found,) = load_calibrations(path)
+    assert str(found) == str(calibration)  # not-a-number differs from itself
+    other = dataclasses.replace(calibration, backbone="imagenet224", scale=0.9)
+    save_calibration(path, other)
+    save_calibration(path, Calibration(CPU, 0.5))
+    for backbone, scale in (("digits32", 1.1), ("imagenet224", 0.9), ("cifar32", 0.5)):
+        known = find_calibration(path, CPU, backbone)
+        assert known is not None
+        assert known.scale == scale
 
 
 @pytest.mark.parametrize(
@@ -461,6 +581,11 @@ def test_calibrations_are_kept_one_a_target(tmp_path):
         ({"target": {"device": "bench"}}, "target|argument"),
         ({"target": {**dataclasses.asdict(CPU), "processor": "tpu"}}, "processor is 'tpu'"),
         ({"slope": 1}, "unknown key 'slope'"),
+        ({"verdict": "good"}, "'good'"),
+        ({"applied": 1}, "applied is 1"),
+        ({"held_out": -1}, "held_out is -1"),
+        ({"groups": [{"group": "random"}]}, "lacks the key 'prediction'"),
+        ({"groups": [{"group": "random", "bias": 1}]}, "unknown key 'bias'"),
     ],
 )
 def test_a_broken_calibration_file_is_refused(tmp_path, change, words):
@@ -481,6 +606,7 @@ def test_a_broken_calibration_file_is_refused(tmp_path, change, words):
         "{",
         "[]",
         '{"format": 2}',
+        '{"format": 3, "calibrations": []}',
         '{"format": 1}',
         '{"format": 1, "calibrations": [{"scale": 1}]}',
     ],

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MODEL_VERSION = "1"
 """Changes whenever the same parameters would give other times."""
 
+_MOST_HIDDEN = 0.9
+"""Share of a graph's nodes that `Disturbances.fusion_growth` hides at most."""
+
 _GIGA_PER_MS = 1e6
 """Units of G…/s in one millisecond: 1 GB/s moves 1e6 bytes a ms."""
 
@@ -135,12 +138,17 @@ class Disturbances:
         warm_gain: share saved by a call of the same graph as the call before it.
         fusion: share hidden of the cheaper of two convolutions in a row, so that a graph is
             faster than the sum of its nodes.
+        fusion_growth: share hidden of all nodes for each convolution or linear in the graph, 0.9
+            at most: deep graphs are fused more than shallow ones, which no row of a table sees.
         crash_on: calling it kills the process.
         hang_on: calling it takes an hour.
         fallback_on: it runs on another unit, and says so.
         fallback_factor: times it takes there.
         lost_after_s: seconds of work until the device no longer answers; 0: never.
         memory_mib: larger artefacts do not fit; 0: no limit.
+        slower: times that this one board takes for everything, loading and the price of a call
+            included. It is no trait of the kind of device, so it is no part of `Device.version`,
+            nor an option of the target.
     """
 
     noise: float = 0.0
@@ -154,12 +162,14 @@ class Disturbances:
     throttle_factor: float = 1.5
     warm_gain: float = 0.0
     fusion: float = 0.0
+    fusion_growth: float = field(default=0.0, repr=False)  # in `Device.version` where not 0
     crash_on: str = ""
     hang_on: str = ""
     fallback_on: str = ""
     fallback_factor: float = 8.0
     lost_after_s: float = 0.0
     memory_mib: float = 0.0
+    slower: float = field(default=1.0, repr=False)  # `Device.version` is made of the repr
 
 
 @dataclass(frozen=True)
@@ -206,8 +216,10 @@ class Device:
 
     @property
     def version(self) -> str:
-        """Version of the model with a digest of the parameters that times depend on."""
+        """Version of the model with a digest of the parameters that its kind's times depend on."""
         text = repr((sorted(self.kinds.items()), replace(self, kinds={})))
+        if self.disturbances.fusion_growth:
+            text += f" fusion_growth={self.disturbances.fusion_growth!r}"
         return f"{MODEL_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def on_slow_unit(self, work: Work) -> bool:
@@ -271,7 +283,7 @@ class Price:
     Attributes:
         call_ms: what it pays for being called, edges included.
         nodes_ms: for each node, in order; hand-overs to and from the slow unit included.
-        hidden_ms: saved by fusion across nodes.
+        hidden_ms: saved by fusion across nodes, or by the depth of the graph.
         slow: whether any node runs on the slow unit.
     """
 
@@ -325,6 +337,10 @@ def price(graph: WorkGraph, device: Device) -> Price:
     hidden_ms = 0.0
     if device.disturbances.fusion:
         hidden_ms = device.disturbances.fusion * _neighbours_ms(graph, device, nodes_ms)
+    if device.disturbances.fusion_growth:
+        depth = sum(node.work.kind in COMPUTE_KINDS for node in graph.nodes)
+        share = min(_MOST_HIDDEN, device.disturbances.fusion_growth * depth)
+        hidden_ms += share * (sum(nodes_ms) - hidden_ms)
     edges = sum(graph.elements[t.name] for t in (*graph.inputs, *graph.outputs))
     call_ms = device.call.call_ms
     if device.call.transfer_gbs:
@@ -353,7 +369,7 @@ _SECTIONS = {"call": Call, "memory": Memory, "slow_unit": SlowUnit, "disturbance
 _POSITIVE = {
     "element_bytes", "transfer_gbs", "load_gbs", "dram_gbs", "on_chip_gbs", "gbs", "align_in",
     "align_out", "align_width", "traffic", "throttle_factor", "outlier_factor", "bimodal_factor",
-    "fallback_factor",
+    "fallback_factor", "slower",
 }  # fmt: skip
 _CHOICES = {
     "processor": ("cpu", "dsp", "vpu", "npu", "gpu"),
@@ -361,7 +377,7 @@ _CHOICES = {
 }
 _WORD = re.compile(r"[a-z0-9_.]+")
 """What a table can hold as the name of a runtime or a precision."""
-_SHARES = {"outlier_probability", "bimodal_probability", "warm_gain", "fusion"}
+_SHARES = {"outlier_probability", "bimodal_probability", "warm_gain", "fusion", "fusion_growth"}
 
 
 def device_names() -> tuple[str, ...]:
@@ -517,7 +533,7 @@ OPTIONS = (
     "load_ms",
     "transfer_gbs",
     "unsupported_ops",
-    *(f.name for f in fields(Disturbances)),
+    *(f.name for f in fields(Disturbances) if f.name != "slower"),
 )
 """Options of every simulated target; each replaces the parameter of its name."""
 

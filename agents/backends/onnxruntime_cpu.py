@@ -109,6 +109,18 @@ class OnnxruntimeSession(Session):
         )
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        # One arena for all graphs: inside a network an operator finds its buffers where the one
+        # before it left them, in the caches; in an arena of its own it would find them cold.
+        onnxruntime.create_and_register_allocator(
+            onnxruntime.OrtMemoryInfo(
+                "Cpu",
+                onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR,
+                0,
+                onnxruntime.OrtMemType.DEFAULT,
+            ),
+            onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1}),
+        )
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if threads > 1:
             # The calling thread is already pinned; the others are told, counting from one.
             # Without this two threads may share a core and timings have two modes.

@@ -159,7 +159,8 @@ class SimulatedSession(Session):
         if known is None:
             graph = read_graph(content)
             known = self._known[digest] = (graph, price(graph, device))
-        self.advance(device.call.load_ms + len(content) / (device.call.load_gbs * 1e6))
+        load_ms = device.call.load_ms + len(content) / (device.call.load_gbs * 1e6)
+        self.advance(load_ms * device.disturbances.slower)
         self._loaded += 1
         return SimulatedGraph(self, path, digest, *known)
 
@@ -259,7 +260,8 @@ class SimulatedGraph(Loaded):
             return [Sample(_HANG_MS)] * count
         random = session.noise_of(self._digest)
         device_ms = np.full(count, self._price.device_ms * self._factor * session.slowdown())
-        call_ms = np.full(count, self._price.call_ms)
+        device_ms *= disturbances.slower
+        call_ms = np.full(count, self._price.call_ms * disturbances.slower)
         if disturbances.noise:
             device_ms *= np.exp(disturbances.noise * random.standard_normal(count))
         if disturbances.call_jitter:

@@ -105,7 +105,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("agent_version", "protocol_version", "device", "targets", "max_artifact_bytes", "max_resident_bytes", "chunk_bytes")
+    __slots__ = ("agent_version", "protocol_version", "device", "targets", "max_artifact_bytes", "max_resident_bytes", "chunk_bytes", "activity", "conditions")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,8 @@ class DescribeResponse(_message.Message):
     MAX_ARTIFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     protocol_version: int
     device: Device
@@ -120,7 +122,27 @@ class DescribeResponse(_message.Message):
     max_artifact_bytes: int
     max_resident_bytes: int
     chunk_bytes: int
-    def __init__(self, agent_version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., max_artifact_bytes: _Optional[int] = ..., max_resident_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ...) -> None: ...
+    activity: Activity
+    conditions: Conditions
+    def __init__(self, agent_version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., max_artifact_bytes: _Optional[int] = ..., max_resident_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
+
+class Activity(_message.Message):
+    __slots__ = ("measuring", "waiting", "target", "step", "done", "total", "elapsed_s")
+    MEASURING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    measuring: bool
+    waiting: int
+    target: str
+    step: str
+    done: int
+    total: int
+    elapsed_s: float
+    def __init__(self, measuring: bool = ..., waiting: _Optional[int] = ..., target: _Optional[str] = ..., step: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ..., elapsed_s: _Optional[float] = ...) -> None: ...
 
 class MissingRequest(_message.Message):
     __slots__ = ("sha256",)
@@ -196,18 +218,22 @@ class BenchmarkRequest(_message.Message):
     def __init__(self, sha256: _Optional[_Iterable[str]] = ..., target: _Optional[_Union[TargetSpec, _Mapping]] = ..., protocol: _Optional[_Union[Protocol, _Mapping]] = ..., format: _Optional[str] = ...) -> None: ...
 
 class Conditions(_message.Message):
-    __slots__ = ("temperature_c", "frequency_mhz", "load_1m", "steal_share", "throttle_events")
+    __slots__ = ("temperature_c", "frequency_mhz", "load_1m", "steal_share", "throttle_events", "governor", "busy_share")
     TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_MHZ_FIELD_NUMBER: _ClassVar[int]
     LOAD_1M_FIELD_NUMBER: _ClassVar[int]
     STEAL_SHARE_FIELD_NUMBER: _ClassVar[int]
     THROTTLE_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    GOVERNOR_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SHARE_FIELD_NUMBER: _ClassVar[int]
     temperature_c: float
     frequency_mhz: float
     load_1m: float
     steal_share: float
     throttle_events: int
-    def __init__(self, temperature_c: _Optional[float] = ..., frequency_mhz: _Optional[float] = ..., load_1m: _Optional[float] = ..., steal_share: _Optional[float] = ..., throttle_events: _Optional[int] = ...) -> None: ...
+    governor: str
+    busy_share: float
+    def __init__(self, temperature_c: _Optional[float] = ..., frequency_mhz: _Optional[float] = ..., load_1m: _Optional[float] = ..., steal_share: _Optional[float] = ..., throttle_events: _Optional[int] = ..., governor: _Optional[str] = ..., busy_share: _Optional[float] = ...) -> None: ...
 
 class Statistics(_message.Message):
     __slots__ = ("median_ms", "p10_ms", "p90_ms", "mean_ms", "min_ms", "samples")

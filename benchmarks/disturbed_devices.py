@@ -1,0 +1,201 @@
+"""What the measuring protocol stands up to, on simulated devices of imagenet224.
+
+- Additivity: with `fusion` pairs of convolutions hide time, which the rows' contexts see; with
+  `fusion_growth` deep graphs hide more than shallow ones, which no row can see: the verdict must
+  say so, and `hurricane space` must refuse the table.
+- One graph at a time, 5 ms ± 20% a call, with and without device time: sums, and the order of the
+  operators at each layer shape against the noise-free model.
+- Disturbances: rows within 3% of the noise-free device, or flagged.
+
+    python benchmarks/disturbed_devices.py --json
+    python benchmarks/disturbed_devices.py --part disturbances --device myriadx-vpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hurricane.agents.backends._simulation_device import (
+    Device,
+    load_device,
+    price,
+    with_options,
+)
+from hurricane.agents.backends._simulation_graph import WorkGraph, read_graph
+from hurricane.agents.client import private_agent
+from hurricane.lookup_tables.calibration import save_calibration
+from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.table import Row, RowKey
+from hurricane.ops.pool import POOL
+from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
+from hurricane.profiler.networks import kendall_tau, random_networks, uniform_networks
+from hurricane.profiler.plan import Graph, PlannedRow, graph_bytes, parse_layers, plan_rows
+from hurricane.profiler.profile import profile
+from hurricane.profiler.verification import verify_table
+
+DEVICES = ("snapdragon845-cpu", "hexagon685-dsp", "myriadx-vpu")
+LAYERS = parse_layers("imagenet224")
+ROWS = plan_rows(LAYERS, POOL)
+FLAGS = {"disturbed", "unstable", "throttled"}
+NEAR = 0.03
+"""How far a row may be from the truth without a flag, a fraction."""
+
+ADDITIVITY = ("fusion=0.9", "fusion_growth=0.005")
+PRICED = ("call_ms=5", "call_jitter=0.2")
+DISTURBANCES = {
+    "undisturbed": (),
+    "throttling": ("throttle_after_s=20",),
+    "bimodal": ("bimodal_probability=0.3", "bimodal_factor=1.7"),
+    "outliers": ("outlier_probability=0.02", "outlier_factor=10"),
+}
+
+
+@functools.cache
+def _work(graph: Graph) -> WorkGraph:
+    return read_graph(graph_bytes(graph))
+
+
+def marginal_ms(row: PlannedRow, device: Device) -> float:
+    """The noise-free marginal latency of a row, as it is planned."""
+    longer, shorter = (
+        [price(_work(graph), device).total_ms for graph in graphs]
+        for graphs in (row.longer, row.shorter)
+    )
+    return float(np.mean(longer) - np.mean(shorter))
+
+
+def measure(
+    file: str, options: Sequence[str], path: Path, verify: bool
+) -> tuple[dict[PlannedRow, Row], dict[str, Any]]:
+    """Fills a table on a device, and checks it on whole networks where asked.
+
+    Args:
+        file: the device's name, or its TOML file.
+        options: of the target.
+        path: the table; its verdict is kept beside it.
+        verify: whether to check it.
+
+    Returns:
+        The rows, and device time, verdict and error figures.
+    """
+    request = parse_target(f"sim-{Path(file).stem}", options)
+    with private_agent(simulate=(file,)) as client:
+        bench = Bench.open(client, request)
+        done = profile([bench], ROWS, path, MeasuringSettings())
+        told: dict[str, Any] = {"device_s": sum(done.device_s.values()), "not_ok": done.not_ok}
+        if verify:
+            model = LatencyModel(done.table, LAYERS.backbone)
+            networks = random_networks(model, 20, 0) + uniform_networks(model)
+            found = verify_table(bench, model, networks, MeasuringSettings())
+            known = found.calibration(done.table)
+            save_calibration(path, known)
+            told |= {"verdict": known.verdict and known.verdict.words, "reason": known.reason}
+            told["groups"] = [asdict(group) for group in found.groups]
+            told["budget_ms"] = float(np.mean(model.bounds()))
+    keys = {row: RowKey(done.target, row.name, row.shape) for row in ROWS}
+    return {row: found for row, key in keys.items() if (found := done.table.get(key))}, told
+
+
+def additivity(device: str, option: str, folder: Path) -> dict[str, Any]:
+    """The verdict on a device whose graphs hide time, and what `hurricane space` says to it."""
+    path = folder / f"{option}.csv"
+    _, told = measure(device, [option], path, verify=True)
+    words = ["space", "--table", str(path), "--backbone", LAYERS.backbone.name]
+    words += ["--latency", f"{told['budget_ms']:.3f}"]
+    command = [sys.executable, "-c", "from hurricane.search.cli import main; main()", *words]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    complaint = (ended.stderr.strip().splitlines() or [""])[0].replace(f"{folder}/", "")
+    return {**told, "space_exit_status": ended.returncode, "space_says": complaint}
+
+
+def one_at_a_time(device: str, device_time: bool, folder: Path) -> dict[str, Any]:
+    """A device that keeps one graph and whose calls are dear: sums, and operators in order."""
+    text = (resources.files("hurricane.agents.devices") / f"{device}.toml").read_text("utf-8")
+    for key, value in (("resident", False), ("device_time", device_time)):
+        lines = [
+            f"{key} = {value}".lower() if li.startswith(key) else li for li in text.split("\n")
+        ]
+        text = "\n".join(lines)
+    file = folder / f"{device}.toml"
+    file.write_text(text)
+    path = folder / f"one-{device}-{device_time}.csv"
+    rows, told = measure(str(file), PRICED, path, verify=True)
+    quiet = _quiet(device, PRICED)
+    taus = []
+    for shape in dict.fromkeys(LAYERS.backbone.layers):
+        here = [row for row in ROWS if row.shape == shape and rows[row].ok]
+        truth = [price(_work(row.alone), quiet).device_ms for row in here]
+        taus.append(kendall_tau(np.array(truth), np.array([rows[r].latency_ms for r in here])))
+    return {"device_time": device_time, "lowest_tau": min(taus), **told}
+
+
+def disturbed(device: str, name: str, folder: Path) -> dict[str, Any]:
+    """How many rows are near the truth, or say that they may not be."""
+    rows, told = measure(device, DISTURBANCES[name], folder / f"{device}-{name}.csv", verify=False)
+    quiet = _quiet(device, ())
+    near = [
+        found.latency_ms is not None and abs(found.latency_ms / marginal_ms(row, quiet) - 1) <= NEAR
+        for row, found in rows.items()
+    ]
+    flagged = [not FLAGS.isdisjoint(found.flag_words) for found in rows.values()]
+    return {
+        "rows": len(rows),
+        "near": float(np.mean(near)),
+        "flagged": float(np.mean(flagged)),
+        "near_or_flagged": float(np.mean(np.logical_or(near, flagged))),
+        **told,
+    }
+
+
+def _quiet(device: str, options: Sequence[str]) -> Device:
+    """A shipped device with options and without noise."""
+    given = dict(option.split("=") for option in options)
+    return with_options(load_device(device), device, {**given, "noise": "0", "call_jitter": "0"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", action="append", choices=DEVICES, help="[all]")
+    parser.add_argument(
+        "--part", action="append", choices=("additivity", "one-at-a-time", "disturbances")
+    )
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    arguments = parser.parse_args()
+    parts = arguments.part or ("additivity", "one-at-a-time", "disturbances")
+    result: dict[str, Any] = {"layers": LAYERS.backbone.name, "origin": "simulated"}
+
+    def keep(part: str, device: str, name: str, found: dict[str, Any]) -> None:
+        result.setdefault(part, {}).setdefault(device, {})[name] = found
+        if not arguments.json:
+            print(f"{part}, {device}, {name}: {json.dumps(found)}", flush=True)
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for device in arguments.device or DEVICES:
+            if "additivity" in parts:
+                for option in ADDITIVITY:
+                    keep("additivity", device, option, additivity(device, option, folder))
+            if "one-at-a-time" in parts:
+                for timed in (True, False):
+                    name = "device time" if timed else "wall time"
+                    keep("one-at-a-time", device, name, one_at_a_time(device, timed, folder))
+            if "disturbances" in parts:
+                for name in DISTURBANCES:
+                    keep("disturbances", device, name, disturbed(device, name, folder))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

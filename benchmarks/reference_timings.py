@@ -1,0 +1,458 @@
+"""Are the agent's times those of other people's tools, and what does the agent add to them?
+
+Times the same graphs in turns with the agent (`warm_ms`, as a table gets it), with a plain loop
+over the runtime in a process of its own, and, for OpenVINO, with its benchmark_app: one thread on
+one core, tools in shuffled order for each few graphs. Then sends a batch that is loaded already,
+and compares what the client waits with the sum of the inference times in it.
+
+    python benchmarks/reference_timings.py --target cpu-openvino-fp32 --json
+
+The plain loop is compared by the location that tables use, benchmark_app by the median, which is
+what it prints; a plain loop beside benchmark_app tells what Python's call adds to the runtime's own
+counter. A tool's retest is how far one of its repetitions lies from the one before. Two
+tools agree on a graph if their ratio is within 5% of one, or within twice the larger retest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from hurricane.agents.backends.base import allowed_cores
+from hurricane.agents.client import private_agent
+from hurricane.agents.errors import AgentError
+from hurricane.agents.results import Protocol
+from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.ops.graph import prepare_templates
+from hurricane.ops.pool import select_operators
+from hurricane.profiler.estimate import location_ms
+from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
+from hurricane.profiler.plan import Graph, graph_bytes, parse_layers, plan_row
+
+OPERATORS = "SEP_3,SEP_7,MB_3_1,MB_5_3,MB_7_6,MB_3_6_SE,Choice_3,Choice_x_SE"
+LAYERS = "imagenet224:0,5,17"
+
+WARM_UP, CALLS = 10, 50
+"""Calls of the plain loop before and while timing; benchmark_app makes one and as many."""
+
+BLOCK = 6
+"""Graphs that one tool times before the next tool's turn."""
+
+TOLERANCE = 0.05
+
+AGENT, LOOP, BENCHMARK_APP = "agent", "loop", "benchmark_app"
+
+Statistic = Callable[[np.ndarray], float]
+"""From the times of calls in ms to the time of the graph."""
+
+COMPARED: tuple[tuple[str, str, Statistic], ...] = (
+    (AGENT, LOOP, location_ms),
+    (AGENT, BENCHMARK_APP, np.median),
+    (LOOP, BENCHMARK_APP, np.median),
+)
+
+Tool = Callable[[Sequence[Graph]], list[np.ndarray]]
+"""Times graphs in one turn; for each the times of its calls in ms, or just their median."""
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        result = run(arguments)
+    except (AgentError, HurricaneError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    if not arguments.json:
+        show(result)
+    print(json.dumps(result))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", default="cpu-onnxruntime-fp32", help=" or ".join(LOOPS))
+    parser.add_argument("--operators", default=OPERATORS, metavar="NAMES")
+    parser.add_argument("--layers", default=LAYERS)
+    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="at least 2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    """Both checks on one private agent.
+
+    Raises:
+        BadRequest: an argument that cannot be met.
+        HurricaneError: benchmark_app is missing or fails.
+    """
+    request = parse_target(arguments.target)
+    if request.name not in LOOPS or request.threads != 1:
+        raise BadRequest(f"--target {arguments.target}: take one of {', '.join(LOOPS)}")
+    if arguments.repetitions < 2:
+        raise BadRequest(f"--repetitions {arguments.repetitions}: there is no retest below 2")
+    layers = parse_layers(arguments.layers)
+    operators = select_operators(arguments.operators)
+
+    def graphs_at(shapes) -> list[Graph]:
+        return [plan_row(o.name, s).alone for o in operators for s in shapes if o.applies_to(s)]
+
+    graphs = graphs_at(layers.shapes)
+    batch = graphs_at(dict.fromkeys(layers.backbone.layers))
+    if not graphs:
+        raise BadRequest("none of these operators applies to any of these layers")
+    prepare_templates([piece for graph in batch for piece in graph])
+    core = allowed_cores()[-1]  # the one that the agent takes
+    with tempfile.TemporaryDirectory() as folder, private_agent() as client:
+        bench = Bench.open(client, request)
+        paths = {graph: Path(folder) / f"{i}.onnx" for i, graph in enumerate(graphs)}
+        for graph, path in paths.items():
+            path.write_bytes(graph_bytes(graph))
+        tools: dict[str, Tool] = {
+            AGENT: partial(time_by_agent, bench),
+            LOOP: partial(time_by_loop, request.name, core, paths),
+        }
+        if request.name == "cpu-openvino-fp32":
+            tools[BENCHMARK_APP] = partial(time_by_benchmark_app, find_benchmark_app(), core, paths)
+        overhead = time_batch(bench, batch)
+        times = time_in_turns(tools, graphs, arguments.repetitions, arguments.seed)
+    compared = {
+        f"{one}/{other}": [
+            Agreement.of(*pair, statistic) for pair in zip(times[one], times[other], strict=True)
+        ]
+        for one, other, statistic in COMPARED
+        if other in tools
+    }
+    return {
+        "target": str(bench.target),
+        "core": core,
+        "repetitions": arguments.repetitions,
+        "overall": {name: summarise(found) for name, found in compared.items()},
+        "batch": overhead,
+        "graphs": [
+            {"operator": graph[0].name, "shape": str(graph[0].shape)}
+            | {name: found[index].facts() for name, found in compared.items()}
+            for index, graph in enumerate(graphs)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One tool's time of a graph beside another's; retests are fractions."""
+
+    one_ms: float
+    other_ms: float
+    one_retest: float
+    other_retest: float
+
+    @classmethod
+    def of(
+        cls, one: Sequence[np.ndarray], other: Sequence[np.ndarray], statistic: Statistic
+    ) -> Agreement:
+        """Pools the turns of each.
+
+        Args:
+            one, other: times of calls in ms, an array for each turn.
+            statistic: from times in ms to the time of the graph.
+        """
+        return cls(
+            float(statistic(np.concatenate(one))),
+            float(statistic(np.concatenate(other))),
+            retest([float(statistic(turn)) for turn in one]),
+            retest([float(statistic(turn)) for turn in other]),
+        )
+
+    @property
+    def ratio(self) -> float:
+        """One tool's time over the other's."""
+        return self.one_ms / self.other_ms
+
+    @property
+    def limit(self) -> float:
+        """How far the ratio may be from one."""
+        return max(TOLERANCE, 2 * self.one_retest, 2 * self.other_retest)
+
+    @property
+    def within(self) -> bool:
+        """Whether the two agree."""
+        return abs(self.ratio - 1) <= self.limit
+
+    def facts(self) -> dict[str, float | bool]:
+        """For the JSON object."""
+        return asdict(self) | {"ratio": self.ratio, "limit": self.limit, "within": self.within}
+
+
+def retest(turns_ms: Sequence[float]) -> float:
+    """The median change from one turn to the next, a fraction; at least two turns."""
+    times = np.asarray(turns_ms)
+    return float(np.median(np.abs(times[1:] / times[:-1] - 1)))
+
+
+def summarise(found: Sequence[Agreement]) -> dict[str, float]:
+    """What holds over all graphs."""
+    ratios = np.array([a.ratio for a in found])
+    off = np.abs(ratios - 1)
+    return {
+        "ratio": float(np.median(ratios)),
+        "ratio_lowest": float(ratios.min()),
+        "ratio_highest": float(ratios.max()),
+        "rms_deviation": math.sqrt(float(np.mean(off**2))),
+        "share_within_5_percent": float(np.mean(off <= TOLERANCE)),
+        "share_within_limit": float(np.mean([a.within for a in found])),
+        "one_retest": float(np.median([a.one_retest for a in found])),
+        "other_retest": float(np.median([a.other_retest for a in found])),
+    }
+
+
+def time_in_turns(
+    tools: dict[str, Tool], graphs: Sequence[Graph], repetitions: int, seed: int
+) -> dict[str, list[list[np.ndarray]]]:
+    """Times all graphs with all tools in shuffled order.
+
+    Returns:
+        For each tool and graph, in the order given, the times in ms of each repetition.
+    """
+    shuffle = random.Random(seed).shuffle
+    times: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in graphs] for name in tools}
+    for _ in range(repetitions):
+        order = list(range(len(graphs)))
+        shuffle(order)
+        for start in range(0, len(order), BLOCK):
+            block = order[start : start + BLOCK]
+            turns = list(tools)
+            shuffle(turns)
+            for name in turns:
+                found = tools[name]([graphs[i] for i in block])
+                for index, samples_ms in zip(block, found, strict=True):
+                    times[name][index].append(samples_ms)
+    return times
+
+
+def time_by_agent(bench: Bench, graphs: Sequence[Graph]) -> list[np.ndarray]:
+    """The calls that a table takes ``warm_ms`` from."""
+    settings = MeasuringSettings()
+    digests = [bench.digest_of(graph) for graph in graphs]
+    protocol = Protocol(
+        rounds=settings.warm_rounds,
+        calls_per_visit=settings.warm_calls,
+        warmup_calls=settings.warmup_calls,
+        artifact_timeout_s=settings.timeout_s,
+    )
+    results = bench.time(digests, protocol)
+    return [wall_ms_of(results[d])[:, settings.warm_skipped :].reshape(-1) for d in digests]
+
+
+def time_by_loop(
+    target: str, core: int, paths: dict[Graph, Path], graphs: Sequence[Graph]
+) -> list[np.ndarray]:
+    """Loops over each graph in one new process that is pinned before it loads the runtime."""
+    files = [str(paths[graph]) for graph in graphs]
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, os.sched_setaffinity, (0, {core})) as process:
+        return process.submit(loop_over, target, files).result()
+
+
+def time_by_benchmark_app(
+    program: str, core: int, paths: dict[Graph, Path], graphs: Sequence[Graph]
+) -> list[np.ndarray]:
+    """OpenVINO's own tool, a process for each graph, allowed on one core only.
+
+    Raises:
+        HurricaneError: it fails, or prints no latency.
+    """
+    options = "-d CPU -api sync -hint none -nstreams 1 -nthreads 1 -pin YES -infer_precision f32"
+    found = []
+    for graph in graphs:
+        command = [program, "-m", str(paths[graph]), *options.split(), "-niter", str(CALLS)]
+        with pinned(core):
+            done = subprocess.run(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            )
+        if done.returncode:
+            last = (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+            raise HurricaneError(f"benchmark_app ended with status {done.returncode}: {last}")
+        found.append(np.array([parse_median_ms(done.stdout)]))
+    return found
+
+
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Processes started meanwhile stay on one core; gRPC survives no fork with code after it."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def parse_median_ms(output: str) -> float:
+    """The median that benchmark_app prints; its JSON report has only hundredths of a ms.
+
+    Raises:
+        HurricaneError: there is none.
+    """
+    match = re.search(r"\bMedian: +([0-9.]+) (us|ms)$", output, re.MULTILINE)
+    if match is None:
+        raise HurricaneError("benchmark_app printed no line 'Median: … ms'; is it of 2024.0 on?")
+    return float(match[1]) / (1e3 if match[2] == "us" else 1.0)
+
+
+def find_benchmark_app() -> str:
+    """The program beside this Python, or on the path.
+
+    Raises:
+        HurricaneError: there is none.
+    """
+    beside = Path(sys.executable).with_name("benchmark_app")
+    found = str(beside) if beside.is_file() else shutil.which("benchmark_app")
+    if found is None:
+        raise HurricaneError("benchmark_app is missing; it comes with: pip install openvino")
+    return found
+
+
+def loop_over(target: str, files: Sequence[str]) -> list[np.ndarray]:
+    """`CALLS` times in ms of each file: the runtime's own API, and nothing of Hurricane's."""
+    found = []
+    for file in files:
+        call = LOOPS[target](file)
+        for _ in range(WARM_UP):
+            call()
+        samples_ms = []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            call()
+            samples_ms.append(1e3 * (time.perf_counter() - start))
+        found.append(np.array(samples_ms))
+    return found
+
+
+def _onnxruntime_call(file: str) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (node,) = session.get_inputs()
+    binding = session.io_binding()
+    binding.bind_cpu_input(node.name, _image(node.shape))
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _openvino_call(file: str) -> Callable[[], object]:
+    # Its telemetry would start a process on the core that is timed.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(file, "CPU", options)
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(_image(compiled.input(0).shape)))
+    # Not copied into numpy: benchmark_app does not count that either.
+    return partial(request.infer, share_outputs=True)
+
+
+def _image(shape: Iterable[int]) -> np.ndarray:
+    return np.random.default_rng(1).random(tuple(shape), np.float32)
+
+
+LOOPS = {"cpu-onnxruntime-fp32": _onnxruntime_call, "cpu-openvino-fp32": _openvino_call}
+"""Targets, and how a plain loop calls a file on them."""
+
+
+def time_batch(bench: Bench, graphs: Sequence[Graph], repetitions: int = 3) -> dict[str, float]:
+    """What a client waits for a batch, over the sum of the inference times in it.
+
+    The first request starts the worker and loads; the others find the batch loaded.
+    """
+    settings = MeasuringSettings()
+    digests = [bench.digest_of(graph) for graph in graphs]
+    protocol = Protocol(
+        rounds=settings.rounds,
+        calls_per_visit=1,
+        warmup_calls=settings.warmup_calls,
+        artifact_timeout_s=settings.timeout_s,
+        keep_loaded=True,
+    )
+    waited_ms, inference_ms = [], []
+    for _ in range(1 + repetitions):
+        start = time.perf_counter()
+        results = bench.time(digests, protocol)
+        waited_ms.append(1e3 * (time.perf_counter() - start))
+        inference_ms.append(sum(float(wall_ms_of(r).sum()) for r in results.values()))
+    ratios = np.array(waited_ms) / inference_ms
+    return {
+        "graphs": len(set(digests)),
+        "calls": len(set(digests)) * settings.rounds,
+        "inference_ms": float(np.median(inference_ms[1:])),
+        "waited_ms": float(np.median(waited_ms[1:])),
+        "waited_ratio": float(np.median(ratios[1:])),
+        "waited_ratio_highest": float(ratios[1:].max()),
+        "waited_with_loading_ms": waited_ms[0],
+        "waited_with_loading_ratio": float(ratios[0]),
+    }
+
+
+def wall_ms_of(result) -> np.ndarray:
+    """[rounds, calls] ms; the error of a result that has none is raised."""
+    if result.error is not None:
+        raise result.error
+    return np.asarray(result.wall_ms)
+
+
+def show(result: dict) -> None:
+    print(result["target"])
+    for pair, found in result["overall"].items():
+        one, other = pair.split("/")
+        print(f"\n{'':30}{one:>20}{other:>21}   ratio")
+        for row in result["graphs"]:
+            f = row[pair]
+            print(
+                f"{row['operator']:12}{row['shape']:18}"
+                f"{f['one_ms']:11.4f} ms {f['one_retest']:5.1%}"
+                f"{f['other_ms']:12.4f} ms {f['other_retest']:5.1%}"
+                f"{f['ratio']:8.3f}{'' if f['within'] else '  off'}"
+            )
+        print(
+            f"{pair}: {found['ratio']:.3f} "
+            f"({found['ratio_lowest']:.3f} to {found['ratio_highest']:.3f}); "
+            f"within 5%: {found['share_within_5_percent']:.0%}, "
+            f"within its limit: {found['share_within_limit']:.0%}; "
+            f"retest {found['one_retest']:.1%} and {found['other_retest']:.1%}"
+        )
+    batch = result["batch"]
+    print(
+        f"\na loaded batch of {batch['graphs']} graphs: {batch['waited_ms']:.0f} ms waited for "
+        f"{batch['inference_ms']:.0f} ms of inference, ratio {batch['waited_ratio']:.3f}; "
+        f"with loading {batch['waited_with_loading_ratio']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How fast a device was when its table was made: what a few graphs took then.
+
+Kept beside the table as ``table.csv.anchors.json``. Devices get faster and slower by a few percent
+within minutes; whoever measures there later times the same graphs and knows by how much.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..ops.errors import BadRequest
+from .files import write_atomically
+from .table import TableError, Target
+
+SUFFIX = ".anchors.json"
+FORMAT = 1
+
+
+def anchors_path(table_path: str | Path) -> Path:
+    """Where the anchors of a table lie."""
+    path = Path(table_path)
+    return path.with_name(path.name + SUFFIX)
+
+
+def load_anchors(table_path: str | Path, target: Target) -> dict[str, float]:
+    """What a target's anchors took when the table was made, by digest of the graph, in ms.
+
+    Returns:
+        Empty where nothing is known.
+
+    Raises:
+        BadRequest: the file breaks the format.
+    """
+    return next((ms for known, ms in _load(anchors_path(table_path)) if known == target), {})
+
+
+def save_anchors(table_path: str | Path, target: Target, anchors_ms: Mapping[str, float]) -> Path:
+    """Keeps a target's anchors beside a table, in place of those that were there.
+
+    Returns:
+        The file's path.
+    """
+    path = anchors_path(table_path)
+    entries = {known: ms for known, ms in _load(path) if known != target}
+    entries[target] = dict(anchors_ms)
+    content = {
+        "format": FORMAT,
+        "anchors": [
+            {"target": asdict(known), "anchors_ms": dict(sorted(entries[known].items()))}
+            for known in sorted(entries)
+        ],
+    }
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    return path
+
+
+def _load(path: Path) -> list[tuple[Target, dict[str, float]]]:
+    try:
+        data: Any = json.loads(path.read_text("utf-8"))
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"format is not {FORMAT}")
+        found = [
+            (Target(**entry["target"]), {str(k): float(v) for k, v in entry["anchors_ms"].items()})
+            for entry in data["anchors"]
+        ]
+        if any(not (math.isfinite(ms) and ms > 0) for _, known in found for ms in known.values()):
+            raise ValueError("an anchor's latency is not positive")
+        return found
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, TableError) as error:
+        raise BadRequest(
+            f"{path} is not a file of anchors ({error}); delete it, nothing but the comparison "
+            "with earlier times is lost"
+        ) from error

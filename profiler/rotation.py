@@ -1,0 +1,360 @@
+"""Rows in rotation on one agent: they get on, are timed lap by lap, and leave when known.
+
+A lap is one request: a few passes, in shuffled order, over the graphs of all rows that are on and
+over the shorter graphs that rows share (the *anchors*). After each lap every row's interval is
+looked at: a row that is known well enough leaves, and the next one takes its seat. So effort goes
+where intervals are wide, and there are always many graphs between two calls of the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..agents.errors import AgentError, ErrorKind
+from ..agents.results import ArtifactResult
+from ..ops.backbone import is_stem
+from .estimate import Estimate, estimate_row, location_ms
+from .measuring import Bench, MeasuringSettings, clock_ms
+from .plan import Context, Graph, PlannedRow, weight_bytes
+
+DRIFT = 0.10
+"""A lap whose anchors are slower than in the agent's best laps by more is disturbed: less than
+that is the clock of the processor, which slows every graph alike and is divided out."""
+
+PATIENCE = 12
+"""Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""
+
+COMPANY_BYTES = 48 * 2**20
+"""Rows that are known stay on as company while those in work hold fewer bytes of weights, so that
+weights stay as cold as in a network; more than the last caches hold."""
+
+DISTURBED = "disturbed"
+"""Flag of rows that were taken in a very slow time; it is divided out like any other."""
+
+UNSTABLE = "unstable"
+"""Flag of rows whose interval is more than twice as wide as asked for after all the rounds."""
+
+THROTTLED = "throttled"
+"""Flag of rows that were taken after the device had lowered its clock; `DISTURBED` besides where
+there are laps from before to tell by how much."""
+
+ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
+"""Errors that say nothing of a graph: the row stays open."""
+
+_FOREIGN = ("busy", "steal")
+"""Flags of a request that other work on the machine disturbed."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What one request gave.
+
+    Attributes:
+        results: by graph; of an anchor one for each copy.
+        rounds: passes made.
+        foreign: other work took the processor meanwhile.
+        throttle_events: of the device, counted up to its end.
+    """
+
+    results: Mapping[Graph, Sequence[ArtifactResult]]
+    rounds: int
+    foreign: bool
+    throttle_events: int = 0
+
+    def error(self, graph: Graph) -> AgentError | None:
+        """Why a graph could not be timed."""
+        return next((r.error for r in self.results[graph] if r.error is not None), None)
+
+    def times(self, graph: Graph) -> list[np.ndarray]:
+        """The calls of a graph, for each of its copies [n] ms."""
+        return [clock_ms(result).reshape(-1) for result in self.results[graph]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a row.
+
+    Attributes:
+        row: the plan's.
+        estimate: None where `error` is set.
+        error: why there is no estimate.
+        laps: numbers of the laps that it rests on.
+        results: of its longer graph, from the last lap.
+        call_ms: of the stem, what an empty call takes.
+        attempts: times that it was measured.
+    """
+
+    row: PlannedRow
+    estimate: Estimate | None = None
+    error: AgentError | None = None
+    laps: tuple[int, ...] = ()
+    rounds: int = 0
+    results: tuple[ArtifactResult, ...] = ()
+    call_ms: float | None = None
+    attempts: int = 1
+
+
+class Rotation:
+    """The rows in work on one agent.
+
+    Args:
+        bench: target and agent.
+        settings: how to time, and when a row is known well enough.
+        anchors: the shorter graphs of the whole plan.
+        copies: loadings of each anchor, where the target keeps many graphs.
+        reference_ms: what the anchors take on a device as fast as the table is to tell, by
+            graph; empty: what they take here in the median lap.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        settings: MeasuringSettings,
+        anchors: Sequence[Graph],
+        copies: int,
+        reference_ms: Mapping[Graph, float],
+    ) -> None:
+        self.bench = bench
+        self._settings = settings
+        self._anchors = tuple(anchors)
+        self._copies = copies if bench.resident else 1
+        self._reference_ms = dict(reference_ms)
+        self._on: dict[PlannedRow, int] = {}
+        self._attempts: dict[PlannedRow, int] = {}
+        self._company: list[PlannedRow] = []
+        self._laps: list[Lap] = []
+        self._anchors_ms: list[list[Any]] = []
+        # Devices count from their boot on; simulated ones boot with the run, and are cold.
+        self._events_at_rest = 0 if bench.target.origin == "simulated" else None
+
+    @property
+    def rows(self) -> tuple[PlannedRow, ...]:
+        """The rows that are on."""
+        return tuple(self._on)
+
+    def takes(self, row: PlannedRow) -> bool:
+        """Whether there is a seat for a row, and memory for its graphs."""
+        if not self._on:
+            return True
+        held = sum(_bytes(known) for known in self._on) + _bytes(row)
+        return len(self._on) < self._settings.seats and held <= self.bench.max_bytes // 2
+
+    def board(self, row: PlannedRow) -> None:
+        """A row gets on."""
+        self._on[row] = len(self._laps)
+        self._attempts[row] = self._attempts.get(row, 0) + 1
+        self._company = [known for known in self._company if known != row]
+
+    def lap(self, on_progress: Callable[[str, float], None] | None = None) -> list[Found]:
+        """Times every row that is on, and returns those that get off.
+
+        Raises:
+            AgentError: the request as a whole failed.
+        """
+        settings, bench = self._settings, self.bench
+        protocol = settings.lap(bench.resident, seed=settings.seed + len(self._laps))
+        digests = _copies_of(bench, self._anchors, self._copies)
+        for row in (*self._on, *self._companions()):
+            for graph in row.longer:
+                digests[graph] = [bench.digest_of(graph)]
+        timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
+        results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
+        for group in results.values():
+            for result in group:
+                if result.error is not None and result.error.kind in ABANDONS:
+                    raise result.error
+        foreign = any(f in _FOREIGN for group in results.values() for f in group[0].flags)
+        answers = [r for group in results.values() for r in group if r.error is None]
+        if self._events_at_rest is None and answers:
+            self._events_at_rest = answers[0].before.throttle_events
+        events = max((r.after.throttle_events for r in answers), default=0)
+        self._laps.append(lap := Lap(results, protocol.rounds, foreign, events))
+        self._anchors_ms.append(
+            [np.nan if lap.error(g) else _level_ms(lap.times(g)) for g in self._anchors]
+        )
+        levels = self.levels()
+        found = [f for row in self._on if (f := self._judge(row, levels)) is not None]
+        for one in found:
+            del self._on[one.row]
+            if one.error is None:
+                self._company.append(one.row)
+        return found
+
+    def levels(self) -> np.ndarray:
+        """How slow the device was in each lap, as a multiple of the reference, [laps].
+
+        The median over the anchors, which tells a slow device from a slow graph.
+        """
+        times = np.array(self._anchors_ms, float)
+        usable = np.isfinite(times).all(axis=0)
+        if not usable.any():
+            return np.ones(len(self._laps))
+        typical = np.median(times, axis=0)
+        known = np.array([self._reference_ms.get(g, np.nan) for g in self._anchors])
+        if np.isfinite(known[usable]).any():
+            usable &= np.isfinite(known)
+            typical = known
+        return np.median(times[:, usable] / typical[usable], axis=1)
+
+    def reference_ms(self) -> dict[Graph, float]:
+        """What the anchors take on a device as fast as the rows tell, by graph."""
+        levels = self.levels()
+        found = {}
+        for graph in self._anchors:
+            if any(lap.error(graph) for lap in self._laps):
+                continue
+            laps = [
+                [times / level for times in lap.times(graph)]
+                for lap, level in zip(self._laps, levels, strict=True)
+            ]
+            found[graph] = _level_ms([np.concatenate(copy) for copy in zip(*laps, strict=True)])
+        return found
+
+    def review(self, found: Found) -> tuple[Found, bool]:
+        """Looks again at a row, now that more laps are known.
+
+        Returns:
+            The row by the levels as they are known now, and whether it was taken in a slow
+            time: it is then flagged.
+        """
+        if found.estimate is None:
+            return found, False
+        levels = self.levels()
+        good = [n for n in found.laps if self._is_good(n, levels)]
+        slow = sum(self._laps[n].rounds for n in good) * 2 < found.rounds
+        flags = dict.fromkeys(f for f in found.estimate.flags if f in (DISTURBED, UNSTABLE))
+        flags |= {DISTURBED: None} if slow else {}
+        again = self._found(found.row, found.laps, levels, tuple(flags))
+        return replace(again, attempts=found.attempts), slow
+
+    def _is_good(self, number: int, levels: np.ndarray) -> bool:
+        # The best lap may be luck, the second best is not.
+        best = np.sort(levels)[min(1, len(levels) - 1)]
+        return bool(levels[number] <= best * (1 + DRIFT)) and not self._laps[number].foreign
+
+    def _is_throttled(self, number: int, levels: np.ndarray) -> bool:
+        """Whether a lap came after a throttling that still shows, or may for all that is known."""
+        rest = self._events_at_rest or 0
+        if self._laps[number].throttle_events <= rest:
+            return False
+        cool = [
+            level
+            for lap, level in zip(self._laps, levels, strict=True)
+            if lap.throttle_events <= rest
+        ]
+        return not cool or bool(levels[number] > np.median(cool) * (1 + DRIFT))
+
+    def _companions(self) -> list[PlannedRow]:
+        """Rows that are known and stay on to keep the others' weights cold."""
+        if not self.bench.resident:
+            return []
+        held = sum(_bytes(row) for row in self._on)
+        chosen: list[PlannedRow] = []
+        for row in reversed(self._company):
+            if held >= COMPANY_BYTES or held + _bytes(row) > self.bench.max_bytes // 2:
+                break
+            chosen.append(row)
+            held += _bytes(row)
+        return chosen
+
+    def _judge(self, row: PlannedRow, levels: np.ndarray) -> Found | None:
+        """What is known of a row, or None where it should stay on."""
+        settings = self._settings
+        numbers = tuple(range(self._on[row], len(self._laps)))
+        last = self._laps[-1]
+        # Where the device refuses the neighbour itself, that says nothing of the row.
+        error = next((e for c in _usable(row, last) if (e := last.error(c.longer))), None)
+        if not _usable(row, last):
+            error = last.error(row.shorter[0])
+        if error is not None:
+            return Found(row, error=error, attempts=self._attempts[row])
+        good = tuple(n for n in numbers if self._is_good(n, levels))
+        rounds = sum(self._laps[n].rounds for n in good)
+        lost = sum(self._laps[n].rounds for n in numbers) - rounds
+        least, most = settings.rounds_of_a_row(self.bench.resident)
+        over = self.bench.spent_ms > 1e3 * settings.time_budget_s
+        if rounds >= least:
+            found = self._found(row, good, levels)
+            assert found.estimate is not None
+            if found.estimate.settled(settings.interval, settings.floor_ms):
+                return found
+            if rounds >= most or over:
+                wide = not found.estimate.settled(2 * settings.interval, 2 * settings.floor_ms)
+                return self._found(row, good, levels, (UNSTABLE,)) if wide else found
+        if lost >= PATIENCE + rounds or (over and rounds + lost >= least):
+            return self._found(row, numbers, levels, (DISTURBED,))
+        return None
+
+    def _found(
+        self,
+        row: PlannedRow,
+        numbers: Sequence[int],
+        levels: np.ndarray,
+        flags: tuple[str, ...] = (),
+    ) -> Found:
+        """The estimate from some laps, as on a device that is as fast as the reference."""
+        contexts = _usable(row, self._laps[numbers[-1]])
+        samples = {}
+        for graph in {g for c in contexts for g in (c.longer, c.shorter)}:
+            laps = [[times / levels[n] for times in self._laps[n].times(graph)] for n in numbers]
+            samples[graph] = [np.concatenate(copy) for copy in zip(*laps, strict=True)]
+        estimate = estimate_row(replace(row, contexts=contexts), samples)
+        if any(self._is_throttled(n, levels) for n in numbers):
+            flags = (*flags, THROTTLED)
+        called = [self._laps[n].results[row.shorter[0]][0].wall_ms / levels[n] for n in numbers]
+        return Found(
+            row,
+            replace(estimate, flags=(*estimate.flags, *flags)),
+            laps=tuple(numbers),
+            rounds=sum(self._laps[n].rounds for n in numbers),
+            results=tuple(self._laps[numbers[-1]].results[c.longer][0] for c in contexts),
+            call_ms=float(location_ms(np.concatenate(called))) if is_stem(row.name) else None,
+            attempts=self._attempts[row],
+        )
+
+
+def time_anchors(
+    bench: Bench, anchors: Sequence[Graph], settings: MeasuringSettings, copies: int
+) -> dict[Graph, float]:
+    """What a board's anchors take, by graph in ms, to be compared with another board's.
+
+    Raises:
+        AgentError: the request as a whole failed.
+    """
+    digests = _copies_of(bench, anchors, copies if bench.resident else 1)
+    protocol = settings.lap(bench.resident, seed=settings.seed)
+    results = bench.time(
+        [digest for group in digests.values() for digest in group],
+        replace(protocol, rounds=2 * protocol.rounds),
+    )
+    levels = {}
+    for graph, group in digests.items():
+        timed = [results[digest] for digest in group]
+        if all(result.error is None for result in timed):
+            levels[graph] = _level_ms([clock_ms(result) for result in timed])
+    return levels
+
+
+def _copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph, list[str]]:
+    """Digests of copies of graphs; copies without weights are one and the same."""
+    return {
+        graph: list(dict.fromkeys(bench.digest_of(graph, copy) for copy in range(copies)))
+        for graph in graphs
+    }
+
+
+def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:
+    """The contexts of a row whose neighbour the device runs."""
+    return tuple(c for c in row.contexts if lap.error(c.shorter) is None)
+
+
+def _level_ms(copies: Sequence[np.ndarray]) -> float:
+    return float(np.mean([location_ms(copy) for copy in copies]))
+
+
+def _bytes(row: PlannedRow) -> int:
+    return sum(weight_bytes(graph) for graph in row.longer)

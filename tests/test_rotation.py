@@ -1,0 +1,713 @@
+"""Rows in rotation: who leaves when, what is not used, what is divided out, who is left out.
+
+On a stand-in for a bench, whose times are what a test says, and on simulated devices.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from hurricane.agents.client import AgentClient, private_agent
+from hurricane.agents.errors import AgentError, Busy, DeviceLost, UnsupportedOperator
+from hurricane.agents.results import ArtifactResult, Protocol
+from hurricane.lookup_tables.anchors import anchors_path, load_anchors
+from hurricane.lookup_tables.table import LookupTable, Target
+from hurricane.ops.errors import HurricaneError
+from hurricane.ops.pool import select_operators
+from hurricane.profiler import kinds as kinds_module
+from hurricane.profiler import profile as module
+from hurricane.profiler import rotation as rotation_module
+from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.estimate import Estimate
+from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
+from hurricane.profiler.plan import (
+    Graph,
+    PlannedRow,
+    anchor_graphs,
+    parse_layers,
+    plan_rows,
+    weight_bytes,
+)
+from hurricane.profiler.profile import ProfileResult, missing_rows, profile
+from hurricane.profiler.rotation import DISTURBED, UNSTABLE, Found, Rotation
+
+DSP = "sim-hexagon685-dsp"
+DEVICES = Path(module.__file__).parents[1] / "agents" / "devices"
+COST_MS = {"SEP_3": 1.0, "SEP_5": 2.0, "MB_3_3": 3.0, "Choice_3": 0.5}
+POOL_MS, CALL_MS = 0.25, 0.5
+CANNOT = UnsupportedOperator("no kernel for it")
+SHORT = MeasuringSettings(min_rounds=3, max_rounds=3, warm_rounds=1)
+FEWEST, LAP = 9, 3  # rounds of a row and of a lap, by default
+
+
+def planned(operators: str = "SEP_3,SEP_5,MB_3_3", layers: str = "digits32:1"):
+    return plan_rows(parse_layers(layers), select_operators(operators))
+
+
+def true_ms(graph: Graph) -> float:
+    """What the stand-in takes for a graph, without the price of a call."""
+    return sum(COST_MS.get(piece.name, POOL_MS) for piece in graph)
+
+
+@dataclass(eq=False)
+class StandIn:
+    """Takes the place of a `Bench`: no agent, and the times that a test wants.
+
+    Requests are counted from 0; one for a single graph, which asks how the device is at rest, is
+    answered and does not count.
+
+    Attributes:
+        level: how slow the device is in the nth request.
+        flags: of the nth request.
+        noise: sigma of the graphs that hold a piece of that name, as a share.
+        refused: names of pieces that it does not run, and what it says then.
+        before: called with the number of a request; may raise.
+        requests: graphs and protocol of each.
+    """
+
+    address: str = "stand-in:1"
+    resident: bool = True
+    max_bytes: int = 10**9
+    device_time: bool = False
+    request_ms: float = 1.0
+    level: Callable[[int], float] = lambda number: 1.0
+    flags: Callable[[int], tuple[str, ...]] = lambda number: ()
+    noise: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, AgentError] = field(default_factory=dict)
+    before: Callable[[int], None] = lambda number: None
+    requests: list[tuple[list[Graph], Protocol]] = field(default_factory=list)
+    agent_version: str = "0"
+    spent_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.client: Any = SimpleNamespace(address=self.address)
+        self.request = parse_target("cpu-standin-fp32")
+        self.target = Target("stand-in", "cpu", "standin", "1", origin="simulated")
+        self._digests: dict[tuple[Graph, int], str] = {}
+
+    def digest_of(self, graph: Graph, copy: int = 0) -> str:
+        return self._digests.setdefault((graph, copy), f"{len(self._digests):064x}")
+
+    def time(self, digests: Sequence[str], protocol: Protocol, on_progress: Any = None):
+        number = len(self.requests)
+        graphs = {digest: graph for (graph, _), digest in self._digests.items()}
+        if len(digests) > 1:
+            self.requests.append(([graphs[digest] for digest in digests], protocol))
+            self.before(number)
+            self.spent_ms += self.request_ms
+        return {
+            digest: self._result(digest, graphs[digest], number, protocol) for digest in digests
+        }
+
+    def _result(self, digest: str, graph: Graph, number: int, protocol: Protocol) -> ArtifactResult:
+        for piece in graph:
+            if piece.name in self.refused:
+                return ArtifactResult(digest, self.refused[piece.name])
+        random = np.random.default_rng([number, int(digest, 16)])
+        size = (protocol.rounds, protocol.calls_per_visit)
+        sigma = max(self.noise.get(piece.name, 0.0) for piece in graph)
+        device_ms = true_ms(graph) * self.level(number) * np.exp(sigma * random.normal(size=size))
+        jitter = random.exponential(CALL_MS, size) if self.device_time else CALL_MS
+        return ArtifactResult(
+            digest,
+            wall_ms=device_ms + jitter * self.level(number),
+            device_ms=device_ms if self.device_time else None,
+            flags=self.flags(number),
+            compute_unit="STAND-IN",
+        )
+
+
+def rotation_on(
+    bench: Any,
+    rows: Sequence[PlannedRow],
+    settings: MeasuringSettings | None = None,
+    reference_ms: dict[Graph, float] | None = None,
+    copies: int = 2,
+) -> Rotation:
+    """A rotation with these rows on."""
+    rotation = Rotation(
+        bench, settings or MeasuringSettings(), anchor_graphs(rows), copies, reference_ms or {}
+    )
+    for row in rows:
+        rotation.board(row)
+    return rotation
+
+
+def ride(rotation: Rotation, laps: int = 100) -> dict[str, Found]:
+    """Laps until no row is on; what was found, by the row's name."""
+    found: dict[str, Found] = {}
+    while rotation.rows and laps:
+        found |= {one.row.name: one for one in rotation.lap()}
+        laps -= 1
+    assert not rotation.rows, "some rows never leave"
+    return found
+
+
+def estimate_of(found: Found) -> Estimate:
+    assert found.estimate is not None
+    return found.estimate
+
+
+def in_laps(*numbers: int, value: Any, other: Any) -> Callable[[int], Any]:
+    return lambda number: value if number in numbers else other
+
+
+def test_rows_leave_when_their_interval_is_narrow_and_others_go_on():
+    bench = StandIn(noise={"SEP_5": 0.06})
+    settings = MeasuringSettings(max_rounds=200)
+    found = ride(rotation_on(bench, planned(), settings))
+    assert found["SEP_3"].rounds == found["MB_3_3"].rounds == FEWEST
+    assert FEWEST < found["SEP_5"].rounds < 200
+    assert len(bench.requests) * LAP == found["SEP_5"].rounds
+    for one in found.values():
+        assert estimate_of(one).flags == ()
+        assert estimate_of(one).settled(settings.interval, settings.floor_ms)
+    for name in ("SEP_3", "MB_3_3"):
+        assert estimate_of(found[name]).latency_ms == pytest.approx(COST_MS[name])
+
+
+def test_a_narrow_interval_is_a_share_of_the_latency_or_a_floor():
+    estimate = Estimate(1.0, 0.98, 1.02, 9)
+    assert estimate.settled(0.021, 0.0)
+    assert not estimate.settled(0.019, 0.019)
+    assert estimate.settled(0.0, 0.021)
+
+
+def test_a_row_that_stays_wide_leaves_after_all_the_rounds_and_is_unstable():
+    bench = StandIn(noise={"SEP_5": 1.0})
+    found = ride(rotation_on(bench, planned(), MeasuringSettings(max_rounds=12)))
+    assert found["SEP_5"].rounds == 12
+    assert estimate_of(found["SEP_5"]).flags == (UNSTABLE,)
+    assert estimate_of(found["SEP_3"]).flags == ()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"flags": in_laps(2, 3, value=("busy",), other=())},
+        {"flags": in_laps(2, 3, value=("steal",), other=())},
+        {"level": in_laps(2, 3, value=1.2, other=1.0)},
+    ],
+)
+def test_a_disturbed_lap_is_not_used_and_is_made_up_for(trouble):
+    found = ride(rotation_on(StandIn(**trouble), planned()))
+    for name, one in found.items():
+        assert one.laps == (0, 1, 4)
+        assert one.rounds == FEWEST
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+        assert estimate_of(one).flags == ()
+
+
+def test_the_clock_of_the_processor_is_divided_out():
+    levels = (1.0, 1.06, 1.0, 1.03)
+    rows = planned()
+    rotation = rotation_on(StandIn(level=lambda n: levels[n]), rows, SHORT)
+    for _ in levels:
+        for found in rotation.lap():
+            rotation.board(found.row)
+    assert rotation.levels() == pytest.approx(np.array(levels) / 1.015)
+    settings = MeasuringSettings(min_rounds=len(levels) * LAP)
+    for name, one in ride(rotation_on(StandIn(level=lambda n: levels[n]), rows, settings)).items():
+        assert one.laps == (0, 1, 2, 3)
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name] * 1.015)
+
+
+def test_a_time_that_stays_slow_is_divided_out_by_the_reference():
+    rows = planned()
+    reference = {graph: true_ms(graph) + CALL_MS for graph in anchor_graphs(rows)}
+    rotation = rotation_on(StandIn(level=lambda n: 1.5), rows, reference_ms=reference)
+    found = ride(rotation)
+    assert rotation.levels() == pytest.approx(1.5)
+    for name, one in found.items():
+        assert one.rounds == FEWEST
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+        assert estimate_of(one).flags == ()
+    assert rotation.reference_ms() == pytest.approx(reference)
+
+
+def test_a_row_takes_what_it_has_when_the_disturbance_does_not_end():
+    bench = StandIn(
+        flags=lambda n: () if n < 2 else ("busy",), level=lambda n: 1.0 if n < 2 else 1.3
+    )
+    rows = planned()
+    reference = {graph: true_ms(graph) + CALL_MS for graph in anchor_graphs(rows)}
+    for name, one in ride(rotation_on(bench, rows, reference_ms=reference)).items():
+        good = 2 * LAP
+        assert one.rounds == good + rotation_module.PATIENCE + good
+        assert estimate_of(one).flags == (DISTURBED,)
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+
+
+def test_a_row_that_left_in_a_slow_time_is_found_out_later():
+    rows = planned()
+    bench = StandIn(noise={"SEP_5": 0.5}, level=lambda n: 1.5 if n < 3 else 1.0)
+    rotation = rotation_on(bench, rows)
+    found = ride(rotation)
+    assert estimate_of(found["SEP_3"]).latency_ms == pytest.approx(1.5)  # all that was known then
+    again, slow = rotation.review(found["SEP_3"])
+    assert slow
+    assert estimate_of(again).flags == (DISTURBED,)
+    assert estimate_of(again).latency_ms == pytest.approx(1.0)
+    assert not rotation.review(found["SEP_5"])[1]
+
+
+def test_rows_that_are_known_keep_the_others_company(monkeypatch):
+    rows = {row.name: row for row in planned("SEP_3,SEP_5,MB_3_3,Choice_3")}
+    noisy = rows["SEP_5"]
+
+    def held(graphs: Sequence[Graph]) -> int:
+        own = {graph for row in rows.values() for graph in row.longer}
+        return sum(weight_bytes(graph) for graph in graphs if graph in own)
+
+    company = [sum(map(weight_bytes, row.longer)) for row in rows.values() if row is not noisy]
+    wanted = sum(map(weight_bytes, noisy.longer)) + min(company)
+    everything = held([graph for row in rows.values() for graph in row.longer])
+    assert wanted < everything
+    monkeypatch.setattr(rotation_module, "COMPANY_BYTES", wanted)
+    bench = StandIn(noise={"SEP_5": 0.5})
+    rotation = rotation_on(bench, list(rows.values()))
+    ride(rotation)
+    first, later = bench.requests[0][0], bench.requests[-1][0]
+    assert held(first) == everything
+    assert set(noisy.longer) <= set(later)
+    assert wanted <= held(later)
+    assert held(later) < everything or max(company) >= everything - wanted
+    monkeypatch.setattr(rotation_module, "COMPANY_BYTES", 0)
+    alone = StandIn(noise={"SEP_5": 0.5})
+    ride(rotation_on(alone, list(rows.values())))
+    assert held(alone.requests[-1][0]) == sum(map(weight_bytes, noisy.longer))
+
+
+def test_seats_and_memory_limit_the_rows_on():
+    rows = planned("*", "imagenet224:18")
+    sizes = [sum(map(weight_bytes, row.longer)) for row in rows]
+    roomy = StandIn()
+    rotation = Rotation(roomy, MeasuringSettings(seats=2), anchor_graphs(rows), 1, {})  # type: ignore[arg-type]
+    rotation.board(rows[0])
+    assert rotation.takes(rows[1])
+    rotation.board(rows[1])
+    assert not rotation.takes(rows[2])
+    tight = StandIn(max_bytes=2 * (sizes[0] + sizes[1]))
+    rotation = Rotation(tight, MeasuringSettings(), anchor_graphs(rows), 1, {})  # type: ignore[arg-type]
+    large = rows[int(np.argmax(sizes))]
+    assert rotation.takes(large)  # the first one always has a seat
+    rotation.board(rows[0])
+    assert rotation.takes(rows[1])
+    rotation.board(rows[1])
+    assert not any(rotation.takes(row) for row in rows[2:])
+
+
+def test_once_the_time_is_spent_rows_leave_with_the_fewest_rounds():
+    noise, rows = {"SEP_5": 0.5, "MB_3_3": 0.5}, planned("SEP_5,MB_3_3")
+    settings = MeasuringSettings(time_budget_s=2.0)
+    bench = StandIn(noise=noise, request_ms=500.0)
+    for one in ride(rotation_on(bench, rows, settings)).values():
+        assert one.rounds == 5 * LAP  # the fifth request is the first beyond the budget
+        assert UNSTABLE in estimate_of(one).flags
+    hasty = StandIn(noise=noise, request_ms=5000.0)
+    for one in ride(rotation_on(hasty, rows, settings)).values():
+        assert one.rounds == FEWEST
+    troubled = StandIn(flags=lambda n: ("busy",), request_ms=5000.0)
+    for one in ride(rotation_on(troubled, rows, settings)).values():
+        assert one.rounds == FEWEST
+        assert estimate_of(one).flags == (DISTURBED,)
+
+
+def test_a_target_that_keeps_one_graph_makes_many_calls_in_a_visit():
+    bench = StandIn(resident=False)
+    found = ride(rotation_on(bench, planned(), MeasuringSettings(visit_calls=20), copies=8))
+    for graphs, protocol in bench.requests:
+        assert (protocol.rounds, protocol.calls_per_visit) == (1, 20)
+        assert len(set(graphs)) == len(graphs)  # no copies: each would be loaded anew
+    for name, one in found.items():
+        assert one.rounds == 2
+        assert estimate_of(one).samples == 2 * 20 * 4
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+    resident = StandIn()
+    ride(rotation_on(resident, planned(), copies=8))
+    graphs, protocol = resident.requests[0]
+    assert (protocol.rounds, protocol.calls_per_visit) == (3, 1)
+    assert all(graphs.count(anchor) == 8 for anchor in anchor_graphs(planned()))
+    assert protocol.keep_loaded
+
+
+def test_differences_are_taken_on_the_devices_own_clock():
+    found = ride(rotation_on(StandIn(device_time=True), planned()))
+    for name, one in found.items():
+        assert one.rounds == FEWEST  # a price of a call that jumps does not matter
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+
+
+def test_a_context_whose_neighbour_the_device_refuses_is_left_out():
+    rotation = rotation_on(StandIn(refused={"Choice_3": CANNOT}), rows := planned("*"))
+    found = ride(rotation)
+    assert isinstance(found["Choice_3"].error, UnsupportedOperator)
+    assert found["SEP_5"].error is None
+    assert estimate_of(found["SEP_5"]).latency_ms == pytest.approx(COST_MS["SEP_5"])
+    assert estimate_of(found["SEP_5"]).samples == (2 + 1) * 9  # the anchor's copies, and one
+    assert len(found["SEP_5"].results) == 1
+    assert set(rotation.reference_ms()) == {
+        graph for graph in anchor_graphs(rows) if graph[0].name != "Choice_3"
+    }
+    neither: dict[str, AgentError] = {"Choice_3": CANNOT, "SEP_3": CANNOT}
+    for one in ride(rotation_on(StandIn(refused=neither), rows)).values():
+        assert isinstance(one.error, UnsupportedOperator)
+
+
+def test_a_lost_device_says_nothing_of_a_row():
+    def lose(number: int) -> None:
+        if number == 1:
+            raise DeviceLost("it went away")
+
+    rotation = rotation_on(StandIn(before=lose), planned())
+    assert rotation.lap() == []
+    with pytest.raises(DeviceLost):
+        rotation.lap()
+    assert len(rotation.rows) == 3
+    assert all(one.error is None for one in ride(rotation).values())
+    for error in (DeviceLost("it went away"), Busy("later")):
+        rotation = rotation_on(StandIn(refused={"SEP_5": error}), planned())
+        with pytest.raises(type(error)):
+            rotation.lap()
+        assert len(rotation.rows) == 3
+
+
+# Several boards, and boards that go away.
+
+
+def fill(benches: Sequence[Any], rows: Sequence[PlannedRow], path: Path, *words: Any) -> Any:
+    """`profile` with a limit, as what is tried here could wait for ever."""
+    told: list[Any] = []
+
+    def work() -> None:
+        try:
+            told.append(profile(benches, rows, path, *words))
+        except Exception as error:
+            told.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert told, "it does not end"
+    if isinstance(told[0], Exception):
+        raise told[0]
+    return told[0]
+
+
+def reopened(monkeypatch, *benches: StandIn) -> None:
+    """Boards that are there again when asked; the others are gone."""
+    there = {bench.address: bench for bench in benches}
+
+    def open_again(client: Any, request: Any) -> StandIn:
+        if client.address not in there:
+            raise DeviceLost("nobody answers")
+        return there[client.address]
+
+    monkeypatch.setattr(module.Bench, "open", open_again)
+
+
+def loses(at: int) -> Callable[[int], None]:
+    def before(number: int) -> None:
+        if number >= at:
+            raise DeviceLost("the plug was pulled")
+
+    return before
+
+
+def check_complete(result: ProfileResult, rows: Sequence[PlannedRow]) -> None:
+    assert not missing_rows(rows, result.table, result.target)
+    assert len(result.table) == len(rows)
+    assert all(row.cold_ms for row in result.table)
+
+
+def test_what_a_board_had_in_work_goes_to_the_others(tmp_path, monkeypatch):
+    rows = planned("*")
+    good, bad = StandIn("good:1"), StandIn("bad:1", before=loses(2))
+    reopened(monkeypatch, good)
+    result = fill([bad, good], rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    assert result.lost == ("bad:1: the plug was pulled",)
+    assert bad.requests
+    assert len(good.requests) > 3
+
+
+def test_a_board_that_is_lost_while_its_rows_are_written_loses_none(tmp_path, monkeypatch):
+    rows = planned("SEP_*")
+    bench, back = StandIn("one:1"), StandIn("one:1")
+    real, alone = bench.digest_of, {row.alone for row in rows}
+
+    def digest_of(graph: Graph, copy: int = 0) -> str:
+        if graph in alone:
+            raise DeviceLost("the plug was pulled")
+        return real(graph, copy)
+
+    monkeypatch.setattr(bench, "digest_of", digest_of)
+    reopened(monkeypatch, back)
+    result = fill([bench], rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    assert not result.lost  # it came back
+
+
+def test_a_board_that_is_lost_while_a_row_is_measured_again_loses_none(tmp_path, monkeypatch):
+    rows = planned("SEP_3,SEP_5,MB_3_3")
+    settings = MeasuringSettings(max_rounds=21)
+    # The noisy row leaves after seven laps that are not slow; the others then get on again.
+    bench = StandIn(
+        noise={"SEP_5": 1.0}, level=lambda n: 1.5 if n < 3 else 1.0, before=loses(3 + 7)
+    )
+    reopened(monkeypatch, StandIn())
+    result = fill([bench], rows, tmp_path / "t.csv", settings)
+    check_complete(result, rows)
+    assert (result.disturbed, result.unstable) == (2, 1)
+    found = {row.operator: row.latency_ms for row in result.table}
+    assert found["SEP_3"] == pytest.approx(1.0)
+    assert found["MB_3_3"] == pytest.approx(3.0)
+
+
+def test_a_row_that_left_in_a_slow_time_is_measured_again(tmp_path):
+    rows = planned("SEP_3,SEP_5,MB_3_3")
+    settings = MeasuringSettings(max_rounds=21)
+    bench = StandIn(noise={"SEP_5": 1.0}, level=lambda n: 1.5 if n < 3 else 1.0)
+    result = fill([bench], rows, tmp_path / "t.csv", settings)
+    check_complete(result, rows)
+    assert (result.disturbed, result.unstable) == (0, 1)
+    found = {row.operator: row.latency_ms for row in result.table}
+    assert found["SEP_3"] == pytest.approx(1.0)
+    assert found["MB_3_3"] == pytest.approx(3.0)
+
+
+def test_the_last_board_that_does_not_come_back_ends_the_run_and_rows_are_safe(
+    tmp_path, monkeypatch
+):
+    rows = planned("SEP_3,SEP_5,MB_3_3")
+    monkeypatch.setattr(module, "REJOIN_S", 0.0)
+    reopened(monkeypatch)
+    bench = StandIn(noise={"SEP_5": 1.0}, before=loses(5))
+    with pytest.raises(DeviceLost, match="2 rows are safe, the same command goes on from there"):
+        fill([bench], rows, tmp_path / "t.csv")
+    result = fill([StandIn()], rows, tmp_path / "t.csv")
+    assert (result.measured, result.kept) == (1, 2)
+    check_complete(result, rows)
+
+
+def test_between_two_halves_that_disagree_the_faster_one_stays(tmp_path):
+    rows = planned()
+    slow = [StandIn(f"slow:{n}", level=lambda number: 1.2) for n in (1, 2)]
+    fast = [StandIn(f"fast:{n}") for n in (1, 2)]
+    result = fill([*slow, *fast], rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    assert [words.split(" ")[0] for words in result.left_out] == ["slow:1:", "slow:2:"]
+    assert all("20% slower" in words for words in result.left_out)
+    assert {row.operator: row.latency_ms for row in result.table} == pytest.approx(
+        {name: COST_MS[name] for name in ("SEP_3", "SEP_5", "MB_3_3")}
+    )
+
+
+def test_boards_that_agree_in_nothing_measure_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module._Pool, "_agrees", lambda pool, *words: False)
+    with pytest.raises(HurricaneError, match="no two boards agree"):
+        fill([StandIn("a:1"), StandIn("b:1")], planned(), tmp_path / "t.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_board_that_cannot_be_compared_is_compared_before_it_works(tmp_path, monkeypatch):
+    rows = planned("*")
+    compared = threading.Event()
+
+    def fail_at_first(number: int) -> None:
+        if number == 0:
+            raise DeviceLost("not yet")
+
+    def wait_for_the_other(number: int) -> None:
+        if number == 1:
+            compared.wait(30)
+
+    slow = StandIn("slow:1", level=lambda number: 1.2, before=fail_at_first)
+    boards = [StandIn("good:1", before=wait_for_the_other), slow, StandIn("good:2")]
+    reopened(monkeypatch, slow)
+    real = module._Pool._agrees
+
+    def agrees(pool, bench, *words):
+        if bench is slow:
+            compared.set()
+        return real(pool, bench, *words)
+
+    monkeypatch.setattr(module._Pool, "_agrees", agrees)
+    result = fill(boards, rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    assert result.left_out == ("slow:1: its anchors are 20% slower than the others'",)
+    assert len(slow.requests) == 2  # both to compare it
+
+
+def slower(folder: Path, factor: float) -> str:
+    folder.mkdir()
+    text = (DEVICES / "hexagon685-dsp.toml").read_text()
+    path = folder / "hexagon685-dsp.toml"
+    path.write_text(text.replace("[disturbances]", f"[disturbances]\nslower = {factor}"))
+    return str(path)
+
+
+def test_a_slow_board_among_three_is_named_and_left_out(tmp_path):
+    rows = planned("SEP_*")
+    request = parse_target(DSP)
+    devices = ("hexagon685-dsp", slower(tmp_path / "slow", 1.12), "hexagon685-dsp")
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(private_agent((device,), seed=seed))
+            for seed, device in enumerate(devices)
+        ]
+        benches = [Bench.open(client, request) for client in clients]
+        result = fill(benches, rows, tmp_path / "t.csv", SHORT)
+    check_complete(result, rows)
+    assert not result.lost
+    (words,) = result.left_out
+    assert words == f"{clients[1].address}: its anchors are 12% slower than the others'"
+    assert set(result.device_s) == {clients[0].address, clients[2].address}
+
+
+def start_agent(folder: Path, address: str, log: str) -> tuple[subprocess.Popen[bytes], str]:
+    """An agent as a process of its own, once it listens, and its address."""
+    path = folder / log
+    command = [sys.executable, "-m", "hurricane.agents.cli", "serve", "--listen", address]
+    with path.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--simulate", "hexagon685-dsp"], stdout=output, stderr=subprocess.STDOUT
+        )
+    while process.poll() is None:
+        for line in path.read_text().splitlines():
+            if line.startswith("agent on "):
+                return process, line.split()[2].rstrip(":")
+    raise AssertionError(path.read_text())
+
+
+def test_an_agent_that_comes_back_on_its_port_joins_again(tmp_path, monkeypatch):
+    rows = planned("SEP_*")
+    processes: list[subprocess.Popen[bytes]] = []
+    process, address = start_agent(tmp_path, "127.0.0.1:0", "first.log")
+    processes.append(process)
+    real = Rotation.lap
+
+    def lap(rotation: Rotation, on_progress: Any = None) -> list[Found]:
+        if len(processes) == 1 and rotation.bench.spent_ms:  # after its first lap
+            processes[0].kill()
+            processes[0].wait()
+            processes.append(start_agent(tmp_path, address, "second.log")[0])
+            raise DeviceLost("the agent was killed")
+        return real(rotation, on_progress)
+
+    monkeypatch.setattr(Rotation, "lap", lap)
+    try:
+        with AgentClient(address) as client:
+            bench = Bench.open(client, parse_target(DSP))
+            result = fill(
+                [bench], rows, tmp_path / "t.csv", replace(SHORT, min_rounds=6, max_rounds=6)
+            )
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert len(processes) == 2
+    check_complete(result, rows)
+    assert not result.lost
+
+
+def test_a_resumed_run_goes_on_at_the_level_of_the_first(tmp_path):
+    path, request = tmp_path / "t.csv", parse_target(DSP, ["noise=0", "call_jitter=0"])
+    first, more = planned("SEP_*"), planned("SEP_*,MB_*_3", "digits32:1,4")
+    with private_agent(("hexagon685-dsp",)) as client:
+        bench = Bench.open(client, request)
+        target = profile([bench], first, path, SHORT).target
+        truth = profile([bench], more, tmp_path / "truth.csv", SHORT).table
+    before, content = load_anchors(path, target), anchors_path(path).read_bytes()
+    assert len(before) == len(anchor_graphs(first))
+    with private_agent((slower(tmp_path / "slow", 1.04),)) as client:
+        bench = Bench.open(client, request)
+        assert profile([bench], first, path, SHORT).measured == 0
+        assert anchors_path(path).read_bytes() == content
+        result = profile([bench], more, path, SHORT)
+        after, content = load_anchors(path, target), anchors_path(path).read_bytes()
+        profile([bench], planned("Choice_3", "digits32:4"), path, SHORT)
+    assert result.kept == len(first)
+    check_complete(result, more)
+    for row in result.table:
+        known = truth.get(row.key)
+        assert known is not None
+        assert row.latency_ms == pytest.approx(known.latency_ms, rel=1e-6)
+    assert len(after) == len(anchor_graphs(more)) > len(before)
+    assert {digest: after[digest] for digest in before} == before
+    assert after == pytest.approx(load_anchors(tmp_path / "truth.csv", target))
+    assert anchors_path(path).read_bytes() == content  # those of other layers stay
+
+
+# Simulated devices, as a whole.
+
+
+@pytest.mark.parametrize(
+    ("device_time", "estimator"), [(True, "neighbours-device"), (False, "neighbours")]
+)
+def test_a_device_that_keeps_one_graph_fills_a_table(tmp_path, device_time, estimator):
+    folder = tmp_path / "device"
+    folder.mkdir()
+    text = (DEVICES / "hexagon685-dsp.toml").read_text()
+    text = text.replace("resident = true", "resident = false")
+    if not device_time:
+        text = text.replace("device_time = true", "device_time = false")
+    (folder / "stick.toml").write_text(text)
+    rows = planned("SEP_*")
+    with private_agent((str(folder / "stick.toml"),)) as client:
+        bench = Bench.open(client, parse_target("sim-stick"))
+        assert not bench.resident
+        result = fill([bench], rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    for row in result.table:
+        assert row.estimator == estimator
+        assert row.rounds is not None
+        assert row.rounds >= 2
+        assert row.samples == row.rounds * MeasuringSettings().visit_calls * 4
+
+
+def test_a_simulated_device_without_one_neighbour_still_fills_the_rest(tmp_path):
+    rows = planned("SEP_3,SEP_5,MB_3_3,Choice_3")
+    request = parse_target(DSP, ["unsupported_ops=Concat"])
+    with private_agent(("hexagon685-dsp",)) as client:
+        bench = Bench.open(client, request)
+        result = profile([bench], rows, tmp_path / "t.csv", SHORT)
+    statuses = {row.operator: row.status for row in result.table}
+    assert statuses == {"SEP_3": "ok", "SEP_5": "ok", "MB_3_3": "ok", "Choice_3": "unsupported"}
+    assert result.not_ok == {"unsupported": 1}
+
+
+def test_the_summary_tells_what_is_unstable_lost_and_left_out(tmp_path, monkeypatch):
+    def done(benches, rows, path, settings, *, retry, on_progress):
+        table = LookupTable(path=path)
+        return ProfileResult(
+            table, benches[0].target, 30, 2, {}, 3, 4, ("a:1: it is gone",), ("b:1: its anchors",)
+        )
+
+    monkeypatch.setattr(kinds_module, "profile", done)
+    words = ["--layers", "digits32:1", "--target", DSP, "-o", str(tmp_path / "t.csv")]
+    told = CliRunner().invoke(profile_ops, words, catch_exceptions=False, standalone_mode=False)
+    assert "3 rows were taken in a slow time" in told.output
+    assert "4 rows kept wide intervals and are flagged unstable" in told.output
+    assert "a:1: it is gone" in told.output
+    assert "left out, b:1: its anchors" in told.output
+    told = CliRunner().invoke(
+        profile_ops, [*words, "--json"], catch_exceptions=False, standalone_mode=False
+    )
+    summary = json.loads(told.output)
+    assert (summary["disturbed"], summary["unstable"]) == (3, 4)
+    assert summary["lost_agents"] == ["a:1: it is gone"]
+    assert summary["left_out"] == ["b:1: its anchors"]
