@@ -49,7 +49,6 @@ class MeasuringSettings:
         lap_rounds: passes in one request, after which the intervals are looked at.
         visit_calls: calls in a visit, where a target keeps one graph at a time.
         seats: rows in work at once on an agent.
-        boarding: rows that get on before a lap.
         time_budget_s: on the device's clock, for each agent; once it is spent, rows are left
             as soon as they have had the fewest passes.
         warm_rounds: passes that loop each row's own graph, for ``cold_ms`` and ``warm_ms``.
@@ -68,7 +67,6 @@ class MeasuringSettings:
     lap_rounds: int = 3
     visit_calls: int = 32
     seats: int = 512
-    boarding: int = 48
     time_budget_s: float = math.inf
     warm_rounds: int = 2
     warm_calls: int = 12

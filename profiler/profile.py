@@ -419,9 +419,7 @@ class _Pool:
             while True:
                 if self._failure is not None:
                     return None
-                # Not all at once: while rows are sent in between, laps are spread over more time.
                 fair = -(-len(self._waiting) // max(1, self._working))
-                fair = min(fair, self._settings.boarding)
                 while fair > 0 and rotation.takes(self._waiting[0]):
                     rotation.board(self._waiting.popleft())
                     fair -= 1
