@@ -145,6 +145,10 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
         networks += uniform_networks(model) + winners(model, backbone, 200)
         found = verify_table(bench, model, networks, MeasuringSettings(seed=seed + 2))
         drawn = [c for c in found.networks if c.group == "random"]
+        result["level"] = found.level
+        result["random_as_timed"] = asdict(
+            compare([c.predicted_ms for c in drawn], [c.as_timed_ms for c in drawn])
+        )
         result["groups"] = {
             g.group: {
                 "prediction": asdict(g.prediction),

@@ -60,6 +60,7 @@ class LatencyModel:
 
     Attributes:
         target: the target that was found.
+        table_path: where the table lies; None: nowhere.
         operators: names of the columns; a code is a column index. An operator is a column as
             soon as it has one ``ok`` row at a layer of the backbone.
         latency_ms: float64 [layers × operators], NaN where there is no ``ok`` row or the
@@ -85,6 +86,7 @@ class LatencyModel:
     ) -> None:
         self.backbone = backbone
         self.target = table.target(target)
+        self.table_path = table.path
         self.calibration = calibration
         if calibration is not None:
             calibration.check(table, self.target)
@@ -136,6 +138,11 @@ class LatencyModel:
                 f"fastest network "
                 f"{self.bounds()[0]:.3g} ms; fit it again"
             )
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows that latencies come from: stem, head, and the operators at each shape."""
+        return (*self._fixed_rows, *self._rows.values())
 
     def predict(self, codes: ArrayLike) -> NDArray[np.float64]:
         """Latencies of architectures.
@@ -289,7 +296,7 @@ class LatencyModel:
         """
         return tuple(
             row
-            for row in (*self._fixed_rows, *self._rows.values())
+            for row in self.rows
             if any(kind in (word, word.split(":", 1)[0]) for word in row.flag_words)
         )
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
 from ..agents.client import AgentClient, private_agent
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
-from ..lookup_tables.table import Target, format_options
+from ..lookup_tables.table import Target, format_options, parse_options
 from ..ops.errors import BadRequest
 from ..ops.export import sha256
 from .boards import Board, Boards
@@ -61,17 +61,17 @@ class MeasuringSettings:
 
     rounds: int = 24
     interval: float = 0.02
-    floor_ms: float = 0.003
-    min_rounds: int = 9
-    max_rounds: int = 45
+    floor_ms: float = 0.001
+    min_rounds: int = 12
+    max_rounds: int = 60
     lap_rounds: int = 3
     visit_calls: int = 32
     seats: int = 512
     time_budget_s: float = math.inf
-    warm_rounds: int = 2
-    warm_calls: int = 12
+    warm_rounds: int = 1
+    warm_calls: int = 16
     warm_skipped: int = 8
-    warmup_calls: int = 2
+    warmup_calls: int = 1
     timeout_s: float = 60.0
     seed: int = 0
 
@@ -287,6 +287,13 @@ def table_target(info: TargetInfo, request: TargetRequest) -> Target:
         threads=request.threads,
         origin=ORIGIN[info.availability],
     )
+
+
+def without_gate(target: Target) -> Target:
+    """The target that a table's graphs ran on: the gate is in the graphs."""
+    options = parse_options(target.options)
+    options.pop(GATE_OPTION, None)
+    return replace(target, options=format_options(options))
 
 
 def clock_ms(result: ArtifactResult) -> np.ndarray:

@@ -17,6 +17,7 @@ from ..ops.export import export_architecture
 from ..ops.pool import GATES
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
+from .witnesses import Witnesses
 
 MIN_CALIBRATION = 3
 """Networks that a scale and an offset can be fitted to, with one to spare."""
@@ -24,7 +25,7 @@ MIN_CALIBRATION = 3
 FITTED = 10
 """Networks that a calibration is fitted to where as many are left to check it on."""
 
-SWEEPS = 3
+SWEEPS = 2
 """Times that each batch of networks is timed where there are several."""
 
 DRAWS = 20_000
@@ -54,9 +55,11 @@ class NetworkTime:
 
     Attributes:
         network: which.
-        measured_ms: lower quartile over all rounds.
+        measured_ms: mean of the fastest third of its calls, on a device as fast as the table's
+            where there are witnesses.
         first_ms: over the first half of the rounds.
         second_ms: over the second half: the retest.
+        as_timed_ms: what it took, however fast the device was.
         flags: of the agent.
         error: why there is no time; empty where there is one.
     """
@@ -65,6 +68,7 @@ class NetworkTime:
     measured_ms: float
     first_ms: float = float("nan")
     second_ms: float = float("nan")
+    as_timed_ms: float = float("nan")
     flags: tuple[str, ...] = ()
     error: str = ""
 
@@ -121,6 +125,7 @@ def time_networks(
     settings: MeasuringSettings,
     contents: Mapping[str, bytes] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
+    witnesses: Witnesses | None = None,
 ) -> list[NetworkTime]:
     """Times whole networks, interleaved, with the protocol that rows are timed with.
 
@@ -131,6 +136,7 @@ def time_networks(
         settings: rounds and limits.
         contents: artefacts by label, where they are not to be made with seeded weights.
         on_progress: called with (what, share).
+        witnesses: tell how fast the device is meanwhile; that is divided out.
 
     Returns:
         One time for each network, in order.
@@ -154,7 +160,8 @@ def time_networks(
     # that a slow time does not fall on one batch alone.
     batches = _batches(sizes, bench.max_bytes // 2)
     sweeps = _split(settings.rounds, SWEEPS if len(batches) > 1 else 1)
-    parts: dict[str, list[ArtifactResult]] = {digest: [] for digest in digests}
+    parts: dict[str, list[tuple[ArtifactResult, float]]] = {digest: [] for digest in digests}
+    along = [] if witnesses is None else witnesses.digests(bench)
     turns = [(rounds, batch) for rounds in sweeps for batch in batches]
     for turn, (rounds, batch) in enumerate(turns):
 
@@ -163,26 +170,28 @@ def time_networks(
             note(step, 0.3 + 0.7 * (turn + within) / len(turns))
 
         timed = bench.time(
-            [digests[i] for i in batch],
+            [*(digests[i] for i in batch), *along],
             Protocol(
                 rounds=rounds,
                 calls_per_visit=1,
                 warmup_calls=settings.warmup_calls,
                 seed=settings.seed + 101 + turn,
                 artifact_timeout_s=settings.timeout_s,
-                keep_loaded=False,
+                keep_loaded=bool(along) and turn < len(turns) - 1,
             ),
             report,
         )
-        for digest, result in timed.items():
-            parts[digest].append(result)
+        level = 1.0 if witnesses is None else witnesses.level(bench, timed)
+        for digest in {digests[i] for i in batch}:
+            parts[digest].append((timed[digest], level))
     times = []
     for network, digest in zip(networks, digests, strict=True):
-        error = next((part.error for part in parts[digest] if part.error is not None), None)
+        error = next((part.error for part, _ in parts[digest] if part.error is not None), None)
         if error is not None:
             times.append(NetworkTime(network, float("nan"), error=str(error)))
             continue
-        calls = np.concatenate([cold_calls(part) for part in parts[digest]])
+        calls = np.concatenate([cold_calls(part) / level for part, level in parts[digest]])
+        timed_ms = np.concatenate([cold_calls(part) for part, _ in parts[digest]])
         half = max(1, len(calls) // 2)
         times.append(
             NetworkTime(
@@ -190,7 +199,8 @@ def time_networks(
                 float(location_ms(calls)),
                 float(location_ms(calls[:half])),
                 float(location_ms(calls[half:])) if len(calls) > 1 else float("nan"),
-                tuple(dict.fromkeys(flag for part in parts[digest] for flag in part.flags)),
+                float(location_ms(timed_ms)),
+                tuple(dict.fromkeys(flag for part, _ in parts[digest] for flag in part.flags)),
             )
         )
     return times
@@ -330,7 +340,7 @@ def leave_one_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigur
 
 @dataclass(frozen=True)
 class NetworkCheck:
-    """One network: predicted, measured, and measured again."""
+    """One network: predicted, measured, and measured again; see `NetworkTime`."""
 
     group: str
     label: str
@@ -339,6 +349,7 @@ class NetworkCheck:
     measured_ms: float
     first_ms: float
     second_ms: float
+    as_timed_ms: float
     error: str = ""
 
 
@@ -355,6 +366,7 @@ def check_networks(
             t.measured_ms,
             t.first_ms,
             t.second_ms,
+            t.as_timed_ms,
             t.error,
         )
         for t in times

@@ -28,7 +28,7 @@ that is the clock of the processor, which slows every graph alike and is divided
 PATIENCE = 12
 """Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""
 
-COMPANY_BYTES = 48 * 2**20
+COMPANY_BYTES = 64 * 2**20
 """Rows that are known stay on as company while those in work hold fewer bytes of weights, so that
 weights stay as cold as in a network; more than the last caches hold."""
 
@@ -107,7 +107,7 @@ class Rotation:
         anchors: the shorter graphs of the whole plan.
         copies: loadings of each anchor, where the target keeps many graphs.
         reference_ms: what the anchors take on a device as fast as the table is to tell, by
-            graph; empty: what they take here in the median lap.
+            graph; empty: what they take here in the fastest third of the laps.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Rotation:
         self._reference_ms = dict(reference_ms)
         self._on: dict[PlannedRow, int] = {}
         self._attempts: dict[PlannedRow, int] = {}
-        self._company: list[PlannedRow] = []
+        self._company: dict[PlannedRow, float] = {}
         self._laps: list[Lap] = []
         self._anchors_ms: list[list[Any]] = []
         # Devices count from their boot on; simulated ones boot with the run, and are cold.
@@ -147,7 +147,7 @@ class Rotation:
         """A row gets on."""
         self._on[row] = len(self._laps)
         self._attempts[row] = self._attempts.get(row, 0) + 1
-        self._company = [known for known in self._company if known != row]
+        self._company.pop(row, None)
 
     def lap(self, on_progress: Callable[[str, float], None] | None = None) -> list[Found]:
         """Times every row that is on, and returns those that get off.
@@ -157,7 +157,7 @@ class Rotation:
         """
         settings, bench = self._settings, self.bench
         protocol = settings.lap(bench.resident, seed=settings.seed + len(self._laps))
-        digests = _copies_of(bench, self._anchors, self._copies)
+        digests = copies_of(bench, self._anchors, self._copies)
         for row in (*self._on, *self._companions()):
             for graph in row.longer:
                 digests[graph] = [bench.digest_of(graph)]
@@ -180,8 +180,8 @@ class Rotation:
         found = [f for row in self._on if (f := self._judge(row, levels)) is not None]
         for one in found:
             del self._on[one.row]
-            if one.error is None:
-                self._company.append(one.row)
+            if one.estimate is not None:
+                self._company[one.row] = one.estimate.latency_ms
         return found
 
     def levels(self) -> np.ndarray:
@@ -198,7 +198,8 @@ class Rotation:
         if np.isfinite(known[usable]).any():
             usable &= np.isfinite(known)
             typical = known
-        return np.median(times[:, usable] / typical[usable], axis=1)
+        levels = np.median(times[:, usable] / typical[usable], axis=1)
+        return levels if typical is known else levels / location_ms(levels)
 
     def reference_ms(self) -> dict[Graph, float]:
         """What the anchors take on a device as fast as the rows tell, by graph."""
@@ -254,7 +255,7 @@ class Rotation:
             return []
         held = sum(_bytes(row) for row in self._on)
         chosen: list[PlannedRow] = []
-        for row in reversed(self._company):
+        for row in sorted(self._company, key=self._company.__getitem__):
             if held >= COMPANY_BYTES or held + _bytes(row) > self.bench.max_bytes // 2:
                 break
             chosen.append(row)
@@ -325,7 +326,7 @@ def time_anchors(
     Raises:
         AgentError: the request as a whole failed.
     """
-    digests = _copies_of(bench, anchors, copies if bench.resident else 1)
+    digests = copies_of(bench, anchors, copies if bench.resident else 1)
     protocol = settings.lap(bench.resident, seed=settings.seed)
     results = bench.time(
         [digest for group in digests.values() for digest in group],
@@ -335,16 +336,21 @@ def time_anchors(
     for graph, group in digests.items():
         timed = [results[digest] for digest in group]
         if all(result.error is None for result in timed):
-            levels[graph] = _level_ms([clock_ms(result) for result in timed])
+            levels[graph] = level_ms(timed)
     return levels
 
 
-def _copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph, list[str]]:
-    """Digests of copies of graphs; copies without weights are one and the same."""
+def copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph, list[str]]:
+    """Digests of copies of graphs, sent; copies without weights are one and the same."""
     return {
         graph: list(dict.fromkeys(bench.digest_of(graph, copy) for copy in range(copies)))
         for graph in graphs
     }
+
+
+def level_ms(copies: Sequence[ArtifactResult]) -> float:
+    """What a graph takes: the mean over its copies."""
+    return _level_ms([clock_ms(copy) for copy in copies])
 
 
 def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from ..lookup_tables.calibration import Calibration, without_nan
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.table import LookupTable, Target, format_options, parse_options
+from ..lookup_tables.table import LookupTable, Target
 from ..lookup_tables.verdict import (
     MIN_RANDOM,
     ErrorFigures,
@@ -18,7 +20,7 @@ from ..lookup_tables.verdict import (
     judge,
 )
 from ..ops.errors import HurricaneError
-from .measuring import GATE_OPTION, Bench, MeasuringSettings
+from .measuring import Bench, MeasuringSettings, without_gate
 from .networks import (
     MIN_CALIBRATION,
     Fit,
@@ -29,6 +31,7 @@ from .networks import (
     fit_calibration,
     time_networks,
 )
+from .witnesses import find_witnesses
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,15 @@ class Verification:
         return sum(c.group == "random" and not c.error for c in self.networks)
 
     @property
+    def level(self) -> float:
+        """How slow the device was, as a multiple of what it was for the table; divided out."""
+        levels = [c.as_timed_ms / c.measured_ms for c in self.networks if not c.error]
+        return float(np.median(levels)) if levels else 1.0
+
+    @property
     def same_target(self) -> bool:
         """Whether table and networks are of the same target; the gate is in the networks."""
-        options = parse_options(self.table_target.options)
-        options.pop(GATE_OPTION, None)
-        return self.measured_on == replace(self.table_target, options=format_options(options))
+        return self.measured_on == without_gate(self.table_target)
 
     @property
     def judgement(self) -> tuple[Verdict, str] | None:
@@ -120,6 +127,7 @@ class Verification:
                 "backbone": self.backbone,
                 "verdict": verdict,
                 "reason": reason,
+                "level": self.level,
                 "calibration": asdict(self.fit) if self.fit is not None else None,
                 "groups": [asdict(g) for g in self.groups],
                 "networks": [asdict(c) for c in self.networks],
@@ -146,6 +154,14 @@ class Verification:
             lines.append(line("  retest", group.retest))
             if group.failed:
                 lines.append(f"  {group.failed} networks of this group could not be measured")
+        if self.level != 1.0:
+            bias = np.mean(
+                [c.predicted_ms / c.as_timed_ms - 1 for c in self.networks if not c.error]
+            )
+            lines.append(
+                f"  the device took {self.level:.3f} times as long as when the table was made: "
+                f"divided out (bias as timed: {bias:+.1%})"
+            )
         for check in self.networks:
             if check.error:
                 lines.append(f"  {check.label}: {check.error}")
@@ -184,7 +200,14 @@ def verify_table(
         settings: rounds, and the seed of what is drawn.
         on_progress: called with (what, share).
     """
-    times = time_networks(bench, model.backbone, networks, settings, on_progress=on_progress)
+    times = time_networks(
+        bench,
+        model.backbone,
+        networks,
+        settings,
+        on_progress=on_progress,
+        witnesses=find_witnesses(model, bench),
+    )
     groups, checks = check_networks(model, times)
     fit = _fit(model, checks, settings.seed)
     if fit is not None:

@@ -1,0 +1,103 @@
+"""A device that is slower than when its table was made: told by witnesses, and divided out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hurricane.agents import devices
+from hurricane.agents.client import private_agent
+from hurricane.lookup_tables.anchors import anchors_path
+from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.backbone import load_backbone
+from hurricane.ops.pool import select_operators
+from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
+from hurricane.profiler.networks import random_networks
+from hurricane.profiler.plan import parse_layers, plan_rows
+from hurricane.profiler.profile import profile
+from hurricane.profiler.verification import Verification, verify_table
+from hurricane.profiler.witnesses import find_witnesses
+
+DEVICE = "hexagon685-dsp"
+TARGET = parse_target(f"sim-{DEVICE}")
+SLOWER = 1.12
+SETTINGS = MeasuringSettings(rounds=6)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> LatencyModel:
+    """Of a table that was made while the device was as fast as it can be."""
+    path = tmp_path_factory.mktemp("table") / "t.csv"
+    rows = plan_rows(parse_layers("digits32"), select_operators("SEP_3,MB_3_3,Choice_3"))
+    with connect([], TARGET) as clients:
+        profile([Bench.open(clients[0], TARGET)], rows, path, MeasuringSettings())
+    return LatencyModel(LookupTable.load(path), load_backbone("digits32"))
+
+
+def device_file(folder: Path, **changes: object) -> str:
+    """A copy of the device that differs in some lines."""
+    text = (Path(devices.__path__[0]) / f"{DEVICE}.toml").read_text("utf-8")
+    for key, value in changes.items():
+        if key == "slower":
+            text = text.replace("[disturbances]", f"[disturbances]\nslower = {value}")
+        else:
+            lines = [f"{key} = {value}" if x.startswith(key) else x for x in text.splitlines()]
+            text = "\n".join(lines)
+    (path := folder / f"{DEVICE}.toml").write_text(text)
+    return str(path)
+
+
+def verified(model: LatencyModel, device: str) -> Verification:
+    """Twelve networks on a device, against the table."""
+    with private_agent(simulate=(device,)) as client:
+        bench = Bench.open(client, TARGET)
+        return verify_table(bench, model, random_networks(model, 12, seed=0), SETTINGS)
+
+
+def test_a_device_that_got_slower_is_told_and_divided_out(model, tmp_path):
+    found = verified(model, device_file(tmp_path, slower=SLOWER))
+    assert found.level == pytest.approx(SLOWER, rel=0.01)
+    assert abs(found.groups[0].prediction.bias) < 0.02
+    for check in found.networks:
+        assert check.as_timed_ms == pytest.approx(SLOWER * check.predicted_ms, rel=0.04)
+    assert "times as long as when the table was made" in found.text()
+    assert "(bias as timed: -1" in found.text()
+
+
+def test_a_device_that_is_as_it_was_keeps_its_times(model):
+    found = verified(model, DEVICE)
+    assert found.level == pytest.approx(1.0, abs=0.01)
+    assert abs(found.groups[0].prediction.bias) < 0.02
+
+
+def test_without_anchors_times_stand_as_they_are(model, tmp_path):
+    kept = anchors_path(model.table_path)
+    content = kept.read_bytes()
+    kept.unlink()
+    try:
+        found = verified(model, device_file(tmp_path, slower=SLOWER))
+    finally:
+        kept.write_bytes(content)
+    assert found.level == 1.0
+    assert found.groups[0].prediction.bias < -0.08
+    assert "times as long" not in found.text()
+
+
+def test_a_target_that_keeps_one_graph_has_no_witnesses(model, tmp_path):
+    with private_agent(simulate=(device_file(tmp_path, resident="false"),)) as client:
+        assert find_witnesses(model, Bench.open(client, TARGET)) is None
+
+
+def test_witnesses_are_many_light_graphs_besides_the_anchors(model):
+    with connect([], TARGET) as clients:
+        bench = Bench.open(clients[0], TARGET)
+        found = find_witnesses(model, bench)
+        assert found is not None
+        operators = len(model.operators) * len(model.backbone.distinct_shapes)
+        assert len(found.company) == 2 * operators
+        assert len(found.digests(bench)) > len(found.company) + len(found.anchors_ms)
+        assert found.level(bench, bench.time(found.digests(bench), SETTINGS.lap(True, 0))) == (
+            pytest.approx(1.0, abs=0.02)
+        )
