@@ -79,6 +79,7 @@ def agreement(rows: list[Row], reference_ms: np.ndarray) -> dict[str, float]:
     latency_ms = np.array([row.latency_ms or np.nan for row in rows])
     off = latency_ms / reference_ms - 1
     off = off[[FLAGS.isdisjoint(row.flag_words) for row in rows]]
+    off = off[np.isfinite(off)]
     if not len(off):
         return {"rows": 0}
     return {
@@ -111,8 +112,8 @@ def main() -> None:
             print(name, result[name], flush=True)
     quiet = [np.array([r.latency_ms or np.nan for r in rows[n]]) for n in ("quiet", "quiet again")]
     for name, found in rows.items():
-        reference = quiet[0] if name == "quiet again" else np.mean(quiet, axis=0)
-        result[name] |= agreement(found, reference)
+        others = {"quiet": quiet[1], "quiet again": quiet[0]}
+        result[name] |= agreement(found, others.get(name, np.mean(quiet, axis=0)))
     print(json.dumps(result))
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest
 from .files import write_atomically
-from .table import TableError, Target
+from .table import LookupTable, TableError, Target
 
 SUFFIX = ".anchors.json"
 FORMAT = 1
@@ -45,9 +45,46 @@ def save_anchors(table_path: str | Path, target: Target, anchors_ms: Mapping[str
     Returns:
         The file's path.
     """
+    entries = {known: ms for known, ms in _load(anchors_path(table_path)) if known != target}
+    return _write(table_path, entries | {target: dict(anchors_ms)})
+
+
+def find_anchors(
+    table: LookupTable, sources: Iterable[LookupTable]
+) -> dict[Target, dict[str, float]]:
+    """The anchors of a table that was put together from others.
+
+    Args:
+        table: the result.
+        sources: tables that its rows come from.
+
+    Returns:
+        By target, where one of the sources holds just these rows of it: rows that were taken at
+        different times have no speed of the device in common.
+    """
+    found = {}
+    for source in sources:
+        if source.path is None:
+            continue
+        for target, ms in _load(anchors_path(source.path)):
+            there = target in source.targets() and target in table.targets()
+            if there and source.select(target).sha256() == table.select(target).sha256():
+                found[target] = ms
+    return found
+
+
+def replace_anchors(
+    table_path: str | Path, anchors_ms: Mapping[Target, Mapping[str, float]]
+) -> None:
+    """Keeps these anchors beside a table and no others."""
+    if anchors_ms:
+        _write(table_path, anchors_ms)
+    else:
+        anchors_path(table_path).unlink(missing_ok=True)
+
+
+def _write(table_path: str | Path, entries: Mapping[Target, Mapping[str, float]]) -> Path:
     path = anchors_path(table_path)
-    entries = {known: ms for known, ms in _load(path) if known != target}
-    entries[target] = dict(anchors_ms)
     content = {
         "format": FORMAT,
         "anchors": [

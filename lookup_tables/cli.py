@@ -13,6 +13,7 @@ import click
 
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.shapes import LayerShape
+from .anchors import find_anchors, replace_anchors
 from .calibration import load_calibrations
 from .diff import MATCHES, RowPair, compare
 from .shipped import open_table, shipped_tables
@@ -240,13 +241,15 @@ def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_j
     """
     if output in shipped_tables():
         raise BadRequest(f"{output} is the name of a shipped table; give -o a file name")
-    merged = LookupTable()
-    for name in tables:
+    merged, sources = LookupTable(), [open_table(name) for name in tables]
+    for name, source in zip(tables, sources, strict=True):
         try:
-            merged = merged.merged(open_table(name), prefer)
+            merged = merged.merged(source, prefer)
         except TableError as error:
             raise TableError(f"merging {name}: {error}") from error
+    anchors_ms = find_anchors(merged, sources)
     merged.save(output)
+    replace_anchors(output, anchors_ms)
     if as_json:
         _print_json({"table": output, **_facts(merged)})
     else:

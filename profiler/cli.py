@@ -84,7 +84,7 @@ class Interrupted(HurricaneError):
 @click.option(
     "--rounds",
     type=click.IntRange(min=3),
-    default=45,
+    default=60,
     show_default=True,
     help="Passes after which a row is left as it is.",
 )

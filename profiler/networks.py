@@ -158,9 +158,13 @@ def time_networks(
         note("send", 0.3 * (index + 1) / len(networks))
     # Where not all of them can be loaded at once, every batch is timed several times over, so
     # that a slow time does not fall on one batch alone.
-    batches = _batches(sizes, bench.max_bytes // 2)
+    room, most = bench.max_bytes // 2, len(networks)
+    if witnesses is not None:
+        room, most = room - witnesses.bytes, witnesses.networks
+    batches = _batches(sizes, room, most)
     sweeps = _split(settings.rounds, SWEEPS if len(batches) > 1 else 1)
-    parts: dict[str, list[tuple[ArtifactResult, float]]] = {digest: [] for digest in digests}
+    parts: dict[str, list[tuple[ArtifactResult, int]]] = {digest: [] for digest in digests}
+    levels: list[float] = []
     along = [] if witnesses is None else witnesses.digests(bench)
     turns = [(rounds, batch) for rounds in sweeps for batch in batches]
     for turn, (rounds, batch) in enumerate(turns):
@@ -181,16 +185,18 @@ def time_networks(
             ),
             report,
         )
-        level = 1.0 if witnesses is None else witnesses.level(bench, timed)
+        levels.append(1.0 if witnesses is None else witnesses.level(bench, timed))
         for digest in {digests[i] for i in batch}:
-            parts[digest].append((timed[digest], level))
+            parts[digest].append((timed[digest], turn))
+    if not np.isfinite(levels).all():
+        levels = [1.0] * len(levels)
     times = []
     for network, digest in zip(networks, digests, strict=True):
         error = next((part.error for part, _ in parts[digest] if part.error is not None), None)
         if error is not None:
             times.append(NetworkTime(network, float("nan"), error=str(error)))
             continue
-        calls = np.concatenate([cold_calls(part) / level for part, level in parts[digest]])
+        calls = np.concatenate([cold_calls(part) / levels[n] for part, n in parts[digest]])
         timed_ms = np.concatenate([cold_calls(part) for part, _ in parts[digest]])
         half = max(1, len(calls) // 2)
         times.append(
@@ -212,13 +218,19 @@ def _split(rounds: int, sweeps: int) -> list[int]:
     return [n for i in range(sweeps) if (n := share + (i < rest))]
 
 
-def _batches(sizes: Sequence[int], max_bytes: int) -> list[list[int]]:
-    """Indices dealt out so that no batch exceeds the agent's memory."""
-    count = min(len(sizes), max(1, -(-sum(sizes) // max(1, max_bytes))))
-    batches: list[list[int]] = [[] for _ in range(count)]
-    for seat, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
-        batches[seat % count].append(index)
-    return batches
+def _batches(sizes: Sequence[int], max_bytes: int, most: int) -> list[list[int]]:
+    """Indices dealt out so that no batch exceeds the agent's memory, or holds more than `most`."""
+    for count in range(max(1, -(-len(sizes) // most)), len(sizes) + 1):
+        batches: list[list[int]] = [[] for _ in range(count)]
+        held = [0] * count
+        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+            open_to = [seat for seat in range(count) if len(batches[seat]) < most]
+            seat = min(open_to, key=held.__getitem__)
+            batches[seat].append(index)
+            held[seat] += sizes[index]
+        if max(held) <= max_bytes:
+            return batches
+    return [[index] for index in range(len(sizes))]
 
 
 def compare(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:
@@ -350,6 +362,7 @@ class NetworkCheck:
     first_ms: float
     second_ms: float
     as_timed_ms: float
+    flags: tuple[str, ...] = ()
     error: str = ""
 
 
@@ -367,6 +380,7 @@ def check_networks(
             t.first_ms,
             t.second_ms,
             t.as_timed_ms,
+            t.flags,
             t.error,
         )
         for t in times

@@ -41,6 +41,9 @@ _STATUS = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
     ErrorKind.TIMED_OUT: "timeout",
 }
+RENEWED = 0.01
+"""Rows are written down anew when what is taken for the device's speed changes by more."""
+
 _LOSSES = 3
 """Times that an agent may drop out without a row in between."""
 
@@ -380,6 +383,7 @@ class _Pool:
         """One agent's work, until nothing is left to do."""
         rotation = Rotation(bench, self._settings, self._anchors, self._copies, self._reference)
         mine: dict[PlannedRow, Found] = {}
+        known_as = 1.0
         share: dict[PlannedRow, Row] = {}
         off: list[Found] = []
         try:
@@ -394,6 +398,12 @@ class _Pool:
                         self._keep(bench, off[-1], mine)
                         off.pop()
                     if mine:
+                        first = rotation.levels()[0]
+                        if abs(first / known_as - 1) > RENEWED:
+                            # What was written down holds for another speed of the device.
+                            rows = [_table_row(bench, rotation.review(f)[0]) for f in mine.values()]
+                            self._journal.append(rows)
+                            known_as = first
                         self._keep_anchors(bench, rotation)
         except BaseException:
             with self._changed:
@@ -453,7 +463,14 @@ class _Pool:
             self._changed.notify_all()
 
     def _release(self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]) -> None:
-        """Hands an agent's rows on to plain timing, by the levels that are known in the end."""
+        """Hands an agent's rows on to plain timing, by the levels that are known in the end.
+
+        The first agent that has rows to hand on says how fast the device is for all of them.
+        """
+        if mine:
+            self._reference = self._reference or rotation.reference_ms()
+            rotation.refer_to(self._reference)
+            self._keep_anchors(bench, rotation)
         rows = {planned: _table_row(bench, rotation.review(f)[0]) for planned, f in mine.items()}
         if rows:
             self._journal.append(rows.values())

@@ -136,6 +136,10 @@ class Rotation:
         """The rows that are on."""
         return tuple(self._on)
 
+    def refer_to(self, reference_ms: Mapping[Graph, float]) -> None:
+        """From now on levels are against what anchors took elsewhere."""
+        self._reference_ms = dict(reference_ms)
+
     def takes(self, row: PlannedRow) -> bool:
         """Whether there is a seat for a row, and memory for its graphs."""
         if not self._on:
@@ -185,7 +189,21 @@ class Rotation:
         return found
 
     def levels(self) -> np.ndarray:
-        """How slow the device was in each lap, as a multiple of the reference, [laps].
+        """How slow the device was in each lap, as a multiple of the reference, [laps]."""
+        levels = self._own_levels()
+        if not self._reference_ms:
+            return levels
+        # What all laps give is compared: a single one has too few calls for a fastest third.
+        own = self._anchors_at(levels)
+        ratios = [own[g] / known for g, known in self._reference_ms.items() if g in own]
+        return levels * np.median(ratios) if ratios else levels
+
+    def reference_ms(self) -> dict[Graph, float]:
+        """What the anchors take on a device as fast as the rows tell, by graph."""
+        return self._anchors_at(self.levels())
+
+    def _own_levels(self) -> np.ndarray:
+        """How slow the device was in each lap, against the fastest third of them, [laps].
 
         The median over the anchors, which tells a slow device from a slow graph.
         """
@@ -194,16 +212,11 @@ class Rotation:
         if not usable.any():
             return np.ones(len(self._laps))
         typical = np.median(times, axis=0)
-        known = np.array([self._reference_ms.get(g, np.nan) for g in self._anchors])
-        if np.isfinite(known[usable]).any():
-            usable &= np.isfinite(known)
-            typical = known
         levels = np.median(times[:, usable] / typical[usable], axis=1)
-        return levels if typical is known else levels / location_ms(levels)
+        return levels / location_ms(levels)
 
-    def reference_ms(self) -> dict[Graph, float]:
-        """What the anchors take on a device as fast as the rows tell, by graph."""
-        levels = self.levels()
+    def _anchors_at(self, levels: np.ndarray) -> dict[Graph, float]:
+        """What the anchors take once these levels are divided out, by graph."""
         found = {}
         for graph in self._anchors:
             if any(lap.error(graph) for lap in self._laps):
@@ -332,12 +345,19 @@ def time_anchors(
         [digest for group in digests.values() for digest in group],
         replace(protocol, rounds=2 * protocol.rounds),
     )
-    levels = {}
+    return anchor_times(digests, results)
+
+
+def anchor_times(
+    digests: Mapping[Graph, Sequence[str]], timed: Mapping[str, ArtifactResult]
+) -> dict[Graph, float]:
+    """What anchors take in one request, the mean over their copies, in ms; without failed ones."""
+    found = {}
     for graph, group in digests.items():
-        timed = [results[digest] for digest in group]
-        if all(result.error is None for result in timed):
-            levels[graph] = level_ms(timed)
-    return levels
+        results = [timed[digest] for digest in group]
+        if all(result.error is None for result in results):
+            found[graph] = _level_ms([clock_ms(result) for result in results])
+    return found
 
 
 def copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph, list[str]]:
@@ -346,11 +366,6 @@ def copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph,
         graph: list(dict.fromkeys(bench.digest_of(graph, copy) for copy in range(copies)))
         for graph in graphs
     }
-
-
-def level_ms(copies: Sequence[ArtifactResult]) -> float:
-    """What a graph takes: the mean over its copies."""
-    return _level_ms([clock_ms(copy) for copy in copies])
 
 
 def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:

@@ -155,13 +155,16 @@ class Verification:
             if group.failed:
                 lines.append(f"  {group.failed} networks of this group could not be measured")
         if self.level != 1.0:
-            bias = np.mean(
-                [c.predicted_ms / c.as_timed_ms - 1 for c in self.networks if not c.error]
-            )
+            group = self.groups[0].group
+            timed = [c for c in self.networks if c.group == group and not c.error]
+            bias = np.mean([c.predicted_ms / c.as_timed_ms - 1 for c in timed])
             lines.append(
                 f"  the device took {self.level:.3f} times as long as when the table was made: "
-                f"divided out (bias as timed: {bias:+.1%})"
+                f"divided out ({group} networks as timed: bias {bias:+.1%})"
             )
+        told = dict.fromkeys(flag for c in self.networks for flag in c.flags)
+        if flags := [flag for flag in told if flag != "simulated"]:
+            lines.append(f"  flagged by the agent meanwhile: {', '.join(flags)}")
         for check in self.networks:
             if check.error:
                 lines.append(f"  {check.label}: {check.error}")

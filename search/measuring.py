@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..profiler.measuring import Bench
 
 ROUNDS = 48
-"""Passes for one network: twice a row's, as nothing averages its noise out."""
+"""Passes for one network: more than those that check a table, as nothing averages its noise out."""
 
 COMPANY = 12
 """Networks timed beside it, see `confirm.random_company`."""

@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from hurricane.lookup_tables.anchors import anchors_path, load_anchors, save_anchors
-from hurricane.lookup_tables.table import Target
+from hurricane.lookup_tables.cli import table_group
+from hurricane.lookup_tables.shipped import open_table
+from hurricane.lookup_tables.table import LookupTable, Target
 from hurricane.ops.errors import BadRequest
 
 TARGET = Target("board", "cpu", "onnxruntime", "1.32.0", threads=2)
@@ -85,3 +88,26 @@ def test_the_smallest_file_of_the_format_is_read(tmp_path: Path):
     path = anchors_path(tmp_path / "t.csv")
     path.write_text(json.dumps({"format": 1, "anchors": [entry(anchors_ms={ONE: 2})]}))
     assert load_anchors(tmp_path / "t.csv", Target("d", "cpu", "r")) == {ONE: 2.0}
+
+
+def test_a_merge_keeps_the_anchors_of_targets_that_come_whole_from_one_table(tmp_path: Path):
+    first, second, third, merged = (str(tmp_path / f"{n}.csv") for n in ("a", "b", "c", "m"))
+    tables = [open_table(f"imagenet224-sim-{n}") for n in ("hexagon685-dsp", "myriadx-vpu")]
+    targets = [table.target() for table in tables]
+    rows = list(tables[0].rows)
+    tables[0].save(first)
+    tables[1].save(second)
+    LookupTable([replace(rows[0], latency_ms=rows[0].ci_high_ms), *rows[1:9]]).save(third)
+    save_anchors(first, targets[0], {ONE: 1.0})
+    save_anchors(second, targets[1], {TWO: 2.0})
+
+    def merge(*words: str) -> tuple[dict[str, float], dict[str, float]]:
+        result = CliRunner().invoke(table_group, ["merge", *words, "-o", merged])
+        assert result.exit_code == 0, result.output
+        return load_anchors(merged, targets[0]), load_anchors(merged, targets[1])
+
+    assert merge(first, second) == ({ONE: 1.0}, {TWO: 2.0})
+    # Rows that were taken at two times have no speed of the device in common.
+    assert merge(merged, third, "--prefer", "last") == ({}, {TWO: 2.0})
+    assert merge(third) == ({}, {})
+    assert not anchors_path(merged).exists()

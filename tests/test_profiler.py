@@ -532,3 +532,10 @@ def test_a_broken_table_is_told_before_anything_is_measured(tmp_path, dsp_table)
     assert result.returncode == 2
     assert "broken.csv" in result.stderr
     assert path.read_bytes() == before
+
+
+def test_the_commands_time_with_the_protocol_s_defaults():
+    defaults = {option.name: option.default for option in profile_ops.params}
+    assert defaults["rounds"] == MeasuringSettings().max_rounds
+    assert defaults["interval"] == MeasuringSettings().interval
+    assert {o.name: o.default for o in verify.params}["rounds"] == MeasuringSettings().rounds

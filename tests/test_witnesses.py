@@ -63,7 +63,7 @@ def test_a_device_that_got_slower_is_told_and_divided_out(model, tmp_path):
     for check in found.networks:
         assert check.as_timed_ms == pytest.approx(SLOWER * check.predicted_ms, rel=0.04)
     assert "times as long as when the table was made" in found.text()
-    assert "(bias as timed: -1" in found.text()
+    assert "divided out (random networks as timed: bias -1" in found.text()
 
 
 def test_a_device_that_is_as_it_was_keeps_its_times(model):
@@ -88,6 +88,34 @@ def test_without_anchors_times_stand_as_they_are(model, tmp_path):
 def test_a_target_that_keeps_one_graph_has_no_witnesses(model, tmp_path):
     with private_agent(simulate=(device_file(tmp_path, resident="false"),)) as client:
         assert find_witnesses(model, Bench.open(client, TARGET)) is None
+
+
+def test_an_agent_with_little_memory_has_no_witnesses(model):
+    with connect([], TARGET) as clients:
+        bench = Bench.open(clients[0], TARGET)
+        found = find_witnesses(model, bench)
+        assert found is not None
+        bench.max_bytes = 4 * found.bytes - 1
+        assert find_witnesses(model, bench) is None
+
+
+def test_networks_are_dealt_out_among_witnesses_and_within_memory(model, monkeypatch):
+    requests: list[int] = []
+    real = Bench.time
+
+    def time(bench, digests, protocol, on_progress=None):
+        requests.append(len(digests))
+        return real(bench, digests, protocol, on_progress)
+
+    with connect([], TARGET) as clients:
+        bench = Bench.open(clients[0], TARGET)
+        found = find_witnesses(model, bench)
+        assert found is not None
+        monkeypatch.setattr(Bench, "time", time)
+        verify_table(bench, model, random_networks(model, 12, seed=0), SETTINGS)
+    along = len(found.digests(bench))
+    assert found.networks == 4
+    assert [n - along for n in requests] == [4, 4, 4] * 2
 
 
 def test_witnesses_are_many_light_graphs_besides_the_anchors(model):
