@@ -29,8 +29,9 @@ from hurricane.ops.pool import POOL
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import profile
+from hurricane.profiler.rotation import DISTURBED, THROTTLED, UNSTABLE
 
-FLAGS = {"disturbed", "unstable", "throttled"}
+FLAGS = {DISTURBED, UNSTABLE, THROTTLED}
 BURST_S, PAUSE_S = (0.5, 4.0), (1.0, 8.0)
 
 

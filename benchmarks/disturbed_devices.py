@@ -43,12 +43,13 @@ from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
 from hurricane.profiler.networks import kendall_tau, random_networks, uniform_networks
 from hurricane.profiler.plan import Graph, PlannedRow, graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import profile
+from hurricane.profiler.rotation import DISTURBED, THROTTLED, UNSTABLE
 from hurricane.profiler.verification import verify_table
 
 DEVICES = ("snapdragon845-cpu", "hexagon685-dsp", "myriadx-vpu")
 LAYERS = parse_layers("imagenet224")
 ROWS = plan_rows(LAYERS, POOL)
-FLAGS = {"disturbed", "unstable", "throttled"}
+FLAGS = {DISTURBED, UNSTABLE, THROTTLED}
 NEAR = 0.03
 """How far a row may be from the truth without a flag, a fraction."""
 

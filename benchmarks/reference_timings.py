@@ -252,13 +252,7 @@ def time_by_agent(bench: Bench, graphs: Sequence[Graph]) -> list[np.ndarray]:
     """The calls that a table takes ``warm_ms`` from."""
     settings = MeasuringSettings()
     digests = [bench.digest_of(graph) for graph in graphs]
-    protocol = Protocol(
-        rounds=settings.warm_rounds,
-        calls_per_visit=settings.warm_calls,
-        warmup_calls=settings.warmup_calls,
-        artifact_timeout_s=settings.timeout_s,
-    )
-    results = bench.time(digests, protocol)
+    results = bench.time(digests, settings.plain(seed=0))
     return [wall_ms_of(results[d])[:, settings.warm_skipped :].reshape(-1) for d in digests]
 
 

@@ -86,6 +86,16 @@ class MeasuringSettings:
             keep_loaded=True,
         )
 
+    def plain(self, seed: int) -> Protocol:
+        """The protocol of the plain timings of a row's own graph, cold and looped."""
+        return Protocol(
+            rounds=self.warm_rounds,
+            calls_per_visit=self.warm_calls,
+            warmup_calls=self.warmup_calls,
+            seed=seed,
+            artifact_timeout_s=self.timeout_s,
+        )
+
     def rounds_of_a_row(self, resident: bool) -> tuple[int, int]:
         """The fewest and most passes that a row is timed in."""
         if resident:

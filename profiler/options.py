@@ -64,7 +64,7 @@ boards_option = click.option(
 )
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Several options as one decorator, in the order of the help."""
 
     def apply(command: Any) -> Any:
@@ -75,7 +75,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-credential_options = _together(
+credential_options = together(
     click.option("--token-file", type=click.Path(dir_okay=False), help="The agents' token."),
     click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
     click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
@@ -88,7 +88,7 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     The command's `agents` is what `connect` takes: addresses, or boards of ``--boards``.
     """
-    return _together(
+    return together(
         boards_option,
         click.option(
             "--agent",

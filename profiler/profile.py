@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..agents.errors import AgentError, ErrorKind
-from ..agents.results import ArtifactResult, Protocol
+from ..agents.results import ArtifactResult
 from ..lookup_tables.anchors import load_anchors, save_anchors
 from ..lookup_tables.journal import Journal
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
@@ -37,13 +37,13 @@ BOARD_SPREAD = 0.05
 REJOIN_S = 5.0
 """How long a run waits for a board to come back when it has no other left."""
 
+RENEWED = 0.01
+"""Rows are written down anew when what is taken for the device's speed changes by more."""
+
 _STATUS = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
     ErrorKind.TIMED_OUT: "timeout",
 }
-RENEWED = 0.01
-"""Rows are written down anew when what is taken for the device's speed changes by more."""
-
 _LOSSES = 3
 """Times that an agent may drop out without a row in between."""
 
@@ -244,22 +244,26 @@ class _Pool:
         """
         if len(self.benches) > 1 and self._waiting:
             self._compare_boards()
-        threads = [
-            threading.Thread(target=self._work, args=(index,), daemon=True)
-            for index in range(len(self.benches))
-        ]
-        self._working = len(threads)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
+        self._working = len(self.benches)
+        self._on_every_board(self._work)
         if self._failure is None:
             return
         if isinstance(self._failure, AgentError | HurricaneError) and self._journal.rows:
             hint = f"{len(self._journal.rows)} rows are safe, the same command goes on from there"
             raise type(self._failure)(f"{self._failure}; {hint}") from self._failure
         raise self._failure
+
+    def _on_every_board(self, work: Callable[[int], None]) -> None:
+        """Does this for the index of every board at the same time, and waits for all of them."""
+        threads = [
+            threading.Thread(target=work, args=(index,), daemon=True)
+            for index in range(len(self.benches))
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
 
     def _compare_boards(self) -> None:
         """Times the anchors on every board, and leaves out those that disagree."""
@@ -273,15 +277,7 @@ class _Pool:
                 self._absent[bench.client.address] = error
 
         self._note("compare", 0.0)
-        threads = [
-            threading.Thread(target=time_one, args=(i,), daemon=True)
-            for i in range(len(self.benches))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
+        self._on_every_board(time_one)
         # Of two that disagree nobody knows which is right: the first one given stays.
         names = sorted(found)
         voters = names if len(names) > 2 else names[:1]
@@ -383,7 +379,7 @@ class _Pool:
         """One agent's work, until nothing is left to do."""
         rotation = Rotation(bench, self._settings, self._anchors, self._copies, self._reference)
         mine: dict[PlannedRow, Found] = {}
-        known_as = 1.0
+        known_as: float | None = None
         share: dict[PlannedRow, Row] = {}
         off: list[Found] = []
         try:
@@ -398,11 +394,11 @@ class _Pool:
                         self._keep(bench, off[-1], mine)
                         off.pop()
                     if mine:
-                        first = rotation.levels()[0]
+                        first = float(rotation.levels()[0])
+                        known_as = known_as or first
                         if abs(first / known_as - 1) > RENEWED:
                             # What was written down holds for another speed of the device.
-                            rows = [_table_row(bench, rotation.review(f)[0]) for f in mine.values()]
-                            self._journal.append(rows)
+                            self._journal.append(_reviewed(bench, rotation, mine).values())
                             known_as = first
                         self._keep_anchors(bench, rotation)
         except BaseException:
@@ -471,7 +467,7 @@ class _Pool:
             self._reference = self._reference or rotation.reference_ms()
             rotation.refer_to(self._reference)
             self._keep_anchors(bench, rotation)
-        rows = {planned: _table_row(bench, rotation.review(f)[0]) for planned, f in mine.items()}
+        rows = _reviewed(bench, rotation, mine)
         if rows:
             self._journal.append(rows.values())
             self._plain.extend((planned, row) for planned, row in rows.items() if row.ok)
@@ -492,14 +488,7 @@ class _Pool:
         for part in _parts(list(share), bench.max_bytes // 2):
             timed |= bench.time(
                 [digests[row] for row in part],
-                Protocol(
-                    rounds=settings.warm_rounds,
-                    calls_per_visit=settings.warm_calls,
-                    warmup_calls=settings.warmup_calls,
-                    seed=settings.seed + 1,
-                    artifact_timeout_s=settings.timeout_s,
-                    keep_loaded=False,
-                ),
+                settings.plain(seed=settings.seed + 1),
                 self._progress("loop", len(share)),
             )
         done = []
@@ -534,6 +523,13 @@ def _parts(rows: Sequence[PlannedRow], max_bytes: int) -> Iterator[list[PlannedR
         part.append(row)
     if part:
         yield part
+
+
+def _reviewed(
+    bench: Bench, rotation: Rotation, mine: Mapping[PlannedRow, Found]
+) -> dict[PlannedRow, Row]:
+    """Rows by the levels as they are known now."""
+    return {row: _table_row(bench, rotation.review(found)[0]) for row, found in mine.items()}
 
 
 def _table_row(bench: Bench, found: Found) -> Row:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -127,7 +126,8 @@ class Rotation:
         self._attempts: dict[PlannedRow, int] = {}
         self._company: dict[PlannedRow, float] = {}
         self._laps: list[Lap] = []
-        self._anchors_ms: list[list[Any]] = []
+        self._anchors_ms: list[list[float]] = []
+        self._levels = np.ones(0)
         # Devices count from their boot on; simulated ones boot with the run, and are cold.
         self._events_at_rest = 0 if bench.target.origin == "simulated" else None
 
@@ -139,6 +139,7 @@ class Rotation:
     def refer_to(self, reference_ms: Mapping[Graph, float]) -> None:
         """From now on levels are against what anchors took elsewhere."""
         self._reference_ms = dict(reference_ms)
+        self._levels = self._find_levels()
 
     def takes(self, row: PlannedRow) -> bool:
         """Whether there is a seat for a row, and memory for its graphs."""
@@ -176,12 +177,11 @@ class Rotation:
         if self._events_at_rest is None and answers:
             self._events_at_rest = answers[0].before.throttle_events
         events = max((r.after.throttle_events for r in answers), default=0)
-        self._laps.append(lap := Lap(results, protocol.rounds, foreign, events))
-        self._anchors_ms.append(
-            [np.nan if lap.error(g) else _level_ms(lap.times(g)) for g in self._anchors]
-        )
-        levels = self.levels()
-        found = [f for row in self._on if (f := self._judge(row, levels)) is not None]
+        self._laps.append(Lap(results, protocol.rounds, foreign, events))
+        anchors_ms = anchor_times({graph: digests[graph] for graph in self._anchors}, timed)
+        self._anchors_ms.append([anchors_ms.get(graph, np.nan) for graph in self._anchors])
+        self._levels = self._find_levels()
+        found = [f for row in self._on if (f := self._judge(row, self._levels)) is not None]
         for one in found:
             del self._on[one.row]
             if one.estimate is not None:
@@ -190,6 +190,30 @@ class Rotation:
 
     def levels(self) -> np.ndarray:
         """How slow the device was in each lap, as a multiple of the reference, [laps]."""
+        return self._levels
+
+    def reference_ms(self) -> dict[Graph, float]:
+        """What the anchors take on a device as fast as the rows tell, by graph."""
+        return self._anchors_at(self.levels())
+
+    def review(self, found: Found) -> tuple[Found, bool]:
+        """Looks again at a row, now that more laps are known.
+
+        Returns:
+            The row by the levels as they are known now, and whether it was taken in a slow
+            time: it is then flagged.
+        """
+        if found.estimate is None:
+            return found, False
+        levels = self.levels()
+        good = [n for n in found.laps if self._is_good(n, levels)]
+        slow = sum(self._laps[n].rounds for n in good) * 2 < found.rounds
+        flags = dict.fromkeys(f for f in found.estimate.flags if f in (DISTURBED, UNSTABLE))
+        flags |= {DISTURBED: None} if slow else {}
+        again = self._found(found.row, found.laps, levels, tuple(flags))
+        return replace(again, attempts=found.attempts), slow
+
+    def _find_levels(self) -> np.ndarray:
         levels = self._own_levels()
         if not self._reference_ms:
             return levels
@@ -197,10 +221,6 @@ class Rotation:
         own = self._anchors_at(levels)
         ratios = [own[g] / known for g, known in self._reference_ms.items() if g in own]
         return levels * np.median(ratios) if ratios else levels
-
-    def reference_ms(self) -> dict[Graph, float]:
-        """What the anchors take on a device as fast as the rows tell, by graph."""
-        return self._anchors_at(self.levels())
 
     def _own_levels(self) -> np.ndarray:
         """How slow the device was in each lap, against the fastest third of them, [laps].
@@ -227,23 +247,6 @@ class Rotation:
             ]
             found[graph] = _level_ms([np.concatenate(copy) for copy in zip(*laps, strict=True)])
         return found
-
-    def review(self, found: Found) -> tuple[Found, bool]:
-        """Looks again at a row, now that more laps are known.
-
-        Returns:
-            The row by the levels as they are known now, and whether it was taken in a slow
-            time: it is then flagged.
-        """
-        if found.estimate is None:
-            return found, False
-        levels = self.levels()
-        good = [n for n in found.laps if self._is_good(n, levels)]
-        slow = sum(self._laps[n].rounds for n in good) * 2 < found.rounds
-        flags = dict.fromkeys(f for f in found.estimate.flags if f in (DISTURBED, UNSTABLE))
-        flags |= {DISTURBED: None} if slow else {}
-        again = self._found(found.row, found.laps, levels, tuple(flags))
-        return replace(again, attempts=found.attempts), slow
 
     def _is_good(self, number: int, levels: np.ndarray) -> bool:
         # The best lap may be luck, the second best is not.

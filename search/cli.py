@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
@@ -22,7 +21,8 @@ from ..agents.console import (
 )
 from ..agents.version import agent_version
 from ..ops.errors import BadRequest
-from ..ops.pool import PLUGIN_VARIABLE, registered_operators
+from ..ops.pool import registered_operators
+from ..profiler.options import credential_options, together, use_plugins
 from .evolution import STRATEGIES
 from .pipeline import SUPERNET_TRAININGS
 
@@ -70,24 +70,13 @@ _CONTEXT = {"help_option_names": ["-h", "--help"]}
 def cli(plugin: tuple[str, ...]) -> None:
     """Hardware-aware architecture search from latencies measured on the device."""
     if plugin:
-        known = os.environ.get(PLUGIN_VARIABLE, "").split(os.pathsep)
-        named = [str(Path(path).resolve()) for path in plugin]
-        os.environ[PLUGIN_VARIABLE] = os.pathsep.join(dict.fromkeys(filter(None, known + named)))
+        use_plugins(plugin)
         registered_operators()  # a broken plugin fails here, whatever the command is
 
 
 def main() -> None:
     """Runs ``hurricane`` as a program."""
     run_command(cli, "hurricane")
-
-
-def _decorate(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def apply(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return apply
 
 
 class _AlphaType(click.ParamType):
@@ -104,7 +93,7 @@ class _AlphaType(click.ParamType):
             self.fail(f"{value!r} is neither auto nor a number", param, ctx)
 
 
-_space_options = _decorate(
+_space_options = together(
     click.option("--table", metavar="T", help="Lookup table: a path, or a shipped table's name."),
     click.option("--latency", "latency_ms", type=float, metavar="MS", help="The budget, in ms."),
     click.option("--backbone", help="Name or TOML file [the one that the table covers]."),
@@ -137,7 +126,7 @@ _space_options = _decorate(
     ),
 )
 
-_training_options = _decorate(
+_training_options = together(
     click.option(
         "--data",
         default="digits",
@@ -158,7 +147,7 @@ _training_options = _decorate(
     ),
 )
 
-_agent_options = _decorate(
+_agent_options = together(
     click.option(
         "--measure/--no-measure",
         default=True,
@@ -171,10 +160,7 @@ _agent_options = _decorate(
         metavar="HOST:PORT",
         help="The one agent to measure on [a private one on this machine].",
     ),
-    click.option("--token-file", type=click.Path(dir_okay=False), help="The agent's token."),
-    click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
-    click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
-    click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
+    credential_options,
 )
 
 _SPACE_HELP = """Builds the search space for a budget: the operators to choose from at each layer.
