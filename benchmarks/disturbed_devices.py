@@ -111,7 +111,7 @@ def measure(
 
 def additivity(device: str, option: str, folder: Path) -> dict[str, Any]:
     """The verdict on a device whose graphs hide time, and what `hurricane space` says to it."""
-    path = folder / f"{option}.csv"
+    path = folder / f"{device}-{option}.csv"
     _, told = measure(device, [option], path, verify=True)
     words = ["space", "--table", str(path), "--backbone", LAYERS.backbone.name]
     words += ["--latency", f"{told['budget_ms']:.3f}"]

@@ -30,6 +30,7 @@ from hurricane.profiler.networks import (
     compare,
     fit_line,
     random_networks,
+    stratified,
     uniform_networks,
 )
 from hurricane.profiler.plan import parse_layers, plan_rows
@@ -109,8 +110,8 @@ def looped(bench: Bench, rows, seed: int) -> tuple[dict, dict]:
 def held_out(predicted, drawn, fit: int, seed: int) -> dict:
     """Error on the random networks that a scale and an offset were not fitted to.
 
-    Means over `PICKS` picks of the networks that they are fitted to: which ones these are
-    matters as much as what is compared here.
+    Means over `PICKS` picks of the networks that they are fitted to, each picked as `verify`
+    picks them: which ones these are matters as much as what is compared here.
     """
     random = np.random.default_rng(seed)
     measured = np.array([c.measured_ms for c in drawn])
@@ -118,8 +119,8 @@ def held_out(predicted, drawn, fit: int, seed: int) -> dict:
     predicted = np.asarray(predicted)
     found: dict[str, list[dict]] = {"prediction": [], "retest": []}
     for _ in range(PICKS):
-        order = random.permutation(len(drawn))
-        some, rest = order[:fit], order[fit:]
+        some = stratified(predicted, fit, random)
+        rest = ~some
         scale, offset = fit_line(predicted[some], measured[some])
         figures = compare(scale * predicted[rest] + offset, measured[rest])
         found["prediction"].append(asdict(figures))
@@ -167,7 +168,8 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
             }
             for g in found.groups
         }
-        if len(drawn) >= 2 * arguments.fit:
+        enough = len(drawn) >= 2 * arguments.fit
+        if enough:
             predicted = [c.predicted_ms for c in drawn]
             result["calibrated"] = held_out(predicted, drawn, arguments.fit, seed)
         if arguments.looping:
@@ -185,8 +187,10 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
                 "device_time_ours_over_own_graphs": result["profile"]["device_s"]
                 / seconds["own_graphs_s"],
                 "random": asdict(compare(sums, [c.as_timed_ms for c in drawn])),
-                "calibrated": held_out(sums, drawn, arguments.fit, seed)["prediction"],
             }
+            if enough:
+                fitted = held_out(sums, drawn, arguments.fit, seed)
+                result["looping"]["calibrated"] = fitted["prediction"]
     return result
 
 

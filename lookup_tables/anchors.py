@@ -1,4 +1,4 @@
-"""How fast a device was when its table was made: what a few graphs took then.
+"""How fast a device was when its table was made: what the graphs of its rows took then.
 
 Kept beside the table as ``table.csv.anchors.json``. Devices get faster and slower by a few percent
 within minutes; whoever measures there later times the same graphs and knows by how much.
@@ -28,7 +28,7 @@ def anchors_path(table_path: str | Path) -> Path:
 
 
 def load_anchors(table_path: str | Path, target: Target) -> dict[str, float]:
-    """What a target's anchors took when the table was made, by digest of the graph, in ms.
+    """What a target's graphs took when the table was made, by digest of the graph, in ms.
 
     Returns:
         Empty where nothing is known.
@@ -40,7 +40,7 @@ def load_anchors(table_path: str | Path, target: Target) -> dict[str, float]:
 
 
 def save_anchors(table_path: str | Path, target: Target, anchors_ms: Mapping[str, float]) -> Path:
-    """Keeps a target's anchors beside a table, in place of those that were there.
+    """Keeps what a target's graphs took beside a table, in place of those that were there.
 
     Returns:
         The file's path.

@@ -1,4 +1,4 @@
-"""From timed calls to the numbers of a row: marginal latency, its interval, the price of a call.
+"""From timed calls to the numbers of a row: its marginal latency, the interval, a device's level.
 
 Noise on a shared machine only ever adds, and comes in bursts. The time of a graph is therefore
 the mean of the fastest third of its calls: it stands up to bursts over up to two thirds of them,
@@ -17,6 +17,16 @@ from .plan import Graph, PlannedRow
 
 FASTEST = 1 / 3
 """Share of the calls whose mean is taken as *the* time of a graph."""
+
+ODD = 2.0
+"""Deviations, in multiples of their spread, from which on a time counts for little."""
+
+SPREAD = 1e-5
+"""The least spread of times that is assumed, as a share: where there is no noise, what links laps
+of different graphs would count for nothing."""
+
+TURNS = 5
+"""Times that graphs are weighted anew to find levels; more change nothing."""
 
 BOOTSTRAPS = 200
 CONFIDENCE = 0.95
@@ -92,3 +102,41 @@ def estimate_row(row: PlannedRow, samples_ms: Mapping[Graph, Sequence[np.ndarray
     if latency <= 0 < high:
         latency, flags = high, ("below-noise",)
     return Estimate(latency, max(low, 0.0), high, count, flags)
+
+
+def relative_levels(times_ms: np.ndarray) -> np.ndarray:
+    """How slow a device was in each lap, against the fastest third of them, [laps].
+
+    A graph's time in a lap is taken as what the graph usually takes times the lap's level. Both
+    are fitted at once, by least squares on logarithms, so that it does not matter that laps are
+    of different graphs; times that fit badly count for little (iteratively reweighted, Cauchy).
+    That tells a slow device from a slow graph.
+
+    Args:
+        times_ms: what graphs took, [laps, graphs] ms; NaN, or 0, where a graph was not timed.
+
+    Returns:
+        All 1 where there is a lap that has no graph in common with another.
+    """
+    # What was timed in one lap only fits whatever that lap's level is.
+    positive = np.where(times_ms > 0, times_ms, np.nan)
+    times = np.log(positive[:, np.isfinite(positive).sum(axis=0) > 1])
+    there = np.isfinite(times)
+    if not there.any(axis=1).all():
+        return np.ones(len(times_ms))
+    usual = np.nanmedian(times, axis=0)
+    levels = np.nanmedian(times - usual, axis=1)
+    times = np.where(there, times, 0.0)
+    for _ in range(TURNS):
+        off = times - levels[:, None] - usual
+        spread = max(1.4826 * float(np.median(np.abs(off[there]))), SPREAD)
+        weights = there / (1 + (off / (ODD * spread)) ** 2)
+        total = weights.sum(axis=0)
+        mean = (weights * times).sum(axis=0) / total
+        # What is left once the graphs' own times are eliminated; levels have no zero.
+        normal = np.diag(weights.sum(axis=1)) - (weights / total) @ weights.T
+        right = (weights * (times - mean)).sum(axis=1)
+        levels = np.linalg.lstsq(normal, right, rcond=None)[0]
+        usual = (weights * (times - levels[:, None])).sum(axis=0) / total
+    found = np.exp(levels)
+    return found / location_ms(found)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..agents.errors import AgentError
 from ..agents.results import ArtifactResult, Protocol
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.verdict import ErrorFigures, GroupCheck
@@ -17,6 +18,7 @@ from ..ops.export import export_architecture
 from ..ops.pool import GATES
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
+from .rotation import DISTURBED, DRIFT
 from .witnesses import Witnesses
 
 MIN_CALIBRATION = 3
@@ -60,7 +62,7 @@ class NetworkTime:
         first_ms: over the first half of the rounds.
         second_ms: over the second half: the retest.
         as_timed_ms: what it took, however fast the device was.
-        flags: of the agent.
+        flags: of the agent; ``disturbed`` where the device was much slower than for others.
         error: why there is no time; empty where there is one.
     """
 
@@ -163,15 +165,16 @@ def time_networks(
         room, most = room - witnesses.bytes, witnesses.networks
     batches = _batches(sizes, room, most)
     sweeps = _split(settings.rounds, SWEEPS if len(batches) > 1 else 1)
-    parts: dict[str, list[tuple[ArtifactResult, int]]] = {digest: [] for digest in digests}
-    levels: list[float] = []
-    along = [] if witnesses is None else witnesses.digests(bench)
     turns = [(rounds, batch) for rounds in sweeps for batch in batches]
-    for turn, (rounds, batch) in enumerate(turns):
+    count = len(turns)
+    along = [] if witnesses is None else witnesses.digests(bench)
 
-        def report(step: str, share: float, turn: int = turn) -> None:
+    def time_turn(number: int) -> _Turn:
+        rounds, batch = turns[number % len(turns)]
+
+        def report(step: str, share: float) -> None:
             within = 0.2 * share if step == "load" else 0.2 + 0.8 * share
-            note(step, 0.3 + 0.7 * (turn + within) / len(turns))
+            note(step, min(1.0, 0.3 + 0.7 * (number + within) / count))
 
         timed = bench.time(
             [*(digests[i] for i in batch), *along],
@@ -179,37 +182,71 @@ def time_networks(
                 rounds=rounds,
                 calls_per_visit=1,
                 warmup_calls=settings.warmup_calls,
-                seed=settings.seed + 101 + turn,
+                seed=settings.seed + 101 + number,
                 artifact_timeout_s=settings.timeout_s,
-                keep_loaded=bool(along) and turn < len(turns) - 1,
+                keep_loaded=bool(along),
             ),
             report,
         )
-        levels.append(1.0 if witnesses is None else witnesses.level(bench, timed))
-        for digest in {digests[i] for i in batch}:
-            parts[digest].append((timed[digest], turn))
+        level = 1.0 if witnesses is None else witnesses.level(bench, timed)
+        return _Turn([timed[digests[i]] for i in batch], level)
+
+    done = [time_turn(number) for number in range(count)]
+    # Turns that were much slower than the best one are made up for, as with rows.
+    for number in (slow := _slow(done)):
+        try:
+            done[number] = min(done[number], time_turn(count + number), key=_Turn.order)
+        except AgentError:
+            break  # there are times of all networks
+    slow = [number for number in _slow(done) if number in slow]
+    levels = np.array([turn.level for turn in done])
     if not np.isfinite(levels).all():
-        levels = [1.0] * len(levels)
+        levels = np.ones(count)
     times = []
-    for network, digest in zip(networks, digests, strict=True):
-        error = next((part.error for part, _ in parts[digest] if part.error is not None), None)
+    for index, network in enumerate(networks):
+        mine = [n for n, (_, batch) in enumerate(turns) if index in batch]
+        parts = [done[n].results[turns[n][1].index(index)] for n in mine]
+        error = next((part.error for part in parts if part.error is not None), None)
         if error is not None:
             times.append(NetworkTime(network, float("nan"), error=str(error)))
             continue
-        calls = np.concatenate([cold_calls(part) / levels[n] for part, n in parts[digest]])
-        timed_ms = np.concatenate([cold_calls(part) for part, _ in parts[digest]])
+        timed_ms = [cold_calls(part) for part in parts]
+        calls = np.concatenate([ms / levels[n] for ms, n in zip(timed_ms, mine, strict=True)])
         half = max(1, len(calls) // 2)
+        flags = dict.fromkeys(flag for part in parts for flag in part.flags)
+        flags |= {DISTURBED: None} if any(n in slow for n in mine) else {}
         times.append(
             NetworkTime(
                 network,
                 float(location_ms(calls)),
                 float(location_ms(calls[:half])),
                 float(location_ms(calls[half:])) if len(calls) > 1 else float("nan"),
-                float(location_ms(timed_ms)),
-                tuple(dict.fromkeys(flag for part, _ in parts[digest] for flag in part.flags)),
+                float(location_ms(np.concatenate(timed_ms))),
+                tuple(flags),
             )
         )
     return times
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A batch timed once: what its networks took, and how slow the device was meanwhile."""
+
+    results: Sequence[ArtifactResult]
+    level: float
+
+    def order(self) -> tuple[bool, float]:
+        """The less, the better."""
+        failed = any(result.error is not None for result in self.results)
+        return failed, self.level if np.isfinite(self.level) else np.inf
+
+
+def _slow(turns: Sequence[_Turn]) -> list[int]:
+    """Turns in which the device was much slower than in the best one, or nobody knows."""
+    levels = np.array([turn.level for turn in turns])
+    if not np.isfinite(levels).any():
+        return []
+    return np.flatnonzero(~(levels <= np.nanmin(levels) * (1 + DRIFT))).tolist()
 
 
 def _split(rounds: int, sweeps: int) -> list[int]:
@@ -324,9 +361,7 @@ def fit_calibration(predicted_ms: ArrayLike, measured_ms: ArrayLike, seed: int =
     a, b = np.asarray(predicted_ms, float), np.asarray(measured_ms, float)
     fitted = np.ones(len(a), dtype=bool)
     if len(a) >= 2 * FITTED:
-        random = np.random.default_rng(seed)
-        fitted[:] = False
-        fitted[[random.choice(part) for part in np.array_split(np.argsort(a), FITTED)]] = True
+        fitted = stratified(a, FITTED, np.random.default_rng(seed))
     scale, offset = fit_line(a[fitted], b[fitted])
     if not scale > 0:
         return None
@@ -337,6 +372,23 @@ def fit_calibration(predicted_ms: ArrayLike, measured_ms: ArrayLike, seed: int =
     elif len(a) > MIN_CALIBRATION:
         figures, plain = leave_one_out(a, b), compare(a, b)
     return Fit(scale, offset, int(fitted.sum()), int((~fitted).sum()), figures, plain)
+
+
+def stratified(predicted_ms: ArrayLike, count: int, random: np.random.Generator) -> np.ndarray:
+    """Picks networks spread over latency: one from each of `count` equal parts in its order.
+
+    Args:
+        predicted_ms: [N], at least `count`.
+        count: networks to pick.
+        random: what is drawn from.
+
+    Returns:
+        Whether each is picked [N].
+    """
+    order = np.argsort(np.asarray(predicted_ms, float))
+    picked = np.zeros(len(order), dtype=bool)
+    picked[[random.choice(part) for part in np.array_split(order, count)]] = True
+    return picked
 
 
 def leave_one_out(predicted_ms: ArrayLike, measured_ms: ArrayLike) -> ErrorFigures:

@@ -230,6 +230,7 @@ class _Pool:
         self._failure: Exception | None = None
         # A resumed run goes on at the level of the one before it.
         self._before = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
+        self._known = self._before
         self._reference: dict[Graph, float] = {}
         self._common: dict[Graph, float] = {}
         if self._before:
@@ -390,6 +391,7 @@ class _Pool:
                     share = {}
                 else:
                     off = rotation.lap(self._progress("measure", len(rotation.rows)))
+                    got_off = [found.row for found in off]
                     while off:
                         self._keep(bench, off[-1], mine)
                         off.pop()
@@ -400,7 +402,7 @@ class _Pool:
                             # What was written down holds for another speed of the device.
                             self._journal.append(_reviewed(bench, rotation, mine).values())
                             known_as = first
-                        self._keep_anchors(bench, rotation)
+                        self._keep_anchors(bench, rotation.times_ms(got_off))
         except BaseException:
             with self._changed:
                 # A row that was being measured again keeps its first figures.
@@ -466,19 +468,20 @@ class _Pool:
         if mine:
             self._reference = self._reference or rotation.reference_ms()
             rotation.refer_to(self._reference)
-            self._keep_anchors(bench, rotation)
+            self._keep_anchors(bench, rotation.times_ms(mine))
         rows = _reviewed(bench, rotation, mine)
         if rows:
             self._journal.append(rows.values())
             self._plain.extend((planned, row) for planned, row in rows.items() if row.ok)
         mine.clear()
 
-    def _keep_anchors(self, bench: Bench, rotation: Rotation) -> None:
-        """Keeps what the anchors took beside the table; what is known from before stays."""
-        known = rotation.reference_ms() | self._reference
-        digests = {bench.digest_of(graph): ms for graph, ms in known.items()} | self._before
-        if digests != self._before:
-            save_anchors(self._journal.table_path, bench.target, digests)
+    def _keep_anchors(self, bench: Bench, times_ms: Mapping[Graph, float]) -> None:
+        """Keeps what graphs took beside the table; what is known from before stays."""
+        with self._changed:
+            found = {bench.digest_of(g): ms for g, ms in {**times_ms, **self._reference}.items()}
+            before, self._known = self._known, self._known | found | self._before
+            if self._known != before:
+                save_anchors(self._journal.table_path, bench.target, self._known)
 
     def _time_plain(self, bench: Bench, share: Mapping[PlannedRow, Row]) -> None:
         """Times rows' own graphs, cold and looped, and completes the rows with that."""

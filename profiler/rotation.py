@@ -8,7 +8,7 @@ where intervals are wide, and there are always many graphs between two calls of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +16,12 @@ import numpy as np
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
 from ..ops.backbone import is_stem
-from .estimate import Estimate, estimate_row, location_ms
+from .estimate import Estimate, estimate_row, location_ms, relative_levels
 from .measuring import Bench, MeasuringSettings, clock_ms
 from .plan import Context, Graph, PlannedRow, weight_bytes
 
 DRIFT = 0.10
-"""A lap whose anchors are slower than in the agent's best laps by more is disturbed: less than
+"""A lap that is slower than the agent's best laps by more is disturbed: less than
 that is the clock of the processor, which slows every graph alike and is divided out."""
 
 PATIENCE = 12
@@ -30,6 +30,10 @@ PATIENCE = 12
 COMPANY_BYTES = 64 * 2**20
 """Rows that are known stay on as company while those in work hold fewer bytes of weights, so that
 weights stay as cold as in a network; more than the last caches hold."""
+
+COMPANY = 1.5
+"""Graphs that stay on as company for each one in work, at most: else the last laps of a small
+share of a plan would be company for the most part."""
 
 DISTURBED = "disturbed"
 """Flag of rows that were taken in a very slow time; it is divided out like any other."""
@@ -126,7 +130,8 @@ class Rotation:
         self._attempts: dict[PlannedRow, int] = {}
         self._company: dict[PlannedRow, float] = {}
         self._laps: list[Lap] = []
-        self._anchors_ms: list[list[float]] = []
+        self._columns: dict[Graph, int] = {}
+        self._lap_ms: list[dict[int, float]] = []
         self._levels = np.ones(0)
         # Devices count from their boot on; simulated ones boot with the run, and are cold.
         self._events_at_rest = 0 if bench.target.origin == "simulated" else None
@@ -178,8 +183,12 @@ class Rotation:
             self._events_at_rest = answers[0].before.throttle_events
         events = max((r.after.throttle_events for r in answers), default=0)
         self._laps.append(Lap(results, protocol.rounds, foreign, events))
-        anchors_ms = anchor_times({graph: digests[graph] for graph in self._anchors}, timed)
-        self._anchors_ms.append([anchors_ms.get(graph, np.nan) for graph in self._anchors])
+        self._lap_ms.append(
+            {
+                self._columns.setdefault(graph, len(self._columns)): ms
+                for graph, ms in graph_times(digests, timed).items()
+            }
+        )
         self._levels = self._find_levels()
         found = [f for row in self._on if (f := self._judge(row, self._levels)) is not None]
         for one in found:
@@ -194,7 +203,12 @@ class Rotation:
 
     def reference_ms(self) -> dict[Graph, float]:
         """What the anchors take on a device as fast as the rows tell, by graph."""
-        return self._anchors_at(self.levels())
+        return self._times_at(self._anchors, self.levels())
+
+    def times_ms(self, rows: Iterable[PlannedRow]) -> dict[Graph, float]:
+        """The same of the anchors and of rows' longer graphs."""
+        graphs = (*self._anchors, *(graph for row in rows for graph in row.longer))
+        return self._times_at(graphs, self.levels())
 
     def review(self, found: Found) -> tuple[Found, bool]:
         """Looks again at a row, now that more laps are known.
@@ -214,37 +228,25 @@ class Rotation:
         return replace(again, attempts=found.attempts), slow
 
     def _find_levels(self) -> np.ndarray:
-        levels = self._own_levels()
+        times = np.full((len(self._lap_ms), len(self._columns)), np.nan)
+        for lap, lap_ms in enumerate(self._lap_ms):
+            times[lap, list(lap_ms)] = list(lap_ms.values())
+        levels = relative_levels(times)
         if not self._reference_ms:
             return levels
         # What all laps give is compared: a single one has too few calls for a fastest third.
-        own = self._anchors_at(levels)
+        own = self._times_at(self._anchors, levels)
         ratios = [own[g] / known for g, known in self._reference_ms.items() if g in own]
         return levels * np.median(ratios) if ratios else levels
 
-    def _own_levels(self) -> np.ndarray:
-        """How slow the device was in each lap, against the fastest third of them, [laps].
-
-        The median over the anchors, which tells a slow device from a slow graph.
-        """
-        times = np.array(self._anchors_ms, float)
-        usable = np.isfinite(times).all(axis=0)
-        if not usable.any():
-            return np.ones(len(self._laps))
-        typical = np.median(times, axis=0)
-        levels = np.median(times[:, usable] / typical[usable], axis=1)
-        return levels / location_ms(levels)
-
-    def _anchors_at(self, levels: np.ndarray) -> dict[Graph, float]:
-        """What the anchors take once these levels are divided out, by graph."""
+    def _times_at(self, graphs: Sequence[Graph], levels: np.ndarray) -> dict[Graph, float]:
+        """What graphs take once these levels are divided out, by graph; without failed ones."""
         found = {}
-        for graph in self._anchors:
-            if any(lap.error(graph) for lap in self._laps):
+        for graph in graphs:
+            with_it = [n for n, lap in enumerate(self._laps) if graph in lap.results]
+            if not with_it or any(self._laps[n].error(graph) for n in with_it):
                 continue
-            laps = [
-                [times / level for times in lap.times(graph)]
-                for lap, level in zip(self._laps, levels, strict=True)
-            ]
+            laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in with_it]
             found[graph] = _level_ms([np.concatenate(copy) for copy in zip(*laps, strict=True)])
         return found
 
@@ -270,9 +272,14 @@ class Rotation:
         if not self.bench.resident:
             return []
         held = sum(_bytes(row) for row in self._on)
+        in_work = sum(len(row.longer) for row in self._on) + len(self._anchors) * self._copies
+        seats = COMPANY * in_work
         chosen: list[PlannedRow] = []
         for row in sorted(self._company, key=self._company.__getitem__):
-            if held >= COMPANY_BYTES or held + _bytes(row) > self.bench.max_bytes // 2:
+            seats -= len(row.longer)
+            if seats < 0 or held >= COMPANY_BYTES:
+                break
+            if held + _bytes(row) > self.bench.max_bytes // 2:
                 break
             chosen.append(row)
             held += _bytes(row)
@@ -348,13 +355,13 @@ def time_anchors(
         [digest for group in digests.values() for digest in group],
         replace(protocol, rounds=2 * protocol.rounds),
     )
-    return anchor_times(digests, results)
+    return graph_times(digests, results)
 
 
-def anchor_times(
+def graph_times(
     digests: Mapping[Graph, Sequence[str]], timed: Mapping[str, ArtifactResult]
 ) -> dict[Graph, float]:
-    """What anchors take in one request, the mean over their copies, in ms; without failed ones."""
+    """What graphs take in one request, the mean over their copies, in ms; without failed ones."""
     found = {}
     for graph, group in digests.items():
         results = [timed[digest] for digest in group]

@@ -164,7 +164,7 @@ class Verification:
             )
         told = dict.fromkeys(flag for c in self.networks for flag in c.flags)
         if flags := [flag for flag in told if flag != "simulated"]:
-            lines.append(f"  flagged by the agent meanwhile: {', '.join(flags)}")
+            lines.append(f"  flagged meanwhile: {', '.join(flags)}")
         for check in self.networks:
             if check.error:
                 lines.append(f"  {check.label}: {check.error}")

@@ -1,13 +1,14 @@
 """Whether a device is as fast as it was when a table was made, told while networks are timed.
 
-The table's anchors are timed among the networks, and graphs of cheap rows with them: a network
-leaves the caches colder than a row does, so there are enough of these for an anchor to stand
-behind a network seldom. Without them anchors come out 5 to 10% slower than the device is.
+The table's anchors and the graphs of its cheap rows are timed among the networks, and compared
+with what they took for the table. A network leaves the caches colder than a row does, so there
+are enough of them for one to stand behind a network seldom: with nothing but the anchors among
+the networks the device seems 5 to 10% slower than it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..ops.errors import BadRequest
 from ..ops.pool import GATES
 from .measuring import GATE_OPTION, Bench, without_gate
 from .plan import COPIES, Graph, PlannedRow, anchor_graphs, plan_row, weight_bytes
-from .rotation import anchor_times, copies_of
+from .rotation import copies_of, graph_times
 
 ROWS = 100
 """Rows whose graphs go along."""
@@ -39,44 +40,46 @@ class Witnesses:
 
     Attributes:
         anchors_ms: what each anchor took when the table was made.
-        company: graphs that only keep the anchors from the networks.
+        company_ms: the same of graphs of cheap rows; NaN where it is not known.
     """
 
     anchors_ms: Mapping[Graph, float]
-    company: tuple[Graph, ...]
+    company_ms: Mapping[Graph, float]
 
     @property
     def bytes(self) -> int:
         """Weights that they hold on the agent."""
-        anchors = COPIES * sum(weight_bytes(graph) for graph in self.anchors_ms)
-        return anchors + sum(weight_bytes(graph) for graph in self.company)
+        return _bytes(self.anchors_ms, self.company_ms)
 
     @property
     def networks(self) -> int:
         """Networks that may be timed among them at once."""
-        return max(1, len(self.company) // GRAPHS_OF_A_NETWORK)
+        return max(1, len(self.company_ms) // GRAPHS_OF_A_NETWORK)
 
     def digests(self, bench: Bench) -> list[str]:
         """Their artefacts, which the agent holds from now on."""
-        anchors = copies_of(bench, tuple(self.anchors_ms), COPIES)
-        return [
-            *(digest for group in anchors.values() for digest in group),
-            *(bench.digest_of(graph) for graph in self.company),
-        ]
+        return [digest for group in self._copies(bench).values() for digest in group]
 
     def level(self, bench: Bench, timed: Mapping[str, ArtifactResult]) -> float:
         """How slow the device was, as a multiple of what it was for the table.
 
-        The median over the anchors; NaN where none could be timed.
+        The median over the graphs; NaN where none could be timed.
         """
-        anchors = anchor_times(copies_of(bench, tuple(self.anchors_ms), COPIES), timed)
-        levels = [ms / self.anchors_ms[graph] for graph, ms in anchors.items()]
-        return float(np.median(levels)) if levels else float("nan")
+        known_ms = {**self.company_ms, **self.anchors_ms}
+        times = graph_times(self._copies(bench), timed)
+        levels = np.array([ms / known_ms[graph] for graph, ms in times.items()])
+        levels = levels[np.isfinite(levels)]
+        return float(np.median(levels)) if levels.size else float("nan")
+
+    def _copies(self, bench: Bench) -> dict[Graph, list[str]]:
+        anchors = copies_of(bench, tuple(self.anchors_ms), COPIES)
+        return copies_of(bench, tuple(self.company_ms), 1) | anchors
 
 
 def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
-    """Witnesses for a table, or None where its anchors are not known or of another target.
+    """Witnesses for a table, or None where there are none.
 
+    That is where its anchors are not known or of another target, or the agent has little memory.
     Targets that keep one graph at a time have none: nothing is cold or warm there, and each
     visit is loaded anew.
     """
@@ -88,11 +91,18 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
         return None
     gate = parse_options(target.options).get(GATE_OPTION, GATES[0])
     planned = {plan_row(row.operator, row.shape, gate): row.latency_ms or 0.0 for row in model.rows}
-    digests = {graph: bench.digest_of(graph) for graph in anchor_graphs(tuple(planned))}
-    anchors_ms = {graph: known[d] for graph, d in digests.items() if d in known}
+    anchors = anchor_graphs(tuple(planned))
     cheap = sorted((row for row in planned if _goes_along(row)), key=planned.__getitem__)[:ROWS]
-    found = Witnesses(anchors_ms, tuple(graph for row in cheap for graph in row.longer))
-    return found if anchors_ms and found.bytes <= bench.max_bytes // 4 else None
+    company = [graph for row in cheap for graph in row.longer]
+    if _bytes(anchors, company) > bench.max_bytes // 4:
+        return None
+    anchors_ms = {graph: known[d] for graph in anchors if (d := bench.digest_of(graph)) in known}
+    company_ms = {graph: known.get(bench.digest_of(graph), float("nan")) for graph in company}
+    return Witnesses(anchors_ms, company_ms) if anchors_ms else None
+
+
+def _bytes(anchors: Iterable[Graph], company: Iterable[Graph]) -> int:
+    return COPIES * sum(map(weight_bytes, anchors)) + sum(map(weight_bytes, company))
 
 
 def _goes_along(row: PlannedRow) -> bool:
