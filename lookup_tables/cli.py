@@ -214,7 +214,8 @@ def diff_command(
         return
     click.echo(
         f"{len(difference.compared)} rows compared: median ratio {difference.median_ratio:.4f}, "
-        f"95% of rows within {difference.within_95:.2%}, intervals apart in {difference.apart}; "
+        f"95% of rows within {difference.within_95:.2%} ({difference.within_95_of_median:.2%} once "
+        f"the median is divided out), intervals apart in {difference.apart}; "
         f"{len(difference.status_changes)} status changes, {len(difference.only_first)} only in "
         f"the first, {len(difference.only_second)} only in the second"
     )

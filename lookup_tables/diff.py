@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -79,10 +79,14 @@ class TableDiff:
     @property
     def within_95(self) -> float | None:
         """95% of the rows differ by at most this fraction, in either direction (0.04: by 4%)."""
+        return _within_95(self._ratios())
+
+    @property
+    def within_95_of_median(self) -> float | None:
+        """The same once the median ratio is divided out: a device that is slower as a whole."""
         ratios = self._ratios()
-        if not ratios:
-            return None
-        return float(np.quantile([max(ratio, 1 / ratio) - 1 for ratio in ratios], 0.95))
+        middle = median(ratios) if ratios else 1.0
+        return _within_95([ratio / middle for ratio in ratios])
 
     @property
     def apart(self) -> int:
@@ -95,6 +99,7 @@ class TableDiff:
             "compared": len(self.compared),
             "median_ratio": self.median_ratio,
             "within_95": self.within_95,
+            "within_95_of_median": self.within_95_of_median,
             "intervals_apart": self.apart,
             "status_changes": len(self.status_changes),
             "only_first": len(self.only_first),
@@ -103,6 +108,12 @@ class TableDiff:
 
     def _ratios(self) -> list[float]:
         return [ratio for pair in self.pairs if (ratio := pair.ratio) is not None]
+
+
+def _within_95(ratios: Sequence[float]) -> float | None:
+    if not ratios:
+        return None
+    return float(np.quantile([max(ratio, 1 / ratio) - 1 for ratio in ratios], 0.95))
 
 
 def compare(first: LookupTable, second: LookupTable, match: str = "version") -> TableDiff:

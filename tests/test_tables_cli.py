@@ -186,6 +186,18 @@ def test_half_and_double_are_the_same_size_of_change():
     assert compare(one, two).within_95 == compare(two, one).within_95 == 1.0
 
 
+def test_a_device_that_is_slower_as_a_whole_is_told_from_rows_that_changed():
+    names = ("SEP_3", "SEP_5", "SEP_7")
+    first = LookupTable([ok(name, 1) for name in names])
+    slower = compare(first, LookupTable([ok(name, 1.1) for name in names]))
+    assert slower.within_95 == pytest.approx(0.1)
+    assert slower.within_95_of_median == pytest.approx(0)
+    values = zip(names, (1, 1.1, 1.1), strict=True)
+    changed = compare(first, LookupTable([ok(name, ms) for name, ms in values]))
+    assert changed.within_95_of_median == pytest.approx(0.9 * 0.1)
+    assert compare(first, LookupTable([])).summary()["within_95_of_median"] is None
+
+
 @pytest.mark.parametrize(
     ("low", "high", "apart"), [(1.02, 1.2, 1), (1.005, 1.2, 0), (0.9, 0.98, 1), (None, None, 0)]
 )
