@@ -170,7 +170,7 @@ def time_networks(
     along = [] if witnesses is None else witnesses.digests(bench)
 
     def time_turn(number: int) -> _Turn:
-        rounds, batch = turns[number % len(turns)]
+        rounds, batch = turns[number % count]
 
         def report(step: str, share: float) -> None:
             within = 0.2 * share if step == "load" else 0.2 + 0.8 * share
@@ -189,7 +189,7 @@ def time_networks(
             report,
         )
         level = 1.0 if witnesses is None else witnesses.level(bench, timed)
-        return _Turn([timed[digests[i]] for i in batch], level)
+        return _Turn({i: timed[digests[i]] for i in batch}, level)
 
     done = [time_turn(number) for number in range(count)]
     # Turns that were much slower than the best one are made up for, as with rows.
@@ -204,8 +204,8 @@ def time_networks(
         levels = np.ones(count)
     times = []
     for index, network in enumerate(networks):
-        mine = [n for n, (_, batch) in enumerate(turns) if index in batch]
-        parts = [done[n].results[turns[n][1].index(index)] for n in mine]
+        mine = [n for n, turn in enumerate(done) if index in turn.results]
+        parts = [done[n].results[index] for n in mine]
         error = next((part.error for part in parts if part.error is not None), None)
         if error is not None:
             times.append(NetworkTime(network, float("nan"), error=str(error)))
@@ -230,14 +230,14 @@ def time_networks(
 
 @dataclass(frozen=True)
 class _Turn:
-    """A batch timed once: what its networks took, and how slow the device was meanwhile."""
+    """A batch timed once: what networks took, by index, and how slow the device was meanwhile."""
 
-    results: Sequence[ArtifactResult]
+    results: Mapping[int, ArtifactResult]
     level: float
 
     def order(self) -> tuple[bool, float]:
         """The less, the better."""
-        failed = any(result.error is not None for result in self.results)
+        failed = any(result.error is not None for result in self.results.values())
         return failed, self.level if np.isfinite(self.level) else np.inf
 
 

@@ -282,8 +282,8 @@ def test_a_row_takes_what_it_has_when_the_disturbance_does_not_end():
         assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
 
 
-@pytest.mark.parametrize("operators", ["SEP_3,SEP_5,MB_3_3", "*"])
-def test_a_row_that_left_in_a_slow_time_is_found_out_later(operators):
+@pytest.mark.parametrize(("operators", "near"), [("SEP_3,SEP_5,MB_3_3", 1e-6), ("*", 1e-3)])
+def test_a_row_that_left_in_a_slow_time_is_found_out_later(operators, near):
     rows = planned(operators)
     bench = StandIn(noise={"SEP_5": 0.5}, level=lambda n: 1.5 if n < 4 else 1.0)
     rotation = rotation_on(bench, rows)
@@ -292,7 +292,7 @@ def test_a_row_that_left_in_a_slow_time_is_found_out_later(operators):
     again, slow = rotation.review(found["SEP_3"])
     assert slow
     assert estimate_of(again).flags == (DISTURBED,)
-    assert estimate_of(again).latency_ms == pytest.approx(1.0, rel=1e-3)
+    assert estimate_of(again).latency_ms == pytest.approx(1.0, rel=near)
     assert not rotation.review(found["SEP_5"])[1]
 
 
