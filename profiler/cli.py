@@ -74,6 +74,13 @@ class Interrupted(HurricaneError):
     help="Measure rows again that hold no latency, were taken in a slow time or are unstable.",
 )
 @click.option(
+    "--reference",
+    type=click.Path(exists=True),
+    metavar="TABLE",
+    help="An earlier table of the same device, or a folder of tables: rows are given as on a "
+    "device as fast as it was then, so that tables made on different days can be compared.",
+)
+@click.option(
     "--interval",
     type=click.FloatRange(0.001, 1.0),
     default=0.02,
@@ -111,6 +118,7 @@ def profile_ops(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    reference: str | None,
     interval: float,
     rounds: int,
     time_budget: float | None,
@@ -143,6 +151,10 @@ def profile_ops(
                 f"give a folder for them: -o {Path(output).with_suffix('')}/"
             )
         paths = table_paths(output, kinds) if folder else [Path(output)]
+        references = None
+        if reference is not None:
+            there = Path(reference)
+            references = table_paths(there, kinds) if there.is_dir() else [there] * len(kinds)
         if check:
             status = _check(kinds, paths, rows, retry, as_json)
             _complain_of([], len(kinds), found.silent)
@@ -157,7 +169,7 @@ def profile_ops(
         )
         try:
             with share_bar("profile") as note:
-                outcomes = fill(kinds, paths, rows, settings, retry, note)
+                outcomes = fill(kinds, paths, rows, settings, retry, note, references)
         except KeyboardInterrupt:
             done = rows_done(kinds, paths, rows)
             raise Interrupted(
@@ -194,12 +206,15 @@ def _summary(outcome: Outcome, rows: int) -> dict[str, Any]:
         "unstable": result.unstable,
         "lost_agents": list(result.lost),
         "left_out": list(result.left_out),
+        "level": result.level,
         "seconds": round(outcome.seconds, 2),
     }
 
 
 def _lines(outcome: Outcome, rows: int) -> list[str]:
     """One table for people."""
+    from .rotation import DRIFT
+
     path, result = outcome.path, outcome.result
     if result is None:
         return [f"{path}: not finished"]
@@ -208,6 +223,16 @@ def _lines(outcome: Outcome, rows: int) -> list[str]:
         f"{result.measured} {result.target.origin} now, {result.kept} kept, "
         f"in {outcome.seconds:.1f} s"
     ]
+    if result.level != 1.0:
+        lines.append(
+            f"the device took {result.level:.3f} times as long as for the "
+            f"{'rows from before' if result.kept else 'reference'}: divided out"
+        )
+        if abs(result.level - 1) > DRIFT:
+            lines.append(
+                "that is more than a clock wanders; look at load, cooling and governor, or make "
+                "a table of its own without --reference"
+            )
     if result.not_ok:
         words = ", ".join(f"{n} {status}" for status, n in sorted(result.not_ok.items()))
         lines.append(f"without a latency: {words} (see: hurricane table show {path})")

@@ -212,6 +212,7 @@ def fill(
     settings: MeasuringSettings,
     retry: bool = False,
     on_progress: ProfileProgress | None = None,
+    references: Sequence[Path | None] | None = None,
 ) -> list[Outcome]:
     """Fills the tables of all kinds, at the same time where they do not disturb each other.
 
@@ -224,6 +225,7 @@ def fill(
         rows: the plan, the same for all.
         settings, retry: as `profile` takes them.
         on_progress: called with (what, share of the whole), by one thread at a time.
+        references: an earlier table for each kind, or None, as `profile` takes it.
 
     Returns:
         One outcome for each kind, in their order.
@@ -247,11 +249,18 @@ def fill(
             if stopped.is_set():
                 return
             kind, path, started = kinds[index], paths[index], time.monotonic()
+            reference = references[index] if references else None
             result, failure = None, None
             report = reporter(index)
             try:
                 result = profile(
-                    kind.benches, rows, path, settings, retry=retry, on_progress=report
+                    kind.benches,
+                    rows,
+                    path,
+                    settings,
+                    retry=retry,
+                    on_progress=report,
+                    reference=reference,
                 )
             except Exception as error:
                 failure = error

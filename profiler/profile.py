@@ -16,16 +16,15 @@ import numpy as np
 
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
-from ..lookup_tables.anchors import load_anchors, save_anchors
+from ..lookup_tables.anchors import anchors_path, load_anchors, save_anchors
 from ..lookup_tables.journal import Journal
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
 from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
-from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings
-from .plan import COPIES, Graph, PlannedRow, anchor_graphs, graph_bytes, weight_bytes
+from .plan import COPIES, Graph, PlannedRow, anchor_graphs, weight_bytes
 from .rotation import ABANDONS, DISTURBED, UNSTABLE, Found, Rotation, time_anchors
 
 REPEATS = 1
@@ -66,6 +65,8 @@ class ProfileResult:
         lost: agents that dropped out, with the reason; the others did their work.
         left_out: boards that disagree with the others, with by how much.
         device_s: time spent by each agent, on the device's clock.
+        level: how slow the device was, as a multiple of what it was for the rows from before,
+            or for the reference; divided out.
     """
 
     table: LookupTable
@@ -78,6 +79,7 @@ class ProfileResult:
     lost: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     device_s: Mapping[str, float] = field(default_factory=dict)
+    level: float = 1.0
 
 
 def missing_rows(
@@ -110,6 +112,7 @@ def profile(
     settings: MeasuringSettings | None = None,
     retry: bool = False,
     on_progress: ProfileProgress | None = None,
+    reference: str | Path | None = None,
 ) -> ProfileResult:
     """Measures what a table lacks of a plan, and writes it.
 
@@ -125,9 +128,12 @@ def profile(
         retry: measure rows again that hold no latency, were taken in a slow time, or did not
             settle.
         on_progress: called with (what, share of the whole), from any thread.
+        reference: an earlier table of the same target. Rows are given as on a device as fast
+            as it was then; a table that holds rows of the target goes on as fast as it is.
 
     Raises:
-        BadRequest: the agents' targets differ, or the table or its journal is another's.
+        BadRequest: the agents' targets differ, the table or its journal is another's, or the
+            reference does not tell how fast the target was.
         AgentError: every agent failed; what was measured is in the journal.
     """
     settings = settings or MeasuringSettings()
@@ -139,6 +145,7 @@ def profile(
                 f"of one kind: {target} and {bench.target}; give each kind its own table"
             )
     note = on_progress or (lambda what, share: None)
+    reference_ms = _speed_of(reference, target)
     pool = None
     # Opened first: a folder that cannot be written, or another run's journal, is told at once.
     with Journal.open(path, target) as journal:
@@ -166,6 +173,7 @@ def profile(
                 settings,
                 journal,
                 any(row.target == target for row in table.rows),
+                reference_ms,
                 lambda what, s: note(what, 0.1 + 0.9 * s),
             )
             pool.run()
@@ -188,7 +196,23 @@ def profile(
         tuple(pool.lost.values()) if pool else (),
         tuple(pool.left_out) if pool else (),
         {b.client.address: b.spent_ms / 1e3 for b in (pool.benches if pool else benches)},
+        float(np.median(list(pool.levels.values()))) if pool and pool.levels else 1.0,
     )
+
+
+def _speed_of(reference: str | Path | None, target: Target) -> dict[str, float]:
+    """What graphs took for an earlier table, by their digests; empty where none is named."""
+    if reference is None:
+        return {}
+    if not Path(reference).is_file():
+        raise BadRequest(f"{reference}: there is no such table to refer to")
+    known = load_anchors(reference, target)
+    if not known:
+        raise BadRequest(
+            f"{anchors_path(reference)} does not tell how fast {target} was; a reference is a "
+            "table that profile-ops made of the same target, with that file beside it"
+        )
+    return known
 
 
 class _Pool:
@@ -198,6 +222,7 @@ class _Pool:
         benches: of the agents.
         lost: agents that are out, by address, with the reason.
         left_out: boards that disagree with the others, with by how much.
+        levels: how slow each board was against what is referred to, by address.
     """
 
     def __init__(
@@ -208,11 +233,13 @@ class _Pool:
         settings: MeasuringSettings,
         journal: Journal,
         resumes: bool,
+        reference_ms: Mapping[str, float],
         note: ProfileProgress,
     ) -> None:
         self.benches = list(benches)
         self.lost: dict[str, str] = {}
         self.left_out: list[str] = []
+        self.levels: dict[str, float] = {}
         self._absent: dict[str, AgentError] = {}
         self._settings = settings
         self._journal = journal
@@ -231,11 +258,9 @@ class _Pool:
         # A resumed run goes on at the level of the one before it.
         self._before = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
         self._known = self._before
-        self._reference: dict[Graph, float] = {}
+        self._given = {} if self._before else reference_ms
+        self._reference = self._before or self._given
         self._common: dict[Graph, float] = {}
-        if self._before:
-            digests = {graph: sha256(graph_bytes(graph)) for graph in self._anchors}
-            self._reference = {g: self._before[d] for g, d in digests.items() if d in self._before}
 
     def run(self) -> None:
         """Works until every row is done, or no agent is left.
@@ -466,8 +491,10 @@ class _Pool:
         The first agent that has rows to hand on says how fast the device is for all of them.
         """
         if mine:
-            self._reference = self._reference or rotation.reference_ms()
+            self._reference = self._reference or rotation.times_ms()
             rotation.refer_to(self._reference)
+            if self._before or self._given:
+                self.levels[bench.client.address] = rotation.level()
             self._keep_anchors(bench, rotation.times_ms(mine))
         rows = _reviewed(bench, rotation, mine)
         if rows:
@@ -475,11 +502,11 @@ class _Pool:
             self._plain.extend((planned, row) for planned, row in rows.items() if row.ok)
         mine.clear()
 
-    def _keep_anchors(self, bench: Bench, times_ms: Mapping[Graph, float]) -> None:
-        """Keeps what graphs took beside the table; what is known from before stays."""
+    def _keep_anchors(self, bench: Bench, times_ms: Mapping[str, float]) -> None:
+        """Keeps what graphs took beside the table; what is known of it from before stays."""
         with self._changed:
-            found = {bench.digest_of(g): ms for g, ms in {**times_ms, **self._reference}.items()}
-            before, self._known = self._known, self._known | found | self._before
+            stays = {} if self._given else self._reference
+            before, self._known = self._known, {**self._known, **times_ms, **stays}
             if self._known != before:
                 save_anchors(self._journal.table_path, bench.target, self._known)
 

@@ -1,7 +1,7 @@
 """Rows in rotation on one agent: they get on, are timed lap by lap, and leave when known.
 
 A lap is one request: a few passes, in shuffled order, over the graphs of all rows that are on and
-over the shorter graphs that rows share (the *anchors*). After each lap every row's interval is
+over the shorter graphs that they share (the *anchors*). After each lap every row's interval is
 looked at: a row that is known well enough leaves, and the next one takes its seat. So effort goes
 where intervals are wide, and there are always many graphs between two calls of the same one.
 """
@@ -27,11 +27,11 @@ that is the clock of the processor, which slows every graph alike and is divided
 PATIENCE = 12
 """Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""
 
-COMPANY_BYTES = 64 * 2**20
+COMPANY_BYTES = 128 * 2**20
 """Rows that are known stay on as company while those in work hold fewer bytes of weights, so that
-weights stay as cold as in a network; more than the last caches hold."""
+caches stay as cold as in a network; several times what the last caches hold."""
 
-COMPANY = 1.5
+COMPANY = 0.75
 """Graphs that stay on as company for each one in work, at most: else the last laps of a small
 share of a plan would be company for the most part."""
 
@@ -109,8 +109,8 @@ class Rotation:
         settings: how to time, and when a row is known well enough.
         anchors: the shorter graphs of the whole plan.
         copies: loadings of each anchor, where the target keeps many graphs.
-        reference_ms: what the anchors take on a device as fast as the table is to tell, by
-            graph; empty: what they take here in the fastest third of the laps.
+        reference_ms: what graphs take on a device as fast as the table is to tell, by their
+            digests; empty: what they take here in the fastest third of the laps.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Rotation:
         settings: MeasuringSettings,
         anchors: Sequence[Graph],
         copies: int,
-        reference_ms: Mapping[Graph, float],
+        reference_ms: Mapping[str, float],
     ) -> None:
         self.bench = bench
         self._settings = settings
@@ -128,7 +128,7 @@ class Rotation:
         self._reference_ms = dict(reference_ms)
         self._on: dict[PlannedRow, int] = {}
         self._attempts: dict[PlannedRow, int] = {}
-        self._company: dict[PlannedRow, float] = {}
+        self._company: set[PlannedRow] = set()
         self._laps: list[Lap] = []
         self._columns: dict[Graph, int] = {}
         self._lap_ms: list[dict[int, float]] = []
@@ -141,8 +141,8 @@ class Rotation:
         """The rows that are on."""
         return tuple(self._on)
 
-    def refer_to(self, reference_ms: Mapping[Graph, float]) -> None:
-        """From now on levels are against what anchors took elsewhere."""
+    def refer_to(self, reference_ms: Mapping[str, float]) -> None:
+        """From now on levels are against what graphs took elsewhere, by their digests."""
         self._reference_ms = dict(reference_ms)
         self._levels = self._find_levels()
 
@@ -157,7 +157,7 @@ class Rotation:
         """A row gets on."""
         self._on[row] = len(self._laps)
         self._attempts[row] = self._attempts.get(row, 0) + 1
-        self._company.pop(row, None)
+        self._company.discard(row)
 
     def lap(self, on_progress: Callable[[str, float], None] | None = None) -> list[Found]:
         """Times every row that is on, and returns those that get off.
@@ -167,7 +167,7 @@ class Rotation:
         """
         settings, bench = self._settings, self.bench
         protocol = settings.lap(bench.resident, seed=settings.seed + len(self._laps))
-        digests = copies_of(bench, self._anchors, self._copies)
+        digests = copies_of(bench, self._anchors_in_work(), self._copies)
         for row in (*self._on, *self._companions()):
             for graph in row.longer:
                 digests[graph] = [bench.digest_of(graph)]
@@ -194,21 +194,26 @@ class Rotation:
         for one in found:
             del self._on[one.row]
             if one.estimate is not None:
-                self._company[one.row] = one.estimate.latency_ms
+                self._company.add(one.row)
         return found
 
     def levels(self) -> np.ndarray:
         """How slow the device was in each lap, as a multiple of the reference, [laps]."""
         return self._levels
 
-    def reference_ms(self) -> dict[Graph, float]:
-        """What the anchors take on a device as fast as the rows tell, by graph."""
-        return self._times_at(self._anchors, self.levels())
+    def level(self) -> float:
+        """The same of all laps: how slow the device was in the fastest third of them."""
+        return float(location_ms(self._levels))
 
-    def times_ms(self, rows: Iterable[PlannedRow]) -> dict[Graph, float]:
-        """The same of the anchors and of rows' longer graphs."""
+    def times_ms(self, rows: Iterable[PlannedRow] = ()) -> dict[str, float]:
+        """What graphs take on a device as fast as the rows tell, by their digests.
+
+        Args:
+            rows: whose longer graphs are told besides the anchors.
+        """
         graphs = (*self._anchors, *(graph for row in rows for graph in row.longer))
-        return self._times_at(graphs, self.levels())
+        times = self._times_at(graphs, self.levels())
+        return {self.bench.digest_of(graph): ms for graph, ms in times.items()}
 
     def review(self, found: Found) -> tuple[Found, bool]:
         """Looks again at a row, now that more laps are known.
@@ -235,8 +240,9 @@ class Rotation:
         if not self._reference_ms:
             return levels
         # What all laps give is compared: a single one has too few calls for a fastest third.
-        own = self._times_at(self._anchors, levels)
-        ratios = [own[g] / known for g, known in self._reference_ms.items() if g in own]
+        digests = {graph: self.bench.digest_of(graph) for graph in self._columns}
+        known = {g: ms for g, d in digests.items() if (ms := self._reference_ms.get(d))}
+        ratios = [ms / known[g] for g, ms in self._times_at(tuple(known), levels).items()]
         return levels * np.median(ratios) if ratios else levels
 
     def _times_at(self, graphs: Sequence[Graph], levels: np.ndarray) -> dict[Graph, float]:
@@ -267,15 +273,28 @@ class Rotation:
         ]
         return not cool or bool(levels[number] > np.median(cool) * (1 + DRIFT))
 
+    def _anchors_in_work(self) -> tuple[Graph, ...]:
+        """The anchors of rows that are on; at first all of them, by which boards are compared."""
+        least, _ = self._settings.rounds_of_a_row(self.bench.resident)
+        if sum(lap.rounds for lap in self._laps) < least:
+            return self._anchors
+        needed = {graph for row in self._on for graph in row.shorter}
+        return tuple(graph for graph in self._anchors if graph in needed)
+
     def _companions(self) -> list[PlannedRow]:
-        """Rows that are known and stay on to keep the others' weights cold."""
+        """Rows that are known and stay on to keep the caches as cold as they were.
+
+        They are drawn at random, by their digests: light ones alone would leave the others'
+        buffers in the caches.
+        """
         if not self.bench.resident:
             return []
         held = sum(_bytes(row) for row in self._on)
-        in_work = sum(len(row.longer) for row in self._on) + len(self._anchors) * self._copies
+        in_work = sum(len(row.longer) for row in self._on)
+        in_work += len(self._anchors_in_work()) * self._copies
         seats = COMPANY * in_work
         chosen: list[PlannedRow] = []
-        for row in sorted(self._company, key=self._company.__getitem__):
+        for row in sorted(self._company, key=lambda row: self.bench.digest_of(row.longer[0])):
             seats -= len(row.longer)
             if seats < 0 or held >= COMPANY_BYTES:
                 break

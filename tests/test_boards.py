@@ -322,7 +322,7 @@ def finished(benches, path) -> ProfileResult:
 def test_kinds_on_different_boards_are_measured_at_the_same_time(monkeypatch, tmp_path, dsp, vpu):
     meeting = threading.Barrier(2)
 
-    def profile(benches, rows, path, settings, *, retry, on_progress):
+    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
         meeting.wait(DEADLINE_S)  # breaks where one waits for the other to end
         on_progress("measure", 0.5)
         return finished(benches, path)
@@ -343,7 +343,7 @@ def test_kinds_on_different_boards_are_measured_at_the_same_time(monkeypatch, tm
 def test_kinds_on_one_board_are_measured_one_after_another(monkeypatch, tmp_path, both):
     busy = threading.Lock()
 
-    def profile(benches, rows, path, settings, *, retry, on_progress):
+    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
         assert busy.acquire(blocking=False), "two kinds at once on one board"
         try:
             benches[0].client.describe()
@@ -362,7 +362,7 @@ def test_an_interrupt_ends_every_kind(monkeypatch, tmp_path, dsp, vpu):
     meeting = threading.Barrier(2)
     ended: list[str] = []
 
-    def profile(benches, rows, path, settings, *, retry, on_progress):
+    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
         if meeting.wait(DEADLINE_S) == 0:
             _thread.interrupt_main()
         try:
@@ -453,7 +453,7 @@ def test_a_board_of_the_file_that_is_off_is_told_at_the_end(tmp_path, dsp):
 
 
 def test_ctrl_c_tells_that_rows_are_safe_and_how_to_go_on(monkeypatch, tmp_path, dsp):
-    def profile(benches, rows, path, settings, *, retry, on_progress):
+    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
         with Journal.open(path, benches[0].target) as journal:
             layer = rows[0].shape
             journal.append(

@@ -119,8 +119,9 @@ class Loaded(abc.ABC):
     def timed_calls(self, count: int) -> list[Sample]:
         """Calls the graph `count` times back to back on its preset inputs.
 
-        A real runtime returns ``time_calls(self._run, count)``; a simulated one returns what
-        its virtual clock says, without waiting unless the pace is ``real``.
+        A real runtime returns ``time_calls(self._run, count)``, or what it says itself of the
+        wall time of each call; a simulated one returns what its virtual clock says, without
+        waiting unless the pace is ``real``.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,120 @@
+"""Whether a table comes out the same again: several of one machine, with other work between them.
+
+Every table but the first refers to the first (`profile-ops --reference`). Before each of them all
+cores multiply matrices for a while. Prints, for every pair of tables, the share of rows within 4%
+of each other, as the tables say and as timed: with the machine's speed that was divided out put
+back.
+
+    python benchmarks/table_retest.py --tables 3 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hurricane.ops.pool import POOL
+from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
+from hurricane.profiler.plan import parse_layers, plan_rows
+from hurricane.profiler.profile import ProfileResult, profile
+
+NEAR = 0.04
+
+
+def multiply(seconds: float) -> None:
+    """Keeps a core busy with matrices that the caches do not hold."""
+    matrix = np.random.default_rng(0).random((1024, 1024))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        matrix = matrix @ matrix
+        matrix /= np.abs(matrix).max()
+
+
+def work_between(seconds: float) -> None:
+    """Other work on every core."""
+    cores = os.cpu_count() or 1
+    with ProcessPoolExecutor(cores) as pool:
+        list(pool.map(multiply, [seconds] * cores))
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Two tables' latencies [N], in ms, against each other; only rows that both have."""
+    ratios = (other / one)[np.isfinite(one) & np.isfinite(other)]
+    return {
+        "median": float(np.median(ratios) - 1),
+        "within_4": float(np.mean(np.abs(ratios - 1) <= NEAR)),
+        "within_4_of_the_median": float(np.mean(np.abs(ratios / np.median(ratios) - 1) <= NEAR)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", default="cpu-onnxruntime-fp32")
+    parser.add_argument("--layers", default="imagenet224")
+    parser.add_argument("--tables", type=int, default=3)
+    parser.add_argument("--between", type=float, default=20.0, help="seconds of other work")
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    arguments = parser.parse_args()
+    request = parse_target(arguments.target)
+    rows = plan_rows(parse_layers(arguments.layers), POOL)
+    tables: list[dict[str, Any]] = []
+    latency_ms: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as folder:
+        first = Path(folder) / "0.csv"
+        for number in range(arguments.tables):
+            if number:
+                work_between(arguments.between)
+            with connect([], request) as clients:
+                bench = Bench.open(clients[0], request)
+                done: ProfileResult = profile(
+                    [bench],
+                    rows,
+                    Path(folder) / f"{number}.csv",
+                    MeasuringSettings(seed=number),
+                    reference=first if number else None,
+                )
+            found = {(row.operator, row.shape): row for row in done.table.rows}
+            ordered = [found[row.name, row.shape] for row in rows]
+            latency_ms.append(np.array([row.latency_ms or np.nan for row in ordered]))
+            tables.append(
+                {
+                    "level": done.level,
+                    "device_s": bench.spent_ms / 1e3,
+                    "flagged": (done.disturbed + done.unstable) / len(rows),
+                }
+            )
+            if not arguments.json:
+                print(number, tables[-1], flush=True)
+    pairs = []
+    for one, other in itertools.combinations(range(arguments.tables), 2):
+        as_timed = [latency_ms[n] * tables[n]["level"] for n in (one, other)]
+        pairs.append(
+            {
+                "tables": [one, other],
+                "referred": agreement(latency_ms[one], latency_ms[other]),
+                "as_timed": agreement(*as_timed),
+            }
+        )
+    result = {
+        "target": arguments.target,
+        "tables": tables,
+        "pairs": pairs,
+        "median_within_4": {
+            name: float(np.median([pair[name]["within_4"] for pair in pairs]))
+            for name in ("referred", "as_timed")
+        },
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
