@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--between", type=float, default=20.0, help="seconds of other work")
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     arguments = parser.parse_args()
+    if arguments.tables < 2:
+        parser.error("--tables: two at least")
     request = parse_target(arguments.target)
     rows = plan_rows(parse_layers(arguments.layers), POOL)
     tables: list[dict[str, Any]] = []
@@ -89,7 +91,8 @@ def main() -> None:
                 {
                     "level": done.level,
                     "device_s": bench.spent_ms / 1e3,
-                    "flagged": (done.disturbed + done.unstable) / len(rows),
+                    "disturbed": done.disturbed,
+                    "unstable": done.unstable,
                 }
             )
             if not arguments.json:

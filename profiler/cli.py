@@ -78,7 +78,8 @@ class Interrupted(HurricaneError):
     type=click.Path(exists=True),
     metavar="TABLE",
     help="An earlier table of the same device, or a folder of tables: rows are given as on a "
-    "device as fast as it was then, so that tables made on different days can be compared.",
+    "device as fast as it was then, so that tables made on different days can be compared. A "
+    "table that holds rows already goes on at their speed.",
 )
 @click.option(
     "--interval",
@@ -206,7 +207,8 @@ def _summary(outcome: Outcome, rows: int) -> dict[str, Any]:
         "unstable": result.unstable,
         "lost_agents": list(result.lost),
         "left_out": list(result.left_out),
-        "level": result.level,
+        "referred_to": result.referred_to or None,
+        "level": result.level if result.referred_to else None,
         "seconds": round(outcome.seconds, 2),
     }
 
@@ -223,15 +225,15 @@ def _lines(outcome: Outcome, rows: int) -> list[str]:
         f"{result.measured} {result.target.origin} now, {result.kept} kept, "
         f"in {outcome.seconds:.1f} s"
     ]
-    if result.level != 1.0:
+    if result.referred_to:
         lines.append(
-            f"the device took {result.level:.3f} times as long as for the "
-            f"{'rows from before' if result.kept else 'reference'}: divided out"
+            f"the device took {result.level:.3f} times as long as for the {result.referred_to}: "
+            "divided out"
         )
         if abs(result.level - 1) > DRIFT:
             lines.append(
-                "that is more than a clock wanders; look at load, cooling and governor, or make "
-                "a table of its own without --reference"
+                "that is more than a clock wanders: look at load, cooling and governor, or make "
+                "a new table of its own"
             )
     if result.not_ok:
         words = ", ".join(f"{n} {status}" for status, n in sorted(result.not_ok.items()))

@@ -21,7 +21,7 @@ from ..ops.graph import prepare_templates
 from .boards import Answer, Board, Boards, ask
 from .measuring import Bench, MeasuringSettings, TargetRequest, connect
 from .plan import PlannedRow
-from .profile import ProfileProgress, ProfileResult, missing_rows, profile
+from .profile import ProfileProgress, ProfileResult, missing_rows, profile, speed_of
 
 _CONNECT_S = 5.0
 _END_S = 5.0
@@ -229,8 +229,14 @@ def fill(
 
     Returns:
         One outcome for each kind, in their order.
+
+    Raises:
+        BadRequest: a reference does not tell how fast its target was.
     """
     note = on_progress or (lambda what, share: None)
+    for kind, reference in zip(kinds, references or (), strict=False):
+        if reference is not None:
+            speed_of(reference, kind.target)  # before anything is measured
     shares = [0.0] * len(kinds)
     outcomes: dict[int, Outcome] = {}
     mutex = threading.Lock()

@@ -57,7 +57,7 @@ class NetworkTime:
 
     Attributes:
         network: which.
-        measured_ms: mean of the fastest third of its calls, on a device as fast as the table's
+        measured_ms: by `location_ms` of its calls, on a device as fast as the table's
             where there are witnesses.
         first_ms: over the first half of the rounds.
         second_ms: over the second half: the retest.

@@ -11,8 +11,8 @@ T(longer) - T(shorter), so that the price of a call, which a network pays once, 
 Seams differ with the neighbour, so there are two of them, and a row is the mean over both. The
 pool makes all these graphs end in a vector, so that their last edges are alike. What the pool
 itself costs at each tensor cancels when the rows of a network are summed. The shorter graphs are
-few and cheap, shared by all rows of a shape, and timed in every round: they also tell whether the
-device is as fast as it was before. `docs/measurement.md` has the reasons and the figures.
+few and cheap, shared by all rows of a shape, and timed as long as one of them is: they also tell
+whether the device is as fast as it was before. `docs/measurement.md` has reasons and figures.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _pool(height: int, width: int, channels: int) -> Piece:
 
 
 def anchor_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
-    """The shorter graphs of a plan: timed in every round, whatever rows are in work."""
+    """The shorter graphs of a plan, each once."""
     return tuple(dict.fromkeys(graph for row in rows for graph in row.shorter))
 
 

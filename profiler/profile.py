@@ -21,10 +21,11 @@ from ..lookup_tables.journal import Journal
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
 from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings
-from .plan import COPIES, Graph, PlannedRow, anchor_graphs, weight_bytes
+from .plan import COPIES, Graph, PlannedRow, anchor_graphs, graph_bytes, weight_bytes
 from .rotation import ABANDONS, DISTURBED, UNSTABLE, Found, Rotation, time_anchors
 
 REPEATS = 1
@@ -65,8 +66,9 @@ class ProfileResult:
         lost: agents that dropped out, with the reason; the others did their work.
         left_out: boards that disagree with the others, with by how much.
         device_s: time spent by each agent, on the device's clock.
-        level: how slow the device was, as a multiple of what it was for the rows from before,
-            or for the reference; divided out.
+        referred_to: whose speed the rows are given at: ``rows from before`` where a table goes
+            on, ``reference``, or empty: their own.
+        level: how slow the device was, as a multiple of that; divided out.
     """
 
     table: LookupTable
@@ -79,6 +81,7 @@ class ProfileResult:
     lost: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     device_s: Mapping[str, float] = field(default_factory=dict)
+    referred_to: str = ""
     level: float = 1.0
 
 
@@ -129,11 +132,12 @@ def profile(
             settle.
         on_progress: called with (what, share of the whole), from any thread.
         reference: an earlier table of the same target. Rows are given as on a device as fast
-            as it was then; a table that holds rows of the target goes on as fast as it is.
+            as it was then. A table that holds rows of the target goes on at their speed.
 
     Raises:
-        BadRequest: the agents' targets differ, the table or its journal is another's, or the
-            reference does not tell how fast the target was.
+        BadRequest: the agents' targets differ, the table or its journal is another's, the
+            reference does not tell how fast the target was, or the table holds rows already
+            whose speed is not known.
         AgentError: every agent failed; what was measured is in the journal.
     """
     settings = settings or MeasuringSettings()
@@ -145,7 +149,7 @@ def profile(
                 f"of one kind: {target} and {bench.target}; give each kind its own table"
             )
     note = on_progress or (lambda what, share: None)
-    reference_ms = _speed_of(reference, target)
+    reference_ms = speed_of(reference, target) if reference is not None else {}
     pool = None
     # Opened first: a folder that cannot be written, or another run's journal, is told at once.
     with Journal.open(path, target) as journal:
@@ -172,7 +176,7 @@ def profile(
                 plain,
                 settings,
                 journal,
-                any(row.target == target for row in table.rows),
+                any(row.target == target and row.ok for row in table.rows),
                 reference_ms,
                 lambda what, s: note(what, 0.1 + 0.9 * s),
             )
@@ -196,14 +200,17 @@ def profile(
         tuple(pool.lost.values()) if pool else (),
         tuple(pool.left_out) if pool else (),
         {b.client.address: b.spent_ms / 1e3 for b in (pool.benches if pool else benches)},
+        pool.referred_to if pool and pool.levels else "",
         float(np.median(list(pool.levels.values()))) if pool and pool.levels else 1.0,
     )
 
 
-def _speed_of(reference: str | Path | None, target: Target) -> dict[str, float]:
-    """What graphs took for an earlier table, by their digests; empty where none is named."""
-    if reference is None:
-        return {}
+def speed_of(reference: str | Path, target: Target) -> dict[str, float]:
+    """What graphs took for an earlier table, by their digests, in ms.
+
+    Raises:
+        BadRequest: there is no such table, or it does not tell.
+    """
     if not Path(reference).is_file():
         raise BadRequest(f"{reference}: there is no such table to refer to")
     known = load_anchors(reference, target)
@@ -222,7 +229,8 @@ class _Pool:
         benches: of the agents.
         lost: agents that are out, by address, with the reason.
         left_out: boards that disagree with the others, with by how much.
-        levels: how slow each board was against what is referred to, by address.
+        referred_to: whose speed rows are given at; empty: that of the first board.
+        levels: how slow each board was against that, by address.
     """
 
     def __init__(
@@ -256,10 +264,22 @@ class _Pool:
         self._working = len(benches)
         self._failure: Exception | None = None
         # A resumed run goes on at the level of the one before it.
-        self._before = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
-        self._known = self._before
-        self._given = {} if self._before else reference_ms
-        self._reference = self._before or self._given
+        self._known = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
+        own = {sha256(graph_bytes(graph)) for graph in self._anchors}
+        before = {digest: ms for digest, ms in self._known.items() if digest in own}
+        self._reference: Mapping[str, float] = before
+        self.referred_to = "rows from before" if before else ""
+        if rows and reference_ms and not before:
+            if resumes:
+                raise BadRequest(
+                    f"{journal.table_path} holds rows whose speed is not known; a reference is "
+                    "for a new table: give another name, or leave it out"
+                )
+            if own.isdisjoint(reference_ms):
+                raise BadRequest("the reference has no layer shape in common with these layers")
+            self._reference, self.referred_to = reference_ms, "reference"
+        # Anchors of other tables are no part of what lies beside this one.
+        self._stays = before
         self._common: dict[Graph, float] = {}
 
     def run(self) -> None:
@@ -416,7 +436,9 @@ class _Pool:
                     share = {}
                 else:
                     off = rotation.lap(self._progress("measure", len(rotation.rows)))
-                    got_off = [found.row for found in off]
+                    if off or mine:
+                        # Before the rows: those that are there are of a speed that is known.
+                        self._keep_anchors(bench, rotation.times_ms(found.row for found in off))
                     while off:
                         self._keep(bench, off[-1], mine)
                         off.pop()
@@ -427,7 +449,6 @@ class _Pool:
                             # What was written down holds for another speed of the device.
                             self._journal.append(_reviewed(bench, rotation, mine).values())
                             known_as = first
-                        self._keep_anchors(bench, rotation.times_ms(got_off))
         except BaseException:
             with self._changed:
                 # A row that was being measured again keeps its first figures.
@@ -491,9 +512,10 @@ class _Pool:
         The first agent that has rows to hand on says how fast the device is for all of them.
         """
         if mine:
-            self._reference = self._reference or rotation.times_ms()
+            if not self._reference:
+                self._reference = self._stays = rotation.times_ms()
             rotation.refer_to(self._reference)
-            if self._before or self._given:
+            if self.referred_to:
                 self.levels[bench.client.address] = rotation.level()
             self._keep_anchors(bench, rotation.times_ms(mine))
         rows = _reviewed(bench, rotation, mine)
@@ -503,10 +525,9 @@ class _Pool:
         mine.clear()
 
     def _keep_anchors(self, bench: Bench, times_ms: Mapping[str, float]) -> None:
-        """Keeps what graphs took beside the table; what is known of it from before stays."""
+        """Keeps what graphs took beside the table; anchors that were there stay as they are."""
         with self._changed:
-            stays = {} if self._given else self._reference
-            before, self._known = self._known, {**self._known, **times_ms, **stays}
+            before, self._known = self._known, {**self._known, **times_ms, **self._stays}
             if self._known != before:
                 save_anchors(self._journal.table_path, bench.target, self._known)
 

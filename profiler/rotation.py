@@ -110,7 +110,7 @@ class Rotation:
         anchors: the shorter graphs of the whole plan.
         copies: loadings of each anchor, where the target keeps many graphs.
         reference_ms: what graphs take on a device as fast as the table is to tell, by their
-            digests; empty: what they take here in the fastest third of the laps.
+            digests; empty: what they take here in the fastest laps.
     """
 
     def __init__(
@@ -274,7 +274,7 @@ class Rotation:
         return not cool or bool(levels[number] > np.median(cool) * (1 + DRIFT))
 
     def _anchors_in_work(self) -> tuple[Graph, ...]:
-        """The anchors of rows that are on; at first all of them, by which boards are compared."""
+        """The anchors of rows that are on; at first all of them, which all boards then know."""
         least, _ = self._settings.rounds_of_a_row(self.bench.resident)
         if sum(lap.rounds for lap in self._laps) < least:
             return self._anchors
@@ -295,13 +295,13 @@ class Rotation:
         seats = COMPANY * in_work
         chosen: list[PlannedRow] = []
         for row in sorted(self._company, key=lambda row: self.bench.digest_of(row.longer[0])):
-            seats -= len(row.longer)
-            if seats < 0 or held >= COMPANY_BYTES:
+            if seats < len(row.longer) or held >= COMPANY_BYTES:
                 break
             if held + _bytes(row) > self.bench.max_bytes // 2:
-                break
+                continue
             chosen.append(row)
             held += _bytes(row)
+            seats -= len(row.longer)
         return chosen
 
     def _judge(self, row: PlannedRow, levels: np.ndarray) -> Found | None:

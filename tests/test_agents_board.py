@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,21 @@ def test_every_call_is_made_and_timed() -> None:
     samples = time_calls(lambda: calls.append(1), 5)
     assert len(calls) == len(samples) == 5
     assert all(sample.wall_ms > 0 and sample.device_ms is None for sample in samples)
+
+
+def test_openvino_is_timed_by_the_clock_of_its_own_request() -> None:
+    from hurricane.agents.backends.openvino_cpu import OpenvinoGraph
+
+    took_ms = iter([1.5, 1.25])
+
+    def infer(**options: bool) -> None:
+        assert options["share_outputs"]
+        request.latency = next(took_ms)
+
+    request = SimpleNamespace(infer=infer, latency=9.0)
+    graph = OpenvinoGraph.__new__(OpenvinoGraph)
+    graph._request = request
+    assert [sample.wall_ms for sample in graph.timed_calls(2)] == [1.5, 1.25]
 
 
 def test_an_option_has_its_first_value_by_default() -> None:

@@ -141,6 +141,12 @@ def test_bursts_of_other_work_do_not_move_the_location():
     assert location_ms(disturbed) == location_ms(quiet)
 
 
+def test_neither_lucky_calls_nor_slow_ones_move_the_location():
+    calls = np.repeat([0.5, 1.0, 5.0], [3, 17, 40])
+    assert location_ms(np.random.default_rng(0).permutation(calls)) == 1.0
+    assert location_ms(np.array([2.0, 3.0])) == 2.0
+
+
 def test_a_difference_below_the_noise_is_flagged_and_never_negative():
     row = plan_row("SEP_3", load_backbone("digits32").layers[1])
     random = np.random.default_rng(1)

@@ -342,6 +342,13 @@ def test_company_is_at_most_so_many_graphs_for_each_in_work():
     copies = anchors - len(anchor_graphs(rows))
     in_work = 2 + anchors  # SEP_5 behind both neighbours
     assert graphs[0] + copies == 2 * len(rows) + anchors
+    # Drawn by their digests, and not the lightest.
+    drawn = sorted(
+        (r for r in rows if r.name != "SEP_5"), key=lambda r: bench.digest_of(r.longer[0])
+    )
+    there = [set(row.longer) <= set(bench.requests[-1][0]) for row in drawn]
+    assert there == sorted(there, reverse=True)
+    assert 0 < sum(there) < len(drawn)
     company = graphs[-1] + copies - in_work
     assert 0 <= in_work * rotation_module.COMPANY - company < 2
     assert graphs[-1] < graphs[0]
@@ -748,7 +755,7 @@ def test_a_table_is_given_as_fast_as_the_device_was_for_its_reference(tmp_path):
         bench = Bench.open(client, request)
         own = profile([bench], rows, paths["own"], SHORT)
         second = profile([bench], rows, paths["second"], SHORT, reference=paths["first"])
-    assert (first.level, own.level) == (1.0, 1.0)
+    assert (first.referred_to, own.referred_to, second.referred_to) == ("", "", "reference")
     assert second.level == pytest.approx(1.04)
     for row in first.table:
         for table, level in ((own.table, 1.04), (second.table, 1.0)):
@@ -765,9 +772,17 @@ def test_a_table_is_given_as_fast_as_the_device_was_for_its_reference(tmp_path):
 def test_a_reference_without_the_targets_speed_is_refused(tmp_path):
     rows, path = planned("SEP_3"), tmp_path / "t.csv"
     missing, other = tmp_path / "missing.csv", tmp_path / "other.csv"
+    elsewhere, begun = tmp_path / "elsewhere.csv", tmp_path / "begun.csv"
     with private_agent(("hexagon685-dsp", "myriadx-vpu")) as client:
         profile([Bench.open(client, parse_target("sim-myriadx-vpu"))], rows, other, SHORT)
         bench = Bench.open(client, parse_target(DSP))
+        profile([bench], planned("SEP_3", "digits32:4"), elsewhere, SHORT)
+        begun.write_bytes(elsewhere.read_bytes())
+        bench.spent_ms = 0.0
+        with pytest.raises(BadRequest, match="no layer shape in common"):
+            profile([bench], rows, path, SHORT, reference=elsewhere)
+        with pytest.raises(BadRequest, match=r"begun\.csv holds rows whose speed is not known"):
+            profile([bench], rows, begun, SHORT, reference=elsewhere)
         with pytest.raises(BadRequest, match=r"missing\.csv: there is no such table"):
             profile([bench], rows, path, SHORT, reference=missing)
         with pytest.raises(BadRequest, match=r"other\.csv\.anchors\.json does not tell how fast"):
@@ -776,10 +791,61 @@ def test_a_reference_without_the_targets_speed_is_refused(tmp_path):
     assert not path.exists()
 
 
+def test_all_boards_of_a_pool_are_brought_to_the_reference(tmp_path):
+    request, rows = parse_target(DSP, ["noise=0", "call_jitter=0"]), planned("SEP_*,MB_*")
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    with private_agent(("hexagon685-dsp",)) as client:
+        truth = profile([Bench.open(client, request)], rows, first, SHORT).table
+    boards = (slower(tmp_path / "one", 1.02), slower(tmp_path / "two", 1.06))
+    with ExitStack() as stack:
+        clients = [stack.enter_context(private_agent((board,))) for board in boards]
+        benches = [Bench.open(client, request) for client in clients]
+        result = profile(benches, rows, second, SHORT, reference=first)
+    check_complete(result, rows)
+    assert not result.left_out
+    assert 1.02 - 1e-6 <= result.level <= 1.06 + 1e-6
+    for row in truth:
+        again = result.table.get(row.key)
+        assert again is not None
+        assert again.latency_ms == pytest.approx(row.latency_ms, rel=1e-4)
+
+
+def test_a_table_that_refers_to_another_goes_on_at_its_speed_after_a_kill(tmp_path, monkeypatch):
+    request, rows = parse_target(DSP, ["noise=0", "call_jitter=0"]), planned("SEP_*,MB_*")
+    first, second = tmp_path / "first.csv", tmp_path / "second.csv"
+    with private_agent(("hexagon685-dsp",)) as client:
+        truth = profile([Bench.open(client, request)], rows, first, SHORT).table
+    settings, real = replace(SHORT, seats=4), Rotation.lap
+
+    def lap(rotation: Rotation, on_progress: Any = None) -> list[Found]:
+        if len(load_anchors(second, rotation.bench.target)) > 8:
+            raise RuntimeError("killed")
+        return real(rotation, on_progress)
+
+    with private_agent((slower(tmp_path / "slow", 1.04),)) as client:
+        bench = Bench.open(client, request)
+        monkeypatch.setattr(Rotation, "lap", lap)
+        with pytest.raises(RuntimeError, match="killed"):
+            profile([bench], rows, second, settings, reference=first)
+        monkeypatch.setattr(Rotation, "lap", real)
+        result = profile([bench], rows, second, settings, reference=first)
+    assert 0 < result.kept < len(rows)
+    assert result.referred_to == "rows from before"
+    for row in truth:
+        again = result.table.get(row.key)
+        assert again is not None
+        assert again.latency_ms == pytest.approx(row.latency_ms, rel=1e-4)
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_profile_ops_takes_a_reference(tmp_path, folder):
-    def invoke(output: str, *words: str) -> Any:
+    token = tmp_path / "token"
+
+    def invoke(client: AgentClient, output: str, *words: str) -> Any:
+        token.write_text(client._metadata[0][1].removeprefix("Bearer "))
+        token.chmod(0o600)
         command = ["--layers", "digits32:1", "--operators", "SEP_3", "--target", DSP, "--json"]
+        command += ["--agent", client.address, "--token-file", str(token)]
         told = CliRunner().invoke(
             profile_ops,
             [*command, "-o", output, *words],
@@ -791,11 +857,26 @@ def test_profile_ops_takes_a_reference(tmp_path, folder):
     name = "" if folder else ".csv"
     end = "/" if folder else ""
     first, second = (str(tmp_path / f"{n}{name}") + end for n in ("first", "second"))
-    assert invoke(first)["level"] == 1.0
-    found = invoke(second, "--reference", first, "--seed", "1")
-    assert found["measured"] == 1
-    assert found["level"] != 1.0
-    assert found["level"] == pytest.approx(1.0, rel=0.05)
+    with private_agent(("hexagon685-dsp",)) as client:
+        found = invoke(client, first)
+        assert (found["referred_to"], found["level"]) == (None, None)
+    with private_agent((slower(tmp_path / "slow", 1.2),)) as client:
+        found = invoke(client, second, "--reference", first)
+    assert (found["measured"], found["referred_to"]) == (1, "reference")
+    assert found["level"] == pytest.approx(1.2, rel=0.02)
+
+
+def test_references_are_looked_at_before_anything_is_measured(tmp_path):
+    words = ["--layers", "digits32:1", "--operators", "SEP_3", "--target", DSP]
+    (tmp_path / "old.csv").touch()
+    with pytest.raises(BadRequest, match="does not tell how fast"):
+        CliRunner().invoke(
+            profile_ops,
+            [*words, "-o", str(tmp_path / "t.csv"), "--reference", str(tmp_path / "old.csv")],
+            catch_exceptions=False,
+            standalone_mode=False,
+        )
+    assert not (tmp_path / "t.csv").exists()
 
 
 # Simulated devices, as a whole.
@@ -840,7 +921,9 @@ def test_the_summary_tells_what_is_unstable_lost_and_left_out(tmp_path, monkeypa
     def done(benches, rows, path, settings, *, retry, on_progress, reference):
         table, target = LookupTable(path=path), benches[0].target
         lost, left_out = ("a:1: it is gone",), ("b:1: its anchors",)
-        return ProfileResult(table, target, 30, 2, {}, 3, 4, lost, left_out, level=1.25)
+        return ProfileResult(
+            table, target, 30, 2, {}, 3, 4, lost, left_out, {}, "rows from before", 1.25
+        )
 
     monkeypatch.setattr(kinds_module, "profile", done)
     words = ["--layers", "digits32:1", "--target", DSP, "-o", str(tmp_path / "t.csv")]
