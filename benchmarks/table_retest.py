@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from hurricane.lookup_tables.diff import compare
 from hurricane.ops.pool import POOL
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.plan import parse_layers, plan_rows
@@ -46,9 +47,8 @@ def work_between(seconds: float) -> None:
         list(pool.map(multiply, [seconds] * cores))
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Two tables' latencies [N], in ms, against each other; only rows that both have."""
-    ratios = (other / one)[np.isfinite(one) & np.isfinite(other)]
+def agreement(ratios: np.ndarray) -> dict[str, float]:
+    """How near rows of two tables are, from the ratios of their latencies [N]."""
     return {
         "median": float(np.median(ratios) - 1),
         "within_4": float(np.mean(np.abs(ratios - 1) <= NEAR)),
@@ -69,7 +69,7 @@ def main() -> None:
     request = parse_target(arguments.target)
     rows = plan_rows(parse_layers(arguments.layers), POOL)
     tables: list[dict[str, Any]] = []
-    latency_ms: list[np.ndarray] = []
+    made: list[ProfileResult] = []
     with tempfile.TemporaryDirectory() as folder:
         first = Path(folder) / "0.csv"
         for number in range(arguments.tables):
@@ -77,16 +77,14 @@ def main() -> None:
                 work_between(arguments.between)
             with connect([], request) as clients:
                 bench = Bench.open(clients[0], request)
-                done: ProfileResult = profile(
+                done = profile(
                     [bench],
                     rows,
                     Path(folder) / f"{number}.csv",
                     MeasuringSettings(seed=number),
                     reference=first if number else None,
                 )
-            found = {(row.operator, row.shape): row for row in done.table.rows}
-            ordered = [found[row.name, row.shape] for row in rows]
-            latency_ms.append(np.array([row.latency_ms or np.nan for row in ordered]))
+            made.append(done)
             tables.append(
                 {
                     "level": done.level,
@@ -99,12 +97,13 @@ def main() -> None:
                 print(number, tables[-1], flush=True)
     pairs = []
     for one, other in itertools.combinations(range(arguments.tables), 2):
-        as_timed = [latency_ms[n] * tables[n]["level"] for n in (one, other)]
+        compared = compare(made[one].table, made[other].table).compared
+        ratios = np.array([pair.ratio for pair in compared])
         pairs.append(
             {
                 "tables": [one, other],
-                "referred": agreement(latency_ms[one], latency_ms[other]),
-                "as_timed": agreement(*as_timed),
+                "referred": agreement(ratios),
+                "as_timed": agreement(ratios * made[other].level / made[one].level),
             }
         )
     result = {

@@ -152,16 +152,16 @@ def profile_ops(
                 f"give a folder for them: -o {Path(output).with_suffix('')}/"
             )
         paths = table_paths(output, kinds) if folder else [Path(output)]
-        references = None
-        if reference is not None:
-            there = Path(reference)
-            references = table_paths(there, kinds) if there.is_dir() else [there] * len(kinds)
         if check:
             status = _check(kinds, paths, rows, retry, as_json)
             _complain_of([], len(kinds), found.silent)
             return status
         if folder:
             Path(output).mkdir(parents=True, exist_ok=True)
+        references = None
+        if reference is not None:
+            there = Path(reference)
+            references = table_paths(there, kinds) if there.is_dir() else [there] * len(kinds)
         settings = MeasuringSettings(
             interval=interval,
             max_rounds=rounds,

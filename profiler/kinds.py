@@ -234,7 +234,8 @@ def fill(
         BadRequest: a reference does not tell how fast its target was.
     """
     note = on_progress or (lambda what, share: None)
-    for kind, reference in zip(kinds, references or (), strict=False):
+    references = references or [None] * len(kinds)
+    for kind, reference in zip(kinds, references, strict=True):
         if reference is not None:
             speed_of(reference, kind.target)  # before anything is measured
     shares = [0.0] * len(kinds)
@@ -255,7 +256,6 @@ def fill(
             if stopped.is_set():
                 return
             kind, path, started = kinds[index], paths[index], time.monotonic()
-            reference = references[index] if references else None
             result, failure = None, None
             report = reporter(index)
             try:
@@ -266,7 +266,7 @@ def fill(
                     settings,
                     retry=retry,
                     on_progress=report,
-                    reference=reference,
+                    reference=references[index],
                 )
             except Exception as error:
                 failure = error
