@@ -205,7 +205,9 @@ class Bench:
         shuffle = random.Random(protocol.seed).shuffle
         order = list(range(len(artifacts)))
         done, total = 0, protocol.rounds * len(artifacts)
-        for _ in range(protocol.rounds):
+        for number in range(protocol.rounds):
+            if number:
+                self._session.renew()
             shuffle(order)
             for index in order:
                 done += 1

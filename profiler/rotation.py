@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from .estimate import Estimate, estimate_row, location_ms, relative_levels
 from .measuring import Bench, MeasuringSettings, clock_ms
 from .plan import Context, Graph, PlannedRow, weight_bytes
 
-DRIFT = 0.10
+DRIFT = 0.15
 """A lap that is slower than the agent's best laps by more is disturbed: less than
 that is the clock of the processor, which slows every graph alike and is divided out."""
 
@@ -31,9 +32,19 @@ COMPANY_BYTES = 128 * 2**20
 """Rows that are known stay on as company while those in work hold fewer bytes of weights, so that
 caches stay as cold as in a network; several times what the last caches hold."""
 
-COMPANY = 0.75
+COMPANY = 0.5
 """Graphs that stay on as company for each one in work, at most: else the last laps of a small
 share of a plan would be company for the most part."""
+
+LOADINGS = 4
+"""Loadings of a row's graphs, at most, where its interval is still too wide after the fewest
+passes: more calls in the same passes, among the same company."""
+
+LAPS_LEFT = 2
+"""So many are made that it takes about as many laps yet."""
+
+LOADING_CALLS = 10
+"""A graph is loaded once more where that takes less time than so many of its calls."""
 
 DISTURBED = "disturbed"
 """Flag of rows that were taken in a very slow time; it is divided out like any other."""
@@ -127,6 +138,7 @@ class Rotation:
         self._copies = copies if bench.resident else 1
         self._reference_ms = dict(reference_ms)
         self._on: dict[PlannedRow, int] = {}
+        self._loadings: dict[PlannedRow, int] = {}
         self._attempts: dict[PlannedRow, int] = {}
         self._company: set[PlannedRow] = set()
         self._laps: list[Lap] = []
@@ -150,7 +162,7 @@ class Rotation:
         """Whether there is a seat for a row, and memory for its graphs."""
         if not self._on:
             return True
-        held = sum(_bytes(known) for known in self._on) + _bytes(row)
+        held = self._held() + _bytes(row)
         return len(self._on) < self._settings.seats and held <= self.bench.max_bytes // 2
 
     def board(self, row: PlannedRow) -> None:
@@ -169,8 +181,7 @@ class Rotation:
         protocol = settings.lap(bench.resident, seed=settings.seed + len(self._laps))
         digests = copies_of(bench, self._anchors_in_work(), self._copies)
         for row in (*self._on, *self._companions()):
-            for graph in row.longer:
-                digests[graph] = [bench.digest_of(graph)]
+            digests |= copies_of(bench, row.longer, self._loadings.get(row, 1))
         timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
         for group in results.values():
@@ -193,6 +204,7 @@ class Rotation:
         found = [f for row in self._on if (f := self._judge(row, self._levels)) is not None]
         for one in found:
             del self._on[one.row]
+            self._loadings.pop(one.row, None)
             if one.estimate is not None:
                 self._company.add(one.row)
         return found
@@ -202,7 +214,7 @@ class Rotation:
         return self._levels
 
     def level(self) -> float:
-        """The same of all laps: how slow the device was in the fastest third of them."""
+        """The same of all laps: how slow the device was in the fastest quarter of them."""
         return float(location_ms(self._levels))
 
     def times_ms(self, rows: Iterable[PlannedRow] = ()) -> dict[str, float]:
@@ -239,7 +251,7 @@ class Rotation:
         levels = relative_levels(times)
         if not self._reference_ms:
             return levels
-        # What all laps give is compared: a single one has too few calls for a fastest third.
+        # What all laps give is compared: a single one has too few calls for a fastest quarter.
         digests = {graph: self.bench.digest_of(graph) for graph in self._columns}
         known = {g: ms for g, d in digests.items() if (ms := self._reference_ms.get(d))}
         ratios = [ms / known[g] for g, ms in self._times_at(tuple(known), levels).items()]
@@ -252,9 +264,16 @@ class Rotation:
             with_it = [n for n, lap in enumerate(self._laps) if graph in lap.results]
             if not with_it or any(self._laps[n].error(graph) for n in with_it):
                 continue
-            laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in with_it]
-            found[graph] = _level_ms([np.concatenate(copy) for copy in zip(*laps, strict=True)])
+            found[graph] = _level_ms(self._samples(graph, with_it, levels))
         return found
+
+    def _samples(
+        self, graph: Graph, numbers: Sequence[int], levels: np.ndarray
+    ) -> list[np.ndarray]:
+        """The calls of a graph in some laps, for each of its copies [n] ms, levels divided out."""
+        laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in numbers]
+        copies = zip_longest(*laps, fillvalue=np.empty(0))  # some came later than others
+        return [np.concatenate(copy) for copy in copies]
 
     def _is_good(self, number: int, levels: np.ndarray) -> bool:
         # The best lap may be luck, the second best is not.
@@ -289,8 +308,8 @@ class Rotation:
         """
         if not self.bench.resident:
             return []
-        held = sum(_bytes(row) for row in self._on)
-        in_work = sum(len(row.longer) for row in self._on)
+        held = self._held()
+        in_work = sum(len(row.longer) * self._loadings.get(row, 1) for row in self._on)
         in_work += len(self._anchors_in_work()) * self._copies
         seats = COMPANY * in_work
         chosen: list[PlannedRow] = []
@@ -323,14 +342,38 @@ class Rotation:
         if rounds >= least:
             found = self._found(row, good, levels)
             assert found.estimate is not None
-            if found.estimate.settled(settings.interval, settings.floor_ms):
+            width = found.estimate.width(settings.interval, settings.floor_ms)
+            if width <= 1:
                 return found
             if rounds >= most or over:
-                wide = not found.estimate.settled(2 * settings.interval, 2 * settings.floor_ms)
-                return self._found(row, good, levels, (UNSTABLE,)) if wide else found
+                return self._found(row, good, levels, (UNSTABLE,)) if width > 2 else found
+            times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
+            self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
         if lost >= PATIENCE + rounds or (over and rounds + lost >= least):
             return self._found(row, numbers, levels, (DISTURBED,))
         return None
+
+    def _load_again(self, row: PlannedRow, calls: float) -> None:
+        """Further loadings of a row's graphs, if they load fast, where it would stay on for long.
+
+        Args:
+            row: that stays on.
+            calls: of its graphs that are wanted yet, for all that is known.
+        """
+        results = [self._laps[-1].results[graph][0] for graph in row.longer]
+        loading_ms = sum(r.load_ms for r in results if r.error is None)
+        calling_ms = sum(location_ms(clock_ms(r)) for r in results if r.error is None)
+        if not self.bench.resident or loading_ms > LOADING_CALLS * calling_ms:
+            return
+        now = self._loadings.get(row, 1)
+        a_lap = self._settings.lap_rounds * len(row.longer)
+        wanted = min(LOADINGS, int(calls / (LAPS_LEFT * a_lap)))
+        free = self.bench.max_bytes // 2 - self._held()
+        self._loadings[row] = max(now, min(wanted, now + max(0, free) // max(1, _bytes(row))))
+
+    def _held(self) -> int:
+        """Bytes of the graphs that are in work."""
+        return sum(_bytes(row) * self._loadings.get(row, 1) for row in self._on)
 
     def _found(
         self,
@@ -341,10 +384,8 @@ class Rotation:
     ) -> Found:
         """The estimate from some laps, as on a device that is as fast as the reference."""
         contexts = _usable(row, self._laps[numbers[-1]])
-        samples = {}
-        for graph in {g for c in contexts for g in (c.longer, c.shorter)}:
-            laps = [[times / levels[n] for times in self._laps[n].times(graph)] for n in numbers]
-            samples[graph] = [np.concatenate(copy) for copy in zip(*laps, strict=True)]
+        graphs = {g for c in contexts for g in (c.longer, c.shorter)}
+        samples = {graph: self._samples(graph, numbers, levels) for graph in graphs}
         estimate = estimate_row(replace(row, contexts=contexts), samples)
         if any(self._is_throttled(n, levels) for n in numbers):
             flags = (*flags, THROTTLED)
@@ -403,7 +444,8 @@ def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:
 
 
 def _level_ms(copies: Sequence[np.ndarray]) -> float:
-    return float(np.mean([location_ms(copy) for copy in copies]))
+    calls = [np.size(copy) for copy in copies]
+    return float(np.average([location_ms(copy) for copy in copies], weights=calls))
 
 
 def _bytes(row: PlannedRow) -> int:

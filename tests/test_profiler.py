@@ -141,10 +141,23 @@ def test_bursts_of_other_work_do_not_move_the_location():
     assert location_ms(disturbed) == location_ms(quiet)
 
 
-def test_neither_lucky_calls_nor_slow_ones_move_the_location():
-    calls = np.repeat([0.5, 1.0, 5.0], [3, 17, 40])
-    assert location_ms(np.random.default_rng(0).permutation(calls)) == 1.0
+def test_the_location_is_the_mean_of_the_fastest_quarter_less_half_a_call():
+    calls = np.random.default_rng(0).permutation([1.0, 2.0, 3.0, *[9.0] * 7])
+    assert location_ms(calls) == pytest.approx((1.0 + 2.0) / 2)  # 10 / 4 - 1/2: two calls
+    twelve = [1.0, 2.0, 4.0, *[9.0] * 9]
+    assert location_ms(twelve) == pytest.approx((1.0 + 2.0 + 0.5 * 4.0) / 2.5)
     assert location_ms(np.array([2.0, 3.0])) == 2.0
+    both = location_ms(np.stack([twelve, twelve[::-1]], axis=1), axis=0)
+    np.testing.assert_allclose(both, location_ms(twelve))
+
+
+def test_the_location_does_not_depend_on_how_often_a_graph_was_called():
+    random = np.random.default_rng(0)
+    means = [
+        np.mean(location_ms(1 + 0.1 * random.normal(size=(40_000, count)), axis=1))
+        for count in (6, 9, 12, 18, 24, 60)
+    ]
+    assert max(means) - min(means) < 0.005  # without the half call: 0.02
 
 
 def test_a_difference_below_the_noise_is_flagged_and_never_negative():

@@ -156,6 +156,13 @@ class Session(abc.ABC):
     def begin(self, seed: int) -> None:  # noqa: B027 - a hook, most backends need none
         """Called before each batch with the protocol's seed; simulated noise restarts here."""
 
+    def renew(self) -> None:  # noqa: B027 - a hook, most backends need none
+        """Called between two passes of a batch: memory kept between calls is to be placed anew.
+
+        Where buffers lie decides what meets in the caches, and stays the same for as long as they
+        are kept: passes over different places tell what a graph takes in any of them.
+        """
+
     def elapsed_ms(self) -> float:
         """The device's clock, in ms since some fixed moment (simulated: its virtual clock)."""
         return time.perf_counter() * 1e3

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +33,16 @@ from .base import (
     time_calls,
 )
 
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
 NAME = "cpu-onnxruntime-fp32"
 _FORMATS = ("onnx",)
+_LINUX = sys.platform == "linux"
+_GROWTH_FAULTS = 2  # a call that gets as many pages had more memory made for it
+_return_memory = getattr(ctypes.CDLL(None), "malloc_trim", None) if _LINUX else None  # glibc's
 _OPTIMIZATION = {
     "all": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
@@ -128,6 +140,7 @@ class OnnxruntimeSession(Session):
             options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
             pin(1)
         self._options = options
+        self._memory = _Memory(onnxruntime)
 
     def load(self, path: str, format: str) -> OnnxruntimeGraph:
         check_format(NAME, _FORMATS, format)
@@ -137,20 +150,81 @@ class OnnxruntimeSession(Session):
             )
         except Exception as error:
             raise _typed(error) from error
-        return OnnxruntimeGraph(self._runtime, session)
+        return OnnxruntimeGraph(self._runtime, session, self._memory)
+
+    def renew(self) -> None:
+        self._memory.renew()
+
+
+class _Memory:
+    """What all graphs of a session share: their inputs, and the arena that tensors between their
+    operators lie in.
+
+    Equal inputs are shared because where an input lies tells in a graph's time, and is not to
+    tell in the difference of two graphs.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._arrays: weakref.WeakValueDictionary[TensorInfo, np.ndarray] = (
+            weakref.WeakValueDictionary()
+        )
+        self._graphs: dict[OnnxruntimeGraph, None] = {}
+        self._growing: list[OnnxruntimeGraph] = []
+        self._shrinking = runtime.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def input(self, tensor: TensorInfo) -> np.ndarray:
+        """The array that graphs with such an input read."""
+        array = self._arrays.get(tensor)
+        if array is None:
+            array = self._arrays[tensor] = random_inputs([tensor])[tensor.name]
+        return array
+
+    def add(self, graph: OnnxruntimeGraph) -> None:
+        """A graph is there."""
+        self._graphs[graph] = None
+
+    def remove(self, graph: OnnxruntimeGraph) -> None:
+        """A graph is gone."""
+        self._graphs.pop(graph, None)
+        self._growing = [other for other in self._growing if other is not graph]
+
+    def note_growth(self, graph: OnnxruntimeGraph, faults: int) -> None:
+        """Remembers graphs that found the arena too small."""
+        if faults >= _GROWTH_FAULTS:
+            self._growing.append(graph)
+
+    def renew(self) -> None:
+        """Places the arena anew, as large as it was.
+
+        A call that the arena grows for pays for that: graphs that it grew for are called once,
+        the last one first; those that then find it large enough are forgotten.
+        """
+        if _return_memory is None or resource is None or not self._graphs:
+            return
+        growing, self._growing = dict.fromkeys(reversed(self._growing)), []
+        # The arena gives memory back to the C library at the end of a call that asks for it, of
+        # any graph, and the C library to the system.
+        with contextlib.suppress(AgentError):  # what ails a graph shows in its own calls
+            next(iter(self._graphs)).call(self._shrinking)
+        _return_memory(0)
+        for graph in growing:
+            with contextlib.suppress(AgentError):
+                graph.timed_calls(1)
 
 
 class OnnxruntimeGraph(Loaded):
-    """One graph with its inputs and outputs bound to memory of its own."""
+    """One graph with its inputs and outputs bound to memory."""
 
     compute_unit = "CPU"
 
-    def __init__(self, runtime: Any, session: Any) -> None:
+    def __init__(self, runtime: Any, session: Any, memory: _Memory) -> None:
         self._runtime = runtime
         self._session = session
         self._inputs = tuple(_tensor_info(node) for node in session.get_inputs())
+        self._memory = memory
         # Bound arrays are read in place: they must live as long as the binding.
-        self._arrays = random_inputs(self._inputs)
+        self._arrays = {tensor.name: memory.input(tensor) for tensor in self._inputs}
         self._binding = session.io_binding()
         for name, array in self._arrays.items():
             self._binding.bind_ortvalue_input(
@@ -164,13 +238,24 @@ class OnnxruntimeGraph(Loaded):
                 self._binding.bind_ortvalue_output(node.name, value)
             else:
                 self._binding.bind_output(node.name, "cpu")
+        memory.add(self)
+
+    def call(self, options: Any) -> None:
+        """One call with run options of its own, not timed."""
+        try:
+            self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:
+            raise _typed(error) from error
 
     def timed_calls(self, count: int) -> list[Sample]:
         run, binding = self._session.run_with_iobinding, self._binding
+        before = _page_faults()
         try:
-            return time_calls(lambda: run(binding), count)
+            samples = time_calls(lambda: run(binding), count)
         except Exception as error:
             raise _typed(error) from error
+        self._memory.note_growth(self, _page_faults() - before)
+        return samples
 
     def inputs(self) -> tuple[TensorInfo, ...]:
         return self._inputs
@@ -184,7 +269,13 @@ class OnnxruntimeGraph(Loaded):
             raise _typed(error) from error
 
     def close(self) -> None:
+        self._memory.remove(self)
         del self._binding, self._session
+
+
+def _page_faults() -> int:
+    """Pages of memory that this process got so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
 
 
 def _tensor_info(node: Any) -> TensorInfo:
