@@ -46,6 +46,9 @@ LAPS_LEFT = 2
 LOADING_CALLS = 10
 """A graph is loaded once more where that takes less time than so many of its calls."""
 
+FEW = 6
+"""Calls from which on a further loading counts."""
+
 DISTURBED = "disturbed"
 """Flag of rows that were taken in a very slow time; it is divided out like any other."""
 
@@ -139,6 +142,7 @@ class Rotation:
         self._reference_ms = dict(reference_ms)
         self._on: dict[PlannedRow, int] = {}
         self._loadings: dict[PlannedRow, int] = {}
+        self._single: set[PlannedRow] = set()  # further loadings of these failed
         self._attempts: dict[PlannedRow, int] = {}
         self._company: set[PlannedRow] = set()
         self._laps: list[Lap] = []
@@ -184,6 +188,8 @@ class Rotation:
             digests |= copies_of(bench, row.longer, self._loadings.get(row, 1))
         timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
+        for row in self._on:
+            self._drop_failed_loadings(row, results)
         for group in results.values():
             for result in group:
                 if result.error is not None and result.error.kind in ABANDONS:
@@ -273,7 +279,9 @@ class Rotation:
         """The calls of a graph in some laps, for each of its copies [n] ms, levels divided out."""
         laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in numbers]
         copies = zip_longest(*laps, fillvalue=np.empty(0))  # some came later than others
-        return [np.concatenate(copy) for copy in copies]
+        calls = [np.concatenate(copy) for copy in copies]
+        # The fastest of very few calls are not yet as fast as those of many.
+        return [calls[0], *(copy for copy in calls[1:] if len(copy) >= min(FEW, len(calls[0])))]
 
     def _is_good(self, number: int, levels: np.ndarray) -> bool:
         # The best lap may be luck, the second best is not.
@@ -363,13 +371,26 @@ class Rotation:
         results = [self._laps[-1].results[graph][0] for graph in row.longer]
         loading_ms = sum(r.load_ms for r in results if r.error is None)
         calling_ms = sum(location_ms(clock_ms(r)) for r in results if r.error is None)
-        if not self.bench.resident or loading_ms > LOADING_CALLS * calling_ms:
+        slow = loading_ms > LOADING_CALLS * calling_ms
+        if not self.bench.resident or slow or row in self._single:
             return
         now = self._loadings.get(row, 1)
         a_lap = self._settings.lap_rounds * len(row.longer)
         wanted = min(LOADINGS, int(calls / (LAPS_LEFT * a_lap)))
         free = self.bench.max_bytes // 2 - self._held()
         self._loadings[row] = max(now, min(wanted, now + max(0, free) // max(1, _bytes(row))))
+
+    def _drop_failed_loadings(
+        self, row: PlannedRow, results: dict[Graph, list[ArtifactResult]]
+    ) -> None:
+        """Where a further loading failed, for memory say, the row goes on with the first alone."""
+        for graph in row.longer:
+            first, *others = results[graph]
+            failed = [r.error for r in others if r.error is not None]
+            if first.error is None and failed and not any(e.kind in ABANDONS for e in failed):
+                results[graph] = [first]
+                self._loadings[row] = 1
+                self._single.add(row)
 
     def _held(self) -> int:
         """Bytes of the graphs that are in work."""

@@ -160,7 +160,8 @@ class Session(abc.ABC):
         """Called between two passes of a batch: memory kept between calls is to be placed anew.
 
         Where buffers lie decides what meets in the caches, and stays the same for as long as they
-        are kept: passes over different places tell what a graph takes in any of them.
+        are kept: passes over different places tell what a graph takes in any of them. Must not
+        raise.
         """
 
     def elapsed_ms(self) -> float:

@@ -169,7 +169,7 @@ class _Memory:
             weakref.WeakValueDictionary()
         )
         self._graphs: dict[OnnxruntimeGraph, None] = {}
-        self._growing: list[OnnxruntimeGraph] = []
+        self._growing: dict[OnnxruntimeGraph, None] = {}
         self._shrinking = runtime.RunOptions()
         self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -187,12 +187,13 @@ class _Memory:
     def remove(self, graph: OnnxruntimeGraph) -> None:
         """A graph is gone."""
         self._graphs.pop(graph, None)
-        self._growing = [other for other in self._growing if other is not graph]
+        self._growing.pop(graph, None)
 
     def note_growth(self, graph: OnnxruntimeGraph, faults: int) -> None:
         """Remembers graphs that found the arena too small."""
         if faults >= _GROWTH_FAULTS:
-            self._growing.append(graph)
+            self._growing.pop(graph, None)
+            self._growing[graph] = None
 
     def renew(self) -> None:
         """Places the arena anew, as large as it was.
@@ -202,11 +203,13 @@ class _Memory:
         """
         if _return_memory is None or resource is None or not self._graphs:
             return
-        growing, self._growing = dict.fromkeys(reversed(self._growing)), []
+        growing, self._growing = reversed(self._growing), {}
         # The arena gives memory back to the C library at the end of a call that asks for it, of
         # any graph, and the C library to the system.
-        with contextlib.suppress(AgentError):  # what ails a graph shows in its own calls
-            next(iter(self._graphs)).call(self._shrinking)
+        for graph in self._graphs:
+            with contextlib.suppress(AgentError):  # what ails a graph shows in its own calls
+                graph.call(self._shrinking)
+                break
         _return_memory(0)
         for graph in growing:
             with contextlib.suppress(AgentError):
