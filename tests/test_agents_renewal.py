@@ -6,35 +6,28 @@ import json
 import mmap
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from hurricane.agents.backends import onnxruntime_cpu
-from hurricane.agents.backends.base import Loaded, Sample, Session, TensorInfo
+from hurricane.agents.backends.base import Loaded, Sample, Session
 from hurricane.agents.results import Protocol
 from hurricane.agents.worker import Artifact, Bench, Heartbeat
+
+from .agents_stand_ins import OneMillisecond
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = _SETTING.exists() and "[always]" in _SETTING.read_text()
 
 
-class Graph(Loaded):
+class Graph(OneMillisecond):
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
     def timed_calls(self, count: int) -> list[Sample]:
         self.log += [self.name] * count
-        return [Sample(1.0)] * count
-
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        return ()
-
-    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {}
+        return super().timed_calls(count)
 
     def close(self) -> None:
         self.log.append(f"close {self.name}")
@@ -51,16 +44,14 @@ class Target(Session):
         self.log.append("renew")
 
 
-def test_memory_is_renewed_between_passes_and_at_no_other_time() -> None:
+def test_memory_is_renewed_between_passes_and_at_no_other_time(heartbeat: Heartbeat) -> None:
     target = Target()
-    with tempfile.TemporaryFile() as memory:
-        memory.truncate(Heartbeat.SIZE)
-        bench = Bench(target, Heartbeat(memory.fileno()))
-        bench.measure([Artifact("1", "a")], "onnx", Protocol(3, 2, 1, keep_loaded=True), True)
-        assert target.log == ["a", "a", "a", "renew", "a", "a", "renew", "a", "a"]
-        target.log.clear()
-        bench.measure([Artifact("1", "a")], "onnx", Protocol(1, 2, 1), True)
-        assert target.log == ["a", "a", "close a"]
+    bench = Bench(target, heartbeat)
+    bench.measure([Artifact("1", "a")], "onnx", Protocol(3, 2, 1, keep_loaded=True), True)
+    assert target.log == ["a", "a", "a", "renew", "a", "a", "renew", "a", "a"]
+    target.log.clear()
+    bench.measure([Artifact("1", "a")], "onnx", Protocol(1, 2, 1), True)
+    assert target.log == ["a", "a", "close a"]
 
 
 def sine_chain(side: int) -> bytes:

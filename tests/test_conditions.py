@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +11,12 @@ import numpy as np
 import pytest
 
 from hurricane.agents import conditions, wire
-from hurricane.agents.backends.base import Loaded, Sample, Session, TensorInfo
+from hurricane.agents.backends.base import Loaded, Session
 from hurricane.agents.conditions import Conditions, read_conditions, since
 from hurricane.agents.results import ArtifactResult, Protocol, summarise
 from hurricane.agents.worker import Artifact, Bench, Heartbeat
+
+from .agents_stand_ins import OneMillisecond
 
 # Cores 1 and 2, of all ticks 10% idle, 5% stolen, 25% of this process.
 EARLIER = Conditions(steal_share=0.5, ticks=(0b110, 1000, 500, 200, 100))
@@ -218,29 +218,6 @@ class ScriptedBoard(Session):
 
     def conditions(self) -> Conditions:
         return next(self._scripted)
-
-
-class OneMillisecond(Loaded):
-    def timed_calls(self, count: int) -> list[Sample]:
-        return [Sample(1.0)] * count
-
-    def inputs(self) -> tuple[TensorInfo, ...]:
-        return ()
-
-    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {}
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def heartbeat() -> Iterator[Heartbeat]:
-    with tempfile.TemporaryFile() as memory:
-        memory.truncate(Heartbeat.SIZE)
-        heartbeat = Heartbeat(memory.fileno())
-    yield heartbeat
-    heartbeat.close()
 
 
 def ticks_of(steal: float, others: float) -> tuple[int, int, int, int, int]:
