@@ -62,7 +62,7 @@ class MeasuringSettings:
     rounds: int = 24
     interval: float = 0.02
     floor_ms: float = 0.001
-    min_rounds: int = 12
+    min_rounds: int = 18
     max_rounds: int = 60
     lap_rounds: int = 3
     visit_calls: int = 32

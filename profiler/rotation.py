@@ -22,8 +22,8 @@ from .measuring import Bench, MeasuringSettings, clock_ms
 from .plan import Context, Graph, PlannedRow, weight_bytes
 
 DRIFT = 0.15
-"""A lap that is slower than the agent's best laps by more is disturbed: less than
-that is the clock of the processor, which slows every graph alike and is divided out."""
+"""A lap that is slower than most of the agent's laps by more is disturbed. Less than that, and
+what most laps have, is the clock of the processor: it slows every graph alike, and is divided out."""
 
 PATIENCE = 12
 """Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""
@@ -35,6 +35,10 @@ caches stay as cold as in a network; several times what the last caches hold."""
 COMPANY = 0.5
 """Graphs that stay on as company for each one in work, at most: else the last laps of a small
 share of a plan would be company for the most part."""
+
+CROWD = 64
+"""Graphs of a lap that company makes up for where fewer are in work: in the last laps a graph would
+find itself in the caches."""
 
 LOADINGS = 4
 """Loadings of a row's graphs, at most, where its interval is still too wide after the fewest
@@ -245,8 +249,8 @@ class Rotation:
         levels = self.levels()
         good = [n for n in found.laps if self._is_good(n, levels)]
         slow = sum(self._laps[n].rounds for n in good) * 2 < found.rounds
-        flags = dict.fromkeys(f for f in found.estimate.flags if f in (DISTURBED, UNSTABLE))
-        flags |= {DISTURBED: None} if slow else {}
+        flags = [UNSTABLE] if UNSTABLE in found.estimate.flags else []
+        flags += [DISTURBED] if slow else []
         again = self._found(found.row, found.laps, levels, tuple(flags))
         return replace(again, attempts=found.attempts), slow
 
@@ -284,9 +288,10 @@ class Rotation:
         return [calls[0], *(copy for copy in calls[1:] if len(copy) >= min(FEW, len(calls[0])))]
 
     def _is_good(self, number: int, levels: np.ndarray) -> bool:
-        # The best lap may be luck, the second best is not.
-        best = np.sort(levels)[min(1, len(levels) - 1)]
-        return bool(levels[number] <= best * (1 + DRIFT)) and not self._laps[number].foreign
+        if self._laps[number].foreign:
+            return False
+        quiet = [level for lap, level in zip(self._laps, levels, strict=True) if not lap.foreign]
+        return bool(levels[number] <= np.median(quiet) * (1 + DRIFT))
 
     def _is_throttled(self, number: int, levels: np.ndarray) -> bool:
         """Whether a lap came after a throttling that still shows, or may for all that is known."""
@@ -319,7 +324,7 @@ class Rotation:
         held = self._held()
         in_work = sum(len(row.longer) * self._loadings.get(row, 1) for row in self._on)
         in_work += len(self._anchors_in_work()) * self._copies
-        seats = COMPANY * in_work
+        seats = max(COMPANY * in_work, CROWD - in_work)
         chosen: list[PlannedRow] = []
         for row in sorted(self._company, key=lambda row: self.bench.digest_of(row.longer[0])):
             if seats < len(row.longer) or held >= COMPANY_BYTES:
@@ -372,7 +377,8 @@ class Rotation:
         loading_ms = sum(r.load_ms for r in results if r.error is None)
         calling_ms = sum(location_ms(clock_ms(r)) for r in results if r.error is None)
         slow = loading_ms > LOADING_CALLS * calling_ms
-        if not self.bench.resident or slow or row in self._single:
+        # Several stems would find the image in the caches, which a network does not.
+        if not self.bench.resident or slow or row in self._single or is_stem(row.name):
             return
         now = self._loadings.get(row, 1)
         a_lap = self._settings.lap_rounds * len(row.longer)
