@@ -45,6 +45,7 @@ STEP_MEASURE = 2
 # A hypervisor, or other processes, that take more than these shares of the cores spoil timings.
 _STEAL_LIMIT = 0.05
 _BUSY_LIMIT = 0.10
+_RENEWAL_SHARE = 1 / 16  # of the time between two of them that placing memory anew may take
 
 
 class Heartbeat:
@@ -205,9 +206,12 @@ class Bench:
         shuffle = random.Random(protocol.seed).shuffle
         order = list(range(len(artifacts)))
         done, total = 0, protocol.rounds * len(artifacts)
+        due_ms = -math.inf
         for number in range(protocol.rounds):
-            if number:
+            if number and (started_ms := self._session.elapsed_ms()) >= due_ms:
                 self._session.renew()
+                ended_ms = self._session.elapsed_ms()
+                due_ms = ended_ms + (ended_ms - started_ms) / _RENEWAL_SHARE
             shuffle(order)
             for index in order:
                 done += 1

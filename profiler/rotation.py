@@ -22,8 +22,8 @@ from .measuring import Bench, MeasuringSettings, clock_ms
 from .plan import Context, Graph, PlannedRow, weight_bytes
 
 DRIFT = 0.15
-"""A lap that is slower than most of the agent's laps by more is disturbed. Less than that, and
-what most laps have, is the clock of the processor: it slows every graph alike, and is divided out."""
+"""A lap that is slower than most of the agent's laps by more is disturbed. Less than that, and what
+most laps have, is the clock of the processor: it slows every graph alike, and is divided out."""
 
 PATIENCE = 12
 """Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hurricane.agents import worker
 from hurricane.agents.backends import onnxruntime_cpu
 from hurricane.agents.backends.base import Loaded, Sample, Session
 from hurricane.agents.results import Protocol
@@ -43,6 +44,9 @@ class Target(Session):
     def renew(self) -> None:
         self.log.append("renew")
 
+    def elapsed_ms(self) -> float:
+        return float(self.log.count("a"))  # calls of 1 ms
+
 
 def test_memory_is_renewed_between_passes_and_at_no_other_time(heartbeat: Heartbeat) -> None:
     target = Target()
@@ -52,6 +56,23 @@ def test_memory_is_renewed_between_passes_and_at_no_other_time(heartbeat: Heartb
     target.log.clear()
     bench.measure([Artifact("1", "a")], "onnx", Protocol(1, 2, 1), True)
     assert target.log == ["a", "a", "close a"]
+
+
+def test_renewals_take_a_small_share_of_the_time(heartbeat: Heartbeat) -> None:
+    class Slow(Target):
+        renewal_ms = 10.0
+
+        def renew(self) -> None:
+            super().renew()
+            self.log += ["wait"] * int(self.renewal_ms)
+
+        def elapsed_ms(self) -> float:
+            return super().elapsed_ms() + self.log.count("wait")
+
+    target, rounds = Slow(), 1600
+    Bench(target, heartbeat).measure([Artifact("1", "a")], "onnx", Protocol(rounds, 1, 1), True)
+    share = target.log.count("wait") / rounds
+    assert worker._RENEWAL_SHARE / 2 < share <= worker._RENEWAL_SHARE * 1.1
 
 
 def sine_chain(side: int) -> bytes:

@@ -157,7 +157,8 @@ class Session(abc.ABC):
         """Called before each batch with the protocol's seed; simulated noise restarts here."""
 
     def renew(self) -> None:  # noqa: B027 - a hook, most backends need none
-        """Called between two passes of a batch: memory kept between calls is to be placed anew.
+        """Called between passes of a batch, unless it takes too large a share of the time: memory
+        kept between calls is to be placed anew.
 
         Where buffers lie decides what meets in the caches, and stays the same for as long as they
         are kept: passes over different places tell what a graph takes in any of them. Must not
