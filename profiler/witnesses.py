@@ -1,9 +1,10 @@
 """Whether a device is as fast as it was when a table was made, told while networks are timed.
 
-The table's anchors and the graphs of its cheap rows are timed among the networks, and compared
+The table's anchors and the graphs of some of its rows are timed among the networks, and compared
 with what they took for the table. A network leaves the caches colder than a row does, so there
 are enough of them for one to stand behind a network seldom: with nothing but the anchors among
-the networks the device seems 5 to 10% slower than it is.
+the networks the device seems 5 to 10% slower than it is. The rows are drawn at random, as company
+of the table's own laps is: light ones leave the caches warmer, and networks seem slow.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Witnesses:
 
     Attributes:
         anchors_ms: what each anchor took when the table was made.
-        company_ms: the same of graphs of cheap rows; NaN where it is not known.
+        company_ms: the same of graphs of rows; NaN where it is not known.
     """
 
     anchors_ms: Mapping[Graph, float]
@@ -90,12 +91,19 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
     if not known:
         return None
     gate = parse_options(target.options).get(GATE_OPTION, GATES[0])
-    planned = {plan_row(row.operator, row.shape, gate): row.latency_ms or 0.0 for row in model.rows}
-    anchors = anchor_graphs(tuple(planned))
-    cheap = sorted((row for row in planned if _goes_along(row)), key=planned.__getitem__)[:ROWS]
-    company = [graph for row in cheap for graph in row.longer]
-    if _bytes(anchors, company) > bench.max_bytes // 4:
+    planned = [plan_row(row.operator, row.shape, gate) for row in model.rows]
+    anchors = anchor_graphs(planned)
+    company: list[Graph] = []
+    room = bench.max_bytes // 4 - _bytes(anchors, company)
+    if room < 0:
         return None
+    light = [row for row in planned if _goes_along(row)]
+    for index in np.random.default_rng(0).permutation(len(light))[:ROWS]:
+        graphs = light[index].longer
+        room -= _bytes((), graphs)
+        if room < 0:
+            break
+        company += graphs
     anchors_ms = {graph: known[d] for graph in anchors if (d := bench.digest_of(graph)) in known}
     company_ms = {graph: known.get(bench.digest_of(graph), float("nan")) for graph in company}
     return Witnesses(anchors_ms, company_ms) if anchors_ms else None

@@ -109,12 +109,19 @@ def test_a_target_that_keeps_one_graph_has_no_witnesses(model, tmp_path):
         assert find_witnesses(model, Bench.open(client, TARGET)) is None
 
 
-def test_an_agent_with_little_memory_has_no_witnesses(model):
+def test_an_agent_with_little_memory_has_fewer_witnesses_or_none(model):
     with connect([], TARGET) as clients:
         bench = Bench.open(clients[0], TARGET)
         found = find_witnesses(model, bench)
         assert found is not None
-        bench.max_bytes = 4 * found.bytes - 1
+        bench.max_bytes = 4 * found.bytes
+        assert find_witnesses(model, bench) == found
+        bench.max_bytes -= 1
+        fewer = find_witnesses(model, bench)
+        assert fewer is not None
+        assert fewer.anchors_ms == found.anchors_ms
+        assert 0 < len(fewer.company_ms) < len(found.company_ms)
+        bench.max_bytes = 0
         assert find_witnesses(model, bench) is None
 
 
