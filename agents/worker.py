@@ -129,6 +129,7 @@ class Bench:
         self._session = session
         self._heartbeat = heartbeat
         self._kept: dict[str, _Graph] = {}
+        self._renewal_due_ms = -math.inf
 
     def measure(
         self, artifacts: Sequence[Artifact], format: str, protocol: Protocol, resident: bool
@@ -206,12 +207,9 @@ class Bench:
         shuffle = random.Random(protocol.seed).shuffle
         order = list(range(len(artifacts)))
         done, total = 0, protocol.rounds * len(artifacts)
-        due_ms = -math.inf
         for number in range(protocol.rounds):
-            if number and (started_ms := self._session.elapsed_ms()) >= due_ms:
-                self._session.renew()
-                ended_ms = self._session.elapsed_ms()
-                due_ms = ended_ms + (ended_ms - started_ms) / _RENEWAL_SHARE
+            if number:
+                self._renew()
             shuffle(order)
             for index in order:
                 done += 1
@@ -233,6 +231,13 @@ class Bench:
                     finally:
                         if not resident:
                             _close(graph.loaded)
+
+    def _renew(self) -> None:
+        started_ms = self._session.elapsed_ms()
+        if started_ms >= self._renewal_due_ms:
+            self._session.renew()
+            ended_ms = self._session.elapsed_ms()
+            self._renewal_due_ms = ended_ms + (ended_ms - started_ms) / _RENEWAL_SHARE
 
     def _load(self, artifact: Artifact, format: str, protocol: Protocol) -> _Graph:
         started_ms = self._session.elapsed_ms()

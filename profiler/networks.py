@@ -18,7 +18,7 @@ from ..ops.export import export_architecture
 from ..ops.pool import GATES
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings, cold_calls
-from .rotation import DISTURBED, DRIFT
+from .rotation import DISTURBED, slowest_quiet
 from .witnesses import Witnesses
 
 MIN_CALIBRATION = 3
@@ -192,7 +192,7 @@ def time_networks(
         return _Turn({i: timed[digests[i]] for i in batch}, level)
 
     done = [time_turn(number) for number in range(count)]
-    # Turns that were much slower than the best one are made up for, as with rows.
+    # Turns that were much slower than most are made up for, as with rows.
     for number in (slow := _slow(done)):
         try:
             done[number] = min(done[number], time_turn(count + number), key=_Turn.order)
@@ -242,11 +242,13 @@ class _Turn:
 
 
 def _slow(turns: Sequence[_Turn]) -> list[int]:
-    """Turns in which the device was much slower than in the best one, or nobody knows."""
+    """Turns in which the device was much slower than in most, or nobody knows."""
     levels = np.array([turn.level for turn in turns])
-    if not np.isfinite(levels).any():
+    known = levels[np.isfinite(levels)]
+    if not known.size:
         return []
-    return np.flatnonzero(~(levels <= np.nanmin(levels) * (1 + DRIFT))).tolist()
+    limit = slowest_quiet(known, [1.0] * known.size)
+    return np.flatnonzero(~(levels <= limit)).tolist()
 
 
 def _split(rounds: int, sweeps: int) -> list[int]:

@@ -26,7 +26,15 @@ from ..ops.graph import prepare_templates
 from .estimate import location_ms
 from .measuring import Bench, MeasuringSettings
 from .plan import COPIES, Graph, PlannedRow, anchor_graphs, graph_bytes, weight_bytes
-from .rotation import ABANDONS, DISTURBED, UNSTABLE, Found, Rotation, time_anchors
+from .rotation import (
+    ABANDONS,
+    DISTURBED,
+    THROTTLED,
+    UNSTABLE,
+    Found,
+    Rotation,
+    time_anchors,
+)
 
 REPEATS = 1
 """Times that a row is measured again which turns out to have been taken in a slow time."""
@@ -101,7 +109,7 @@ def missing_rows(
     for row in rows:
         found = table.get(RowKey(target, row.name, row.shape))
         again = found is not None and (
-            not found.ok or not {DISTURBED, UNSTABLE}.isdisjoint(found.flag_words)
+            not found.ok or not {DISTURBED, UNSTABLE, THROTTLED}.isdisjoint(found.flag_words)
         )
         if found is None or (retry and again):
             missing.append(row)
@@ -156,15 +164,14 @@ def profile(
         table = LookupTable.load_with_journal(path)
         missing = missing_rows(rows, table, target, retry)
         todo = set(missing)
-        plain = {
+        kept = {
             row: found
             for row in rows
             if row not in todo
             and (found := table.get(RowKey(target, row.name, row.shape))) is not None
             and found.ok
-            and found.cold_ms is None
         }
-        if missing or plain:
+        if missing or any(found.cold_ms is None for found in kept.values()):
             graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
             pieces = {piece for graph in graphs for piece in graph}
             prepare_templates(
@@ -173,7 +180,7 @@ def profile(
             pool = _Pool(
                 benches,
                 missing,
-                plain,
+                kept,
                 settings,
                 journal,
                 any(row.target == target and row.ok for row in table.rows),
@@ -237,7 +244,7 @@ class _Pool:
         self,
         benches: Sequence[Bench],
         rows: Sequence[PlannedRow],
-        plain: Mapping[PlannedRow, Row],
+        kept: Mapping[PlannedRow, Row],
         settings: MeasuringSettings,
         journal: Journal,
         resumes: bool,
@@ -256,6 +263,8 @@ class _Pool:
         self._copies = max(1, COPIES // len(benches))  # loading them costs every board anew
         order = np.random.default_rng(settings.seed).permutation(len(rows))
         self._waiting = deque(rows[i] for i in order)
+        self._kept = tuple(kept)
+        plain = {row: found for row, found in kept.items() if found.cold_ms is None}
         self._plain = deque(plain.items())
         self._left = len(rows) + len(plain)
         self._steps = max(1, 2 * len(rows) + len(plain))
@@ -423,7 +432,9 @@ class _Pool:
 
     def _serve(self, bench: Bench) -> None:
         """One agent's work, until nothing is left to do."""
-        rotation = Rotation(bench, self._settings, self._anchors, self._copies, self._reference)
+        rotation = Rotation(
+            bench, self._settings, self._anchors, self._copies, self._reference, self._kept
+        )
         mine: dict[PlannedRow, Found] = {}
         known_as: float | None = None
         share: dict[PlannedRow, Row] = {}

@@ -8,6 +8,7 @@ where intervals are wide, and there are always many graphs between two calls of 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -22,8 +23,12 @@ from .measuring import Bench, MeasuringSettings, clock_ms
 from .plan import Context, Graph, PlannedRow, weight_bytes
 
 DRIFT = 0.15
-"""A lap that is slower than most of the agent's laps by more is disturbed. Less than that, and what
+"""A lap that is slower than half of what was timed by more is disturbed. Less than that, and what
 most laps have, is the clock of the processor: it slows every graph alike, and is divided out."""
+
+JUMP = 0.5
+"""A lap that is slower than the best ones by more is disturbed though most laps are: no clock does
+that."""
 
 PATIENCE = 12
 """Rounds lost to disturbed laps after which a row takes what it has, corrected and flagged."""
@@ -33,12 +38,11 @@ COMPANY_BYTES = 128 * 2**20
 caches stay as cold as in a network; several times what the last caches hold."""
 
 COMPANY = 0.5
-"""Graphs that stay on as company for each one in work, at most: else the last laps of a small
-share of a plan would be company for the most part."""
+"""Graphs that stay on as company for each one in work, at most: there are enough of them then."""
 
-CROWD = 64
-"""Graphs of a lap that company makes up for where fewer are in work: in the last laps a graph would
-find itself in the caches."""
+CROWD = 32
+"""Graphs of a lap up to which there is more company: with few others a graph finds itself in the
+caches."""
 
 LOADINGS = 4
 """Loadings of a row's graphs, at most, where its interval is still too wide after the fewest
@@ -46,9 +50,6 @@ passes: more calls in the same passes, among the same company."""
 
 LAPS_LEFT = 2
 """So many are made that it takes about as many laps yet."""
-
-LOADING_CALLS = 10
-"""A graph is loaded once more where that takes less time than so many of its calls."""
 
 FEW = 6
 """Calls from which on a further loading counts."""
@@ -60,8 +61,7 @@ UNSTABLE = "unstable"
 """Flag of rows whose interval is more than twice as wide as asked for after all the rounds."""
 
 THROTTLED = "throttled"
-"""Flag of rows that were taken after the device had lowered its clock; `DISTURBED` besides where
-there are laps from before to tell by how much."""
+"""Flag of rows that were taken after the device had lowered its clock."""
 
 ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
 """Errors that say nothing of a graph: the row stays open."""
@@ -77,12 +77,14 @@ class Lap:
     Attributes:
         results: by graph; of an anchor one for each copy.
         rounds: passes made.
+        rows: that were on.
         foreign: other work took the processor meanwhile.
         throttle_events: of the device, counted up to its end.
     """
 
     results: Mapping[Graph, Sequence[ArtifactResult]]
     rounds: int
+    rows: int
     foreign: bool
     throttle_events: int = 0
 
@@ -129,6 +131,7 @@ class Rotation:
         copies: loadings of each anchor, where the target keeps many graphs.
         reference_ms: what graphs take on a device as fast as the table is to tell, by their
             digests; empty: what they take here in the fastest laps.
+        company: rows that are known from before.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class Rotation:
         anchors: Sequence[Graph],
         copies: int,
         reference_ms: Mapping[str, float],
+        company: Iterable[PlannedRow] = (),
     ) -> None:
         self.bench = bench
         self._settings = settings
@@ -148,11 +152,13 @@ class Rotation:
         self._loadings: dict[PlannedRow, int] = {}
         self._single: set[PlannedRow] = set()  # further loadings of these failed
         self._attempts: dict[PlannedRow, int] = {}
-        self._company: set[PlannedRow] = set()
+        self._company = set(company)
         self._laps: list[Lap] = []
         self._columns: dict[Graph, int] = {}
-        self._lap_ms: list[dict[int, float]] = []
+        self._graph_ms: list[dict[int, float]] = []
+        self._lap_ms = 0.0  # what the last one took
         self._levels = np.ones(0)
+        self._limit = np.inf  # a lap with a higher level is disturbed
         # Devices count from their boot on; simulated ones boot with the run, and are cold.
         self._events_at_rest = 0 if bench.target.origin == "simulated" else None
 
@@ -164,7 +170,7 @@ class Rotation:
     def refer_to(self, reference_ms: Mapping[str, float]) -> None:
         """From now on levels are against what graphs took elsewhere, by their digests."""
         self._reference_ms = dict(reference_ms)
-        self._levels = self._find_levels()
+        self._compare_laps()
 
     def takes(self, row: PlannedRow) -> bool:
         """Whether there is a seat for a row, and memory for its graphs."""
@@ -187,10 +193,16 @@ class Rotation:
         """
         settings, bench = self._settings, self.bench
         protocol = settings.lap(bench.resident, seed=settings.seed + len(self._laps))
-        digests = copies_of(bench, self._anchors_in_work(), self._copies)
-        for row in (*self._on, *self._companions()):
+        digests: dict[Graph, list[str]] = {}
+        for anchor in self._anchors_in_work():
+            digests |= copies_of(bench, (anchor,), self._copies_in_work(anchor))
+        companions = self._companions()
+        self._company = set(companions)  # to load others later would take longer than it is worth
+        for row in (*self._on, *companions):
             digests |= copies_of(bench, row.longer, self._loadings.get(row, 1))
+        spent_ms = bench.spent_ms
         timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
+        self._lap_ms = bench.spent_ms - spent_ms
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
         for row in self._on:
             self._drop_failed_loadings(row, results)
@@ -203,14 +215,14 @@ class Rotation:
         if self._events_at_rest is None and answers:
             self._events_at_rest = answers[0].before.throttle_events
         events = max((r.after.throttle_events for r in answers), default=0)
-        self._laps.append(Lap(results, protocol.rounds, foreign, events))
-        self._lap_ms.append(
+        self._laps.append(Lap(results, protocol.rounds, len(self._on), foreign, events))
+        self._graph_ms.append(
             {
                 self._columns.setdefault(graph, len(self._columns)): ms
                 for graph, ms in graph_times(digests, timed).items()
             }
         )
-        self._levels = self._find_levels()
+        self._compare_laps()
         found = [f for row in self._on if (f := self._judge(row, self._levels)) is not None]
         for one in found:
             del self._on[one.row]
@@ -247,17 +259,18 @@ class Rotation:
         if found.estimate is None:
             return found, False
         levels = self.levels()
-        good = [n for n in found.laps if self._is_good(n, levels)]
-        slow = sum(self._laps[n].rounds for n in good) * 2 < found.rounds
+        good = sum(self._laps[n].rounds for n in found.laps if self._is_good(n))
+        # Laps that others disturbed are among those of a row only where there were too few.
+        slow = 2 * good < found.rounds or any(self._laps[n].foreign for n in found.laps)
         flags = [UNSTABLE] if UNSTABLE in found.estimate.flags else []
         flags += [DISTURBED] if slow else []
         again = self._found(found.row, found.laps, levels, tuple(flags))
         return replace(again, attempts=found.attempts), slow
 
     def _find_levels(self) -> np.ndarray:
-        times = np.full((len(self._lap_ms), len(self._columns)), np.nan)
-        for lap, lap_ms in enumerate(self._lap_ms):
-            times[lap, list(lap_ms)] = list(lap_ms.values())
+        times = np.full((len(self._graph_ms), len(self._columns)), np.nan)
+        for lap, graph_ms in enumerate(self._graph_ms):
+            times[lap, list(graph_ms)] = list(graph_ms.values())
         levels = relative_levels(times)
         if not self._reference_ms:
             return levels
@@ -287,11 +300,14 @@ class Rotation:
         # The fastest of very few calls are not yet as fast as those of many.
         return [calls[0], *(copy for copy in calls[1:] if len(copy) >= min(FEW, len(calls[0])))]
 
-    def _is_good(self, number: int, levels: np.ndarray) -> bool:
-        if self._laps[number].foreign:
-            return False
-        quiet = [level for lap, level in zip(self._laps, levels, strict=True) if not lap.foreign]
-        return bool(levels[number] <= np.median(quiet) * (1 + DRIFT))
+    def _compare_laps(self) -> None:
+        """Finds how slow the device was in each lap, and from when on that is a disturbance."""
+        self._levels = self._find_levels()
+        quiet = [n for n, lap in enumerate(self._laps) if not lap.foreign]
+        self._limit = slowest_quiet(self._levels[quiet], [self._laps[n].rows for n in quiet])
+
+    def _is_good(self, number: int) -> bool:
+        return not self._laps[number].foreign and bool(self._levels[number] <= self._limit)
 
     def _is_throttled(self, number: int, levels: np.ndarray) -> bool:
         """Whether a lap came after a throttling that still shows, or may for all that is known."""
@@ -313,20 +329,24 @@ class Rotation:
         needed = {graph for row in self._on for graph in row.shorter}
         return tuple(graph for graph in self._anchors if graph in needed)
 
+    def _copies_in_work(self, anchor: Graph) -> int:
+        """Loadings of an anchor: no fewer than of the graphs that it is compared with."""
+        several = [n for row, n in self._loadings.items() if anchor in row.shorter]
+        return max([self._copies, *several])
+
     def _companions(self) -> list[PlannedRow]:
         """Rows that are known and stay on to keep the caches as cold as they were.
 
-        They are drawn at random, by their digests: light ones alone would leave the others'
-        buffers in the caches.
+        They are drawn at random: light ones alone would leave the others' buffers in the caches.
         """
         if not self.bench.resident:
             return []
         held = self._held()
         in_work = sum(len(row.longer) * self._loadings.get(row, 1) for row in self._on)
-        in_work += len(self._anchors_in_work()) * self._copies
+        in_work += sum(self._copies_in_work(graph) for graph in self._anchors_in_work())
         seats = max(COMPANY * in_work, CROWD - in_work)
         chosen: list[PlannedRow] = []
-        for row in sorted(self._company, key=lambda row: self.bench.digest_of(row.longer[0])):
+        for row in sorted(self._company, key=_lot):
             if seats < len(row.longer) or held >= COMPANY_BYTES:
                 break
             if held + _bytes(row) > self.bench.max_bytes // 2:
@@ -347,7 +367,7 @@ class Rotation:
             error = last.error(row.shorter[0])
         if error is not None:
             return Found(row, error=error, attempts=self._attempts[row])
-        good = tuple(n for n in numbers if self._is_good(n, levels))
+        good = tuple(n for n in numbers if self._is_good(n))
         rounds = sum(self._laps[n].rounds for n in good)
         lost = sum(self._laps[n].rounds for n in numbers) - rounds
         least, most = settings.rounds_of_a_row(self.bench.resident)
@@ -358,33 +378,39 @@ class Rotation:
             width = found.estimate.width(settings.interval, settings.floor_ms)
             if width <= 1:
                 return found
-            if rounds >= most or over:
+            # Later, among fewer graphs, a stem would find its image in the caches.
+            if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
                 return self._found(row, good, levels, (UNSTABLE,)) if width > 2 else found
             times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
             self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
-        if lost >= PATIENCE + rounds or (over and rounds + lost >= least):
+        if rounds + lost >= least and (over or lost >= PATIENCE + rounds):
             return self._found(row, numbers, levels, (DISTURBED,))
         return None
 
     def _load_again(self, row: PlannedRow, calls: float) -> None:
-        """Further loadings of a row's graphs, if they load fast, where it would stay on for long.
+        """Further loadings of a row's graphs, if they take less time than the laps that they save.
 
         Args:
             row: that stays on.
             calls: of its graphs that are wanted yet, for all that is known.
         """
-        results = [self._laps[-1].results[graph][0] for graph in row.longer]
-        loading_ms = sum(r.load_ms for r in results if r.error is None)
-        calling_ms = sum(location_ms(clock_ms(r)) for r in results if r.error is None)
-        slow = loading_ms > LOADING_CALLS * calling_ms
-        # Several stems would find the image in the caches, which a network does not.
-        if not self.bench.resident or slow or row in self._single or is_stem(row.name):
+        if not self.bench.resident or row in self._single:
             return
         now = self._loadings.get(row, 1)
         a_lap = self._settings.lap_rounds * len(row.longer)
-        wanted = min(LOADINGS, int(calls / (LAPS_LEFT * a_lap)))
         free = self.bench.max_bytes // 2 - self._held()
-        self._loadings[row] = max(now, min(wanted, now + max(0, free) // max(1, _bytes(row))))
+        wanted = min(LOADINGS, int(calls / (LAPS_LEFT * a_lap)))
+        wanted = min(wanted, now + max(0, free) // max(1, _bytes(row)))
+        if wanted <= now:
+            return
+        loading_ms = 0.0
+        for graphs, there in ((row.longer, now), (row.shorter, max(self._copies, now))):
+            results = [self._laps[-1].results[graph][0] for graph in graphs]
+            a_copy_ms = sum(r.load_ms for r in results if r.error is None)
+            loading_ms += max(0, wanted - there) * a_copy_ms
+        laps_less = calls / (a_lap * now) - calls / (a_lap * wanted)
+        if loading_ms <= laps_less * self._lap_ms / len(self._on):
+            self._loadings[row] = wanted
 
     def _drop_failed_loadings(
         self, row: PlannedRow, results: dict[Graph, list[ArtifactResult]]
@@ -477,3 +503,24 @@ def _level_ms(copies: Sequence[np.ndarray]) -> float:
 
 def _bytes(row: PlannedRow) -> int:
     return sum(weight_bytes(graph) for graph in row.longer)
+
+
+def _lot(row: PlannedRow) -> bytes:
+    """Puts rows in an order that has nothing to do with what they are."""
+    return hashlib.sha256(repr((row.name, row.shape)).encode()).digest()
+
+
+def slowest_quiet(levels: np.ndarray, weights: Sequence[float]) -> float:
+    """The highest level that is no disturbance, by `DRIFT` and `JUMP`.
+
+    Args:
+        levels: how slow the device was, each time.
+        weights: what was timed then.
+    """
+    if not len(levels):
+        return np.inf
+    order = np.argsort(levels)
+    share = np.cumsum(np.asarray(weights, float)[order])
+    half = levels[order][int(np.searchsorted(share, share[-1] / 2))]
+    best = levels[order][min(1, len(levels) - 1)]  # the very best may be luck
+    return float(min(half * (1 + DRIFT), best * (1 + JUMP)))

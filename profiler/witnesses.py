@@ -93,16 +93,14 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
     gate = parse_options(target.options).get(GATE_OPTION, GATES[0])
     planned = [plan_row(row.operator, row.shape, gate) for row in model.rows]
     anchors = anchor_graphs(planned)
-    company: list[Graph] = []
-    room = bench.max_bytes // 4 - _bytes(anchors, company)
+    room = bench.max_bytes // 4 - _bytes(anchors, ())
     light = [row for row in planned if _goes_along(row)]
+    company: list[Graph] = []
     for index in np.random.default_rng(0).permutation(len(light))[:ROWS]:
         graphs = light[index].longer
-        room -= _bytes((), graphs)
-        if room < 0:
-            break
-        company += graphs
-    if room < 0 and len(company) < GRAPHS_OF_A_NETWORK:
+        if _bytes((), [*company, *graphs]) <= room:
+            company += graphs
+    if len(company) < min(GRAPHS_OF_A_NETWORK, sum(len(row.longer) for row in light)) or room < 0:
         return None
     anchors_ms = {graph: known[d] for graph in anchors if (d := bench.digest_of(graph)) in known}
     company_ms = {graph: known.get(bench.digest_of(graph), float("nan")) for graph in company}

@@ -18,6 +18,7 @@ from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.export import sha256
 from hurricane.ops.pool import select_operators
+from hurricane.profiler import witnesses as witnesses_module
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.networks import random_networks
 from hurricane.profiler.plan import anchor_graphs, graph_bytes, parse_layers, plan_rows
@@ -107,6 +108,18 @@ def test_anchors_tell_it_where_nothing_else_is_known(model, tmp_path):
 def test_a_target_that_keeps_one_graph_has_no_witnesses(model, tmp_path):
     with private_agent(simulate=(device_file(tmp_path, resident="false"),)) as client:
         assert find_witnesses(model, Bench.open(client, TARGET)) is None
+
+
+def test_witnesses_are_drawn_from_all_rows_and_not_the_cheapest(model, monkeypatch):
+    monkeypatch.setattr(witnesses_module, "ROWS", 4)
+    with connect([], TARGET) as clients:
+        found = find_witnesses(model, Bench.open(clients[0], TARGET))
+    assert found is not None
+    drawn = {graph[1] for graph in found.company_ms}  # behind the neighbour
+    assert len(drawn) == 4
+    blocks = [row for row in model.rows if row.latency_ms and row.operator in model.operators]
+    cheapest = sorted(blocks, key=lambda row: row.latency_ms)[:4]
+    assert {(p.name, p.shape) for p in drawn} != {(row.operator, row.shape) for row in cheapest}
 
 
 def test_an_agent_with_little_memory_has_fewer_witnesses_or_none(model):
@@ -206,7 +219,7 @@ def test_what_fails_when_it_is_timed_again_keeps_its_first_times(model, monkeypa
     assert sum("disturbed" in check.flags for check in found.networks) == 4
 
 
-def test_witnesses_are_many_light_graphs_besides_the_anchors(model):
+def test_witnesses_are_many_graphs_besides_the_anchors(model):
     with connect([], TARGET) as clients:
         bench = Bench.open(clients[0], TARGET)
         found = find_witnesses(model, bench)
