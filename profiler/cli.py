@@ -71,7 +71,8 @@ class Interrupted(HurricaneError):
 @click.option(
     "--retry",
     is_flag=True,
-    help="Measure rows again that hold no latency, were taken in a slow time or are unstable.",
+    help="Measure rows again that hold no latency, are unstable, or were taken in a slow or "
+    "throttled time.",
 )
 @click.option(
     "--reference",
