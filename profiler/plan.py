@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from ..ops.backbone import POOL_NAME, Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
@@ -76,6 +77,11 @@ class PlannedRow:
     def shorter(self) -> tuple[Graph, ...]:
         """The graphs that it shares with other rows."""
         return tuple(context.shorter for context in self.contexts)
+
+    @cached_property
+    def bytes(self) -> int:
+        """About how many bytes of weights its own longer graphs hold."""
+        return sum(map(weight_bytes, self.longer))
 
     @property
     def graphs(self) -> tuple[Graph, ...]:

@@ -20,7 +20,7 @@ from ..agents.results import ArtifactResult
 from ..ops.backbone import is_stem
 from .estimate import Estimate, estimate_row, location_ms, relative_levels
 from .measuring import Bench, MeasuringSettings, clock_ms
-from .plan import Context, Graph, PlannedRow, weight_bytes
+from .plan import Context, Graph, PlannedRow
 
 DRIFT = 0.15
 """A lap that is slower than half of what was timed by more is disturbed. Less than that, and what
@@ -176,12 +176,13 @@ class Rotation:
         """Whether there is a seat for a row, and memory for its graphs."""
         if not self._on:
             return True
-        held = self._held() + _bytes(row)
+        held = self._held() + row.bytes
         return len(self._on) < self._settings.seats and held <= self.bench.max_bytes // 2
 
     def board(self, row: PlannedRow) -> None:
         """A row gets on."""
         self._on[row] = len(self._laps)
+        self._loadings[row] = 1
         self._attempts[row] = self._attempts.get(row, 0) + 1
         self._company.discard(row)
 
@@ -223,10 +224,10 @@ class Rotation:
             }
         )
         self._compare_laps()
-        found = [f for row in self._on if (f := self._judge(row, self._levels)) is not None]
+        found = [f for row in self._on if (f := self._judge(row)) is not None]
         for one in found:
             del self._on[one.row]
-            self._loadings.pop(one.row, None)
+            del self._loadings[one.row]
             if one.estimate is not None:
                 self._company.add(one.row)
         return found
@@ -258,13 +259,12 @@ class Rotation:
         """
         if found.estimate is None:
             return found, False
-        levels = self.levels()
         good = sum(self._laps[n].rounds for n in found.laps if self._is_good(n))
         # Laps that others disturbed are among those of a row only where there were too few.
         slow = 2 * good < found.rounds or any(self._laps[n].foreign for n in found.laps)
         flags = [UNSTABLE] if UNSTABLE in found.estimate.flags else []
         flags += [DISTURBED] if slow else []
-        again = self._found(found.row, found.laps, levels, tuple(flags))
+        again = self._found(found.row, found.laps, tuple(flags))
         return replace(again, attempts=found.attempts), slow
 
     def _find_levels(self) -> np.ndarray:
@@ -309,17 +309,17 @@ class Rotation:
     def _is_good(self, number: int) -> bool:
         return not self._laps[number].foreign and bool(self._levels[number] <= self._limit)
 
-    def _is_throttled(self, number: int, levels: np.ndarray) -> bool:
+    def _is_throttled(self, number: int) -> bool:
         """Whether a lap came after a throttling that still shows, or may for all that is known."""
         rest = self._events_at_rest or 0
         if self._laps[number].throttle_events <= rest:
             return False
         cool = [
             level
-            for lap, level in zip(self._laps, levels, strict=True)
+            for lap, level in zip(self._laps, self._levels, strict=True)
             if lap.throttle_events <= rest
         ]
-        return not cool or bool(levels[number] > np.median(cool) * (1 + DRIFT))
+        return not cool or bool(self._levels[number] > np.median(cool) * (1 + DRIFT))
 
     def _anchors_in_work(self) -> tuple[Graph, ...]:
         """The anchors of rows that are on; at first all of them, which all boards then know."""
@@ -342,21 +342,21 @@ class Rotation:
         if not self.bench.resident:
             return []
         held = self._held()
-        in_work = sum(len(row.longer) * self._loadings.get(row, 1) for row in self._on)
+        in_work = sum(len(row.longer) * copies for row, copies in self._loadings.items())
         in_work += sum(self._copies_in_work(graph) for graph in self._anchors_in_work())
         seats = max(COMPANY * in_work, CROWD - in_work)
         chosen: list[PlannedRow] = []
         for row in sorted(self._company, key=_lot):
             if seats < len(row.longer) or held >= COMPANY_BYTES:
                 break
-            if held + _bytes(row) > self.bench.max_bytes // 2:
+            if held + row.bytes > self.bench.max_bytes // 2:
                 continue
             chosen.append(row)
-            held += _bytes(row)
+            held += row.bytes
             seats -= len(row.longer)
         return chosen
 
-    def _judge(self, row: PlannedRow, levels: np.ndarray) -> Found | None:
+    def _judge(self, row: PlannedRow) -> Found | None:
         """What is known of a row, or None where it should stay on."""
         settings = self._settings
         numbers = tuple(range(self._on[row], len(self._laps)))
@@ -373,18 +373,18 @@ class Rotation:
         least, most = settings.rounds_of_a_row(self.bench.resident)
         over = self.bench.spent_ms > 1e3 * settings.time_budget_s
         if rounds >= least:
-            found = self._found(row, good, levels)
+            found = self._found(row, good)
             assert found.estimate is not None
             width = found.estimate.width(settings.interval, settings.floor_ms)
             if width <= 1:
                 return found
             # Later, among fewer graphs, a stem would find its image in the caches.
             if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
-                return self._found(row, good, levels, (UNSTABLE,)) if width > 2 else found
+                return self._found(row, good, (UNSTABLE,)) if width > 2 else found
             times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
             self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
         if rounds + lost >= least and (over or lost >= PATIENCE + rounds):
-            return self._found(row, numbers, levels, (DISTURBED,))
+            return self._found(row, numbers, (DISTURBED,))
         return None
 
     def _load_again(self, row: PlannedRow, calls: float) -> None:
@@ -396,18 +396,17 @@ class Rotation:
         """
         if not self.bench.resident or row in self._single:
             return
-        now = self._loadings.get(row, 1)
+        now = self._loadings[row]
         a_lap = self._settings.lap_rounds * len(row.longer)
         free = self.bench.max_bytes // 2 - self._held()
         wanted = min(LOADINGS, int(calls / (LAPS_LEFT * a_lap)))
-        wanted = min(wanted, now + max(0, free) // max(1, _bytes(row)))
+        wanted = min(wanted, now + max(0, free) // max(1, row.bytes))
         if wanted <= now:
             return
-        loading_ms = 0.0
-        for graphs, there in ((row.longer, now), (row.shorter, max(self._copies, now))):
-            results = [self._laps[-1].results[graph][0] for graph in graphs]
-            a_copy_ms = sum(r.load_ms for r in results if r.error is None)
-            loading_ms += max(0, wanted - there) * a_copy_ms
+        there = dict.fromkeys(row.longer, now)
+        there |= {graph: self._copies_in_work(graph) for graph in row.shorter}
+        last = self._laps[-1].results
+        loading_ms = sum(max(0, wanted - n) * last[graph][0].load_ms for graph, n in there.items())
         laps_less = calls / (a_lap * now) - calls / (a_lap * wanted)
         if loading_ms <= laps_less * self._lap_ms / len(self._on):
             self._loadings[row] = wanted
@@ -426,21 +425,21 @@ class Rotation:
 
     def _held(self) -> int:
         """Bytes of the graphs that are in work."""
-        return sum(_bytes(row) * self._loadings.get(row, 1) for row in self._on)
+        return sum(row.bytes * copies for row, copies in self._loadings.items())
 
     def _found(
         self,
         row: PlannedRow,
         numbers: Sequence[int],
-        levels: np.ndarray,
         flags: tuple[str, ...] = (),
     ) -> Found:
         """The estimate from some laps, as on a device that is as fast as the reference."""
+        levels = self._levels
         contexts = _usable(row, self._laps[numbers[-1]])
         graphs = {g for c in contexts for g in (c.longer, c.shorter)}
         samples = {graph: self._samples(graph, numbers, levels) for graph in graphs}
         estimate = estimate_row(replace(row, contexts=contexts), samples)
-        if any(self._is_throttled(n, levels) for n in numbers):
+        if any(self._is_throttled(n) for n in numbers):
             flags = (*flags, THROTTLED)
         called = [self._laps[n].results[row.shorter[0]][0].wall_ms / levels[n] for n in numbers]
         return Found(
@@ -499,10 +498,6 @@ def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:
 def _level_ms(copies: Sequence[np.ndarray]) -> float:
     calls = [np.size(copy) for copy in copies]
     return float(np.average([location_ms(copy) for copy in copies], weights=calls))
-
-
-def _bytes(row: PlannedRow) -> int:
-    return sum(weight_bytes(graph) for graph in row.longer)
 
 
 def _lot(row: PlannedRow) -> bytes:

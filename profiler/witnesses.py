@@ -97,10 +97,11 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
     light = [row for row in planned if _goes_along(row)]
     company: list[Graph] = []
     for index in np.random.default_rng(0).permutation(len(light))[:ROWS]:
-        graphs = light[index].longer
-        if _bytes((), [*company, *graphs]) <= room:
-            company += graphs
-    if len(company) < min(GRAPHS_OF_A_NETWORK, sum(len(row.longer) for row in light)) or room < 0:
+        if light[index].bytes <= room:
+            company += light[index].longer
+            room -= light[index].bytes
+    least = min(GRAPHS_OF_A_NETWORK, sum(len(row.longer) for row in light))
+    if room < 0 or len(company) < least:
         return None
     anchors_ms = {graph: known[d] for graph in anchors if (d := bench.digest_of(graph)) in known}
     company_ms = {graph: known.get(bench.digest_of(graph), float("nan")) for graph in company}
@@ -115,6 +116,6 @@ def _goes_along(row: PlannedRow) -> bool:
     if is_stem(row.name) or is_head(row.name):
         return False
     try:
-        return sum(weight_bytes(graph) for graph in row.longer) <= ROW_BYTES
+        return row.bytes <= ROW_BYTES
     except BadRequest:  # an operator of a plugin that is not loaded
         return False

@@ -201,7 +201,7 @@ class _Memory:
         A call that the arena grows for pays for that: graphs that it grew for are called once,
         the last one first; those that then find it large enough are forgotten.
         """
-        if _return_memory is None or resource is None or not self._graphs:
+        if _return_memory is None or not self._graphs:
             return
         growing, self._growing = reversed(self._growing), {}
         # The arena gives memory back to the C library at the end of a call that asks for it, of
