@@ -75,7 +75,8 @@ class Estimate:
     def width(self, share: float, floor_ms: float) -> float:
         """Half-width of the interval, as a multiple of `share` of the latency, or of a floor."""
         half_ms = (self.ci_high_ms - self.ci_low_ms) / 2
-        return half_ms / max(share * self.latency_ms, floor_ms)
+        narrow_ms = max(share * self.latency_ms, floor_ms)
+        return half_ms / narrow_ms if narrow_ms > 0 else float("inf")
 
 
 def estimate_row(row: PlannedRow, samples_ms: Mapping[Graph, Sequence[np.ndarray]]) -> Estimate:

@@ -150,7 +150,7 @@ class Rotation:
         self._reference_ms = dict(reference_ms)
         self._on: dict[PlannedRow, int] = {}
         self._loadings: dict[PlannedRow, int] = {}
-        self._single: set[PlannedRow] = set()  # further loadings of these failed
+        self._single: set[Graph] = set()  # further loadings of these failed
         self._attempts: dict[PlannedRow, int] = {}
         self._company = set(company)
         self._laps: list[Lap] = []
@@ -205,8 +205,7 @@ class Rotation:
         timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
         self._lap_ms = bench.spent_ms - spent_ms
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
-        for row in self._on:
-            self._drop_failed_loadings(row, results)
+        self._drop_failed_loadings(results)
         for group in results.values():
             for result in group:
                 if result.error is not None and result.error.kind in ABANDONS:
@@ -394,7 +393,7 @@ class Rotation:
             row: that stays on.
             calls: of its graphs that are wanted yet, for all that is known.
         """
-        if not self.bench.resident or row in self._single:
+        if not self.bench.resident or self._single.intersection((*row.longer, *row.shorter)):
             return
         now = self._loadings[row]
         a_lap = self._settings.lap_rounds * len(row.longer)
@@ -411,17 +410,18 @@ class Rotation:
         if loading_ms <= laps_less * self._lap_ms / len(self._on):
             self._loadings[row] = wanted
 
-    def _drop_failed_loadings(
-        self, row: PlannedRow, results: dict[Graph, list[ArtifactResult]]
-    ) -> None:
-        """Where a further loading failed, for memory say, the row goes on with the first alone."""
-        for graph in row.longer:
-            first, *others = results[graph]
-            failed = [r.error for r in others if r.error is not None]
-            if first.error is None and failed and not any(e.kind in ABANDONS for e in failed):
-                results[graph] = [first]
+    def _drop_failed_loadings(self, results: dict[Graph, list[ArtifactResult]]) -> None:
+        """Where a further loading failed, for memory say, its rows go on without any."""
+        for row in [row for row, copies in self._loadings.items() if copies > 1]:
+            for graph in (*row.longer, *row.shorter):
+                first = self._copies if graph in row.shorter else 1
+                failed = [r.error for r in results[graph][first:] if r.error is not None]
+                if failed and not any(error.kind in ABANDONS for error in failed):
+                    results[graph] = results[graph][:first]
+                    self._single.add(graph)
+        for row in self._on:
+            if self._single.intersection((*row.longer, *row.shorter)):
                 self._loadings[row] = 1
-                self._single.add(row)
 
     def _held(self) -> int:
         """Bytes of the graphs that are in work."""

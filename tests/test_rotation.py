@@ -5,6 +5,7 @@ On a stand-in for a bench, whose times are what a test says, and on simulated de
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -79,6 +80,7 @@ class StandIn:
         flags: of the nth request.
         noise: sigma of the graphs that hold a piece of that name, as a share.
         refused: names of pieces that it does not run, and what it says then.
+        no_room: whether there is no memory for a loading of a graph.
         before: called with the number of a request; may raise.
         requests: graphs and protocol of each.
     """
@@ -89,7 +91,7 @@ class StandIn:
     device_time: bool = False
     request_ms: float = 1.0
     load_ms: float = 0.0
-    no_room_for_copies: bool = False
+    no_room: Callable[[Graph, int], bool] = lambda graph, copy: False
     level: Callable[[int], float] = lambda number: 1.0
     flags: Callable[[int], tuple[str, ...]] = lambda number: ()
     noise: dict[str, float] = field(default_factory=dict)
@@ -124,7 +126,7 @@ class StandIn:
             if piece.name in self.refused:
                 return ArtifactResult(digest, self.refused[piece.name])
         copy = next(copy for (_, copy), known in self._digests.items() if known == digest)
-        if self.no_room_for_copies and copy and graph[-2].name in COST_MS and len(graph) > 2:
+        if self.no_room(graph, copy):
             return ArtifactResult(digest, OutOfMemory("no room"))
         random = np.random.default_rng([number, int(digest, 16)])
         size = (protocol.rounds, protocol.calls_per_visit)
@@ -245,13 +247,31 @@ def test_there_is_one_loading_where_more_do_not_pay_or_fit(why):
     assert set(copies_in_laps(bench, "SEP_5")) == {1}
 
 
-def test_a_further_loading_that_fails_costs_itself_only():
-    rows = planned()
-    bench = StandIn(noise={"SEP_5": 0.06}, no_room_for_copies=True)
-    found = ride(rotation_on(bench, rows, measuring(interval=1e-6, max_rounds=30)))
+@pytest.mark.parametrize("of", ["the row's own graphs", "what it is compared with"])
+def test_a_further_loading_that_fails_costs_itself_only(of):
+    rows = {row.name: row for row in planned()}
+    if of == "the row's own graphs":
+        without_room, first = set(rows["SEP_5"].longer), 1
+    else:
+        without_room, first = set(rows["SEP_5"].shorter), 2
+    bench = StandIn(
+        noise={"SEP_5": 0.06, "MB_3_3": 0.06},
+        no_room=lambda graph, copy: graph in without_room and copy >= first,
+    )
+    found = ride(rotation_on(bench, list(rows.values()), measuring(interval=1e-6, max_rounds=30)))
     assert {one.error for one in found.values()} == {None}
-    assert sorted(set(copies_in_laps(bench, "SEP_5"))) == [1, rotation_module.LOADINGS]
-    assert copies_in_laps(bench, "SEP_5").count(rotation_module.LOADINGS) == 1  # tried once
+    copies = copies_in_laps(bench, "SEP_5")
+    assert set(copies) == {1, rotation_module.LOADINGS}
+    assert copies.count(rotation_module.LOADINGS) == 1  # tried once
+    # Others are compared with the same.
+    others = rotation_module.LOADINGS if of == "the row's own graphs" else 1
+    assert copies_in_laps(bench, "MB_3_3")[-1] == others
+
+
+def test_a_first_loading_that_fails_is_an_error():
+    bench = StandIn(no_room=lambda graph, copy: copy == 1)  # the neighbours have two
+    found = ride(rotation_on(bench, planned()))
+    assert {type(one.error) for one in found.values()} == {OutOfMemory}
 
 
 def test_a_further_loading_counts_from_six_calls_on():
@@ -264,6 +284,10 @@ def test_a_further_loading_counts_from_six_calls_on():
     short = measuring(interval=1e-6, max_rounds=15)
     found = ride(rotation_on(StandIn(noise={"SEP_5": 0.06}), planned(), short))["SEP_5"]
     assert estimate_of(found).samples == 2 * 15 + 2 * 2 * 15
+
+
+def test_an_interval_of_what_takes_no_time_is_never_narrow():
+    assert Estimate(-0.1, -0.3, 0.1, 9).width(0.02, 0.0) == float("inf")
 
 
 def test_a_narrow_interval_is_a_share_of_the_latency_or_a_floor():
@@ -464,6 +488,17 @@ def test_a_row_that_left_in_a_slow_time_is_found_out_later(operators, near):
     assert not rotation.review(found["SEP_5"])[1]
 
 
+def test_half_of_what_was_timed_is_that_of_the_quiet_laps(monkeypatch):
+    monkeypatch.setattr(rotation_module, "PATIENCE", 100)
+    foreign = (0, 1, 2, 3, 4)
+    bench = StandIn(
+        level=lambda n: 1.3 if n in foreign else 1.2 if n == 7 else 1.0,
+        flags=in_laps(*foreign, value=("busy",), other=()),
+    )
+    found = ride(rotation_on(bench, planned()))
+    assert {one.laps for one in found.values()} == {(5, 6, 8, 9)}
+
+
 def test_rows_that_are_known_keep_the_others_company(monkeypatch):
     rows = {row.name: row for row in planned("SEP_3,SEP_5,MB_3_3,Choice_3")}
     noisy = rows["SEP_5"]
@@ -536,22 +571,21 @@ def test_rows_of_the_table_are_company_where_few_are_measured(tmp_path):
             assert len(set(graphs)) > 4 * own
 
 
-def test_company_is_drawn_of_what_is_loaded_if_there_is_enough(monkeypatch):
+def test_company_that_has_left_does_not_come_back(monkeypatch):
     monkeypatch.setattr(rotation_module, "CROWD", 16)
-    rows = planned("*")
-    bench = StandIn()
-    rotation = rotation_on(bench, rows)
-    ride(rotation)
     noisy = planned("SEP_5", "digits32:4")
-    rotation = rotation_on(bench, noisy, measuring(interval=1e-9))
-    rotation._company = set(rows)
-    bench.noise = {"SEP_5": 0.5}
-    loaded: set[Graph] = set()
+    bench = StandIn(noise={"SEP_5": 0.5})
+    settings = measuring(interval=1e-9)
+    rotation = Rotation(bench, settings, anchor_graphs(noisy), 2, {}, planned("*"))  # type: ignore
+    for row in noisy:
+        rotation.board(row)
+    laps = []
     for _ in range(6):
         rotation.lap()
-        graphs = set(bench.requests[-1][0])
-        assert not loaded or graphs <= loaded
-        loaded = graphs
+        laps.append(set(bench.requests[-1][0]))
+    assert len(laps[-1]) < len(laps[0])  # further loadings take its seats
+    for earlier, later in itertools.pairwise(laps):
+        assert later <= earlier
 
 
 def test_a_stem_leaves_before_the_laps_of_few_graphs():
