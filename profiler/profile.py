@@ -271,6 +271,7 @@ class _Pool:
         self._done = 0
         self._changed = threading.Condition()
         self._working = len(benches)
+        self._rotations: list[Rotation] = []  # of the agents that work
         self._failure: Exception | None = None
         # A resumed run goes on at the level of the one before it.
         self._known = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
@@ -439,6 +440,8 @@ class _Pool:
         known_as: float | None = None
         share: dict[PlannedRow, Row] = {}
         off: list[Found] = []
+        with self._changed:
+            self._rotations.append(rotation)
         try:
             while (taken := self._next(bench, rotation, mine)) is not None:
                 share = taken
@@ -469,6 +472,9 @@ class _Pool:
                 self._release(bench, rotation, mine)
                 self._changed.notify_all()
             raise
+        finally:
+            with self._changed:
+                self._rotations.remove(rotation)
 
     def _next(
         self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]
@@ -484,10 +490,11 @@ class _Pool:
             while True:
                 if self._failure is not None:
                     return None
-                fair = -(-len(self._waiting) // max(1, self._working))
-                while fair > 0 and rotation.takes(self._waiting[0]):
+                seats = self._share_of(rotation)
+                while self._waiting and len(rotation.rows) < seats:
+                    if not rotation.takes(self._waiting[0]):
+                        break
                     rotation.board(self._waiting.popleft())
-                    fair -= 1
                 if not rotation.rows:
                     for found in list(mine.values()):
                         if found.attempts <= REPEATS and rotation.review(found)[1]:
@@ -501,6 +508,16 @@ class _Pool:
                 if not self._left:
                     return None
                 self._changed.wait(0.5)
+
+    def _share_of(self, rotation: Rotation) -> int:
+        """How many rows an agent may have in work.
+
+        As many as the others; half of that for a start, so that there are some left for those
+        that are done with a lap first.
+        """
+        open_rows = len(self._waiting) + sum(len(other.rows) for other in self._rotations)
+        share = -(-open_rows // max(1, self._working))
+        return share if self._working == 1 or rotation.laps else -(-share // 2)
 
     def _keep(self, bench: Bench, found: Found, mine: dict[PlannedRow, Found]) -> None:
         """Writes a row down, and counts it."""

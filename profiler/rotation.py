@@ -167,6 +167,11 @@ class Rotation:
         """The rows that are on."""
         return tuple(self._on)
 
+    @property
+    def laps(self) -> int:
+        """How many there were."""
+        return len(self._laps)
+
     def refer_to(self, reference_ms: Mapping[str, float]) -> None:
         """From now on levels are against what graphs took elsewhere, by their digests."""
         self._reference_ms = dict(reference_ms)

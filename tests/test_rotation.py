@@ -768,6 +768,32 @@ def check_complete(result: ProfileResult, rows: Sequence[PlannedRow]) -> None:
     assert all(row.cold_ms for row in result.table)
 
 
+def test_boards_share_a_plan_evenly_and_begin_with_half(tmp_path, monkeypatch):
+    boards = [StandIn(address=f"board:{n}") for n in range(4)]
+    began = threading.Barrier(len(boards))
+    in_work: dict[str, list[int]] = {board.address: [] for board in boards}
+    lap = Rotation.lap
+
+    def watched(self: Rotation, *words: Any) -> list[Found]:
+        told = in_work[self.bench.client.address]
+        told.append(len(self.rows))
+        if len(told) == 1:
+            began.wait(30)
+        return lap(self, *words)
+
+    monkeypatch.setattr(Rotation, "lap", watched)
+    rows = planned("*")
+    assert fill(boards, rows, tmp_path / "t.csv").table.rows
+    share = len(rows) // len(boards)
+    for told in in_work.values():
+        assert told[0] == share // 2
+        assert max(told) <= share
+    alone = StandIn(address="board:0")
+    in_work["board:0"] = [0]  # nobody else begins
+    fill([alone], rows, tmp_path / "alone.csv")
+    assert in_work["board:0"][1] == len(rows)
+
+
 def test_what_a_board_had_in_work_goes_to_the_others(tmp_path, monkeypatch):
     rows = planned("*")
     good, bad = StandIn("good:1"), StandIn("bad:1", before=loses(2))
