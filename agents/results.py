@@ -71,8 +71,9 @@ class ArtifactResult:
         first_call_ms: the first call after loading.
         compute_unit: where it really ran.
         flags: what the reader of the numbers must know (``throttled``, ``fallback:cpu`` …).
-        before, after: the device's conditions around the batch's timed calls; the shares of
-            steal and of others are in `after`, of the time between the two.
+        before, after: the device's conditions around the batch's timed calls; throttling events
+            of `before` are those before the batch was loaded. The shares of steal and of others
+            are in `after`, of the time between the two.
     """
 
     sha256: str

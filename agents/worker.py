@@ -21,7 +21,7 @@ import signal
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Optional
 
 import numpy as np
@@ -142,10 +142,11 @@ class Bench:
         self._session.begin(protocol.seed)
         started_ms = self._session.elapsed_ms()
         records = [_Record() for _ in artifacts]
+        events = self._session.conditions().throttle_events  # loading heats up too
         self._drop_all_but({artifact.sha256 for artifact in artifacts} if resident else set())
         if resident:
             self._load_all(artifacts, records, format, protocol)
-        before = self._session.conditions()
+        before = replace(self._session.conditions(), throttle_events=events)
         with _no_garbage_collection():
             self._make_rounds(artifacts, records, format, protocol, resident)
         after = since(before, self._session.conditions())

@@ -73,7 +73,14 @@ def fill(
         with bursts(core, seed):
             done = profile([bench], rows, path, MeasuringSettings(), reference=reference)
     flagged = np.mean([not FLAGS.isdisjoint(row.flag_words) for row in done.table.rows])
-    told = {"device_s": bench.spent_ms / 1e3, "flagged": float(flagged), "level": done.level}
+    told = {
+        "device_s": bench.spent_ms / 1e3,
+        "laps": sum(run.laps for run in done.runs),
+        "laps_repeated": sum(run.laps_repeated for run in done.runs),
+        "busy_share": max(run.busy_share for run in done.runs),
+        "flagged": float(flagged),
+        "level": done.level,
+    }
     return done, told
 
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -23,6 +26,7 @@ import numpy as np
 from hurricane.agents.results import Protocol
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.graph import CACHE_VARIABLE, prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.networks import (
@@ -33,7 +37,7 @@ from hurricane.profiler.networks import (
     stratified,
     uniform_networks,
 )
-from hurricane.profiler.plan import parse_layers, plan_rows
+from hurricane.profiler.plan import COPIES, anchor_graphs, graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import profile
 from hurricane.profiler.verification import verify_table
 from hurricane.search.space import build_space
@@ -83,12 +87,18 @@ def winners(model: LatencyModel, backbone, evaluations: int) -> list[WholeNetwor
     return found
 
 
-def looped(bench: Bench, rows, seed: int) -> tuple[dict, dict]:
+def looped(bench: Bench, rows, seed: int, done: set) -> tuple[dict, dict]:
     """What a peer does: each graph called 10 + 50 times on end, the median taken.
+
+    Args:
+        bench: what to time them on.
+        rows: whose graphs are looped.
+        seed: of the order.
+        done: graphs that were looped before and are not again; is added to.
 
     Returns:
         Latency of each row's own graph looped, in ms, by (name, shape); and device time, in s,
-        that looping the rows' own graphs, and all graphs of the plan, takes.
+        that looping the rows' own graphs, and all their graphs, takes.
     """
 
     def loop(graphs) -> tuple[dict, float]:
@@ -101,10 +111,29 @@ def looped(bench: Bench, rows, seed: int) -> tuple[dict, dict]:
         return found, (bench.spent_ms - spent) / 1e3
 
     own, own_s = loop([row.alone for row in rows])
-    others = dict.fromkeys(g for row in rows for g in (*row.longer, *row.shorter))
+    others = {g: None for row in rows for g in (*row.longer, *row.shorter) if g not in done}
+    done.update(others)
     _, others_s = loop(list(others))
     latency_ms = {(row.name, row.shape): own[row.alone] for row in rows}
     return latency_ms, {"own_graphs_s": own_s, "all_graphs_s": own_s + others_s}
+
+
+def export_graphs(layers: str) -> float:
+    """Seconds that exporting every graph of a plan takes, in a process that has traced nothing.
+
+    In a process of its own: those that trace know the cache that they were started with.
+    """
+    rows = plan_rows(parse_layers(layers), POOL)
+    anchors = anchor_graphs(rows)
+    graphs = list(dict.fromkeys(g for row in rows for g in (row.alone, *row.longer)))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE_VARIABLE] = folder
+        started = time.perf_counter()
+        prepare_templates([piece for graph in (*graphs, *anchors) for piece in graph])
+        for graph, copies in [*((g, 1) for g in graphs), *((g, COPIES) for g in anchors)]:
+            for copy in range(copies):
+                graph_bytes(graph, copy)
+        return time.perf_counter() - started
 
 
 def held_out(predicted, drawn, fit: int, seed: int) -> dict:
@@ -140,6 +169,9 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as folder, connect([], request) as clients:
         bench = Bench.open(clients[0], request)
         path = Path(arguments.table or Path(folder) / "table.csv")
+        done: set = set()
+        loops = [looped(bench, rows[::2], seed, done)] if arguments.looping else []
+        bench.spent_ms = 0.0
         started = time.perf_counter()
         made = profile([bench], rows, path, MeasuringSettings(seed=seed))
         result = {
@@ -173,7 +205,9 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
             predicted = [c.predicted_ms for c in drawn]
             result["calibrated"] = held_out(predicted, drawn, arguments.fit, seed)
         if arguments.looping:
-            loop_ms, seconds = looped(bench, rows, seed)
+            loops.append(looped(bench, rows[1::2], seed, done))  # one half before, one after
+            loop_ms = {pair: ms for found_ms, _ in loops for pair, ms in found_ms.items()}
+            seconds = {key: sum(spent[key] for _, spent in loops) for key in loops[0][1]}
             ends = loop_ms[backbone.stem_name, backbone.stem_shape]
             ends += loop_ms[backbone.head_name, backbone.head_shape]
             sums = [
@@ -212,14 +246,20 @@ def main() -> None:
     parser.add_argument("--looping", action="store_true", help="also loop graphs, as peers do")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.export:
+        print(export_graphs(arguments.layers))
+        return
+    command = [sys.executable, __file__, "--export", "--layers", arguments.layers]
+    export_s = float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     runs = []
     for number in range(arguments.runs):
         runs.append(run(arguments, 1000 * number))
         if not arguments.json:
             for name, group in runs[-1]["groups"].items():
                 print(name, group["prediction"], "retest", group["retest"])
-    print(json.dumps({"median": middle(runs), "runs": runs}))
+    print(json.dumps({"export_s": export_s, "median": middle(runs), "runs": runs}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What several agents are worth, and what they stand up to, on simulated devices.
 
 - Speed-up: device time of one agent that fills a table, over that of the slowest of several, by
-  their virtual clocks. The several wait as long as their clocks say (`--pace real`): at once they
-  would take turns on this machine's cores, and the one that is free first would be another one.
+  their virtual clocks. All wait as long as their clocks say (`--pace real`): at once they would
+  take turns on this machine's cores, and the one that is free first would be another one. Beside
+  it, the same of the time from start to end, in which boards wait for each other, and what this
+  machine computes for all of them counts.
 - Kills: of several agents some are killed (SIGKILL) at seeded moments; the table must hold every
   row of the plan, once, with its plain timings.
 - A slow board: one of them takes 12% longer for everything; it must be left out by name, alone.
@@ -18,6 +20,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from hurricane.agents.client import AgentClient
+from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import POOL, select_operators
 from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
 from hurricane.profiler.plan import PlannedRow, parse_layers, plan_rows
@@ -93,10 +97,17 @@ def fill(
 def speed_up(device: str, layers: str, count: int) -> dict[str, Any]:
     """How many times sooner several agents are done than one."""
     rows = plan_rows(parse_layers(layers), POOL)
-    with serving([device]) as agents:
-        (single,) = fill(agents, device, rows).device_s.values()
+    prepare_templates([piece for row in rows for graph in row.graphs for piece in graph])
+
+    def timed(agents: Sequence[Agent]) -> tuple[ProfileResult, float]:
+        started = time.perf_counter()
+        return fill(agents, device, rows), time.perf_counter() - started
+
+    with serving([device], pace="real") as agents:
+        alone, alone_s = timed(agents)
+    (single,) = alone.device_s.values()
     with serving([device] * count, pace="real") as agents:
-        shared = fill(agents, device, rows)
+        shared, shared_s = timed(agents)
     seconds = list(shared.device_s.values())
     return {
         "layers": layers,
@@ -105,6 +116,9 @@ def speed_up(device: str, layers: str, count: int) -> dict[str, Any]:
         "slowest_device_s": max(seconds),
         "mean_device_s": float(np.mean(seconds)),
         "speed_up": single / max(seconds),
+        "single_wall_s": alone_s,
+        "shared_wall_s": shared_s,
+        "speed_up_wall": alone_s / shared_s,
         "left_out": len(shared.left_out),
     }
 

@@ -7,10 +7,10 @@ and compares what the client waits with the sum of the inference times in it.
 
     python benchmarks/reference_timings.py --target cpu-openvino-fp32 --json
 
-The plain loop is compared by the location that tables use, benchmark_app by the median, which is
-what it prints; a plain loop beside benchmark_app tells what Python's call adds to the runtime's own
-counter. A tool's retest is how far one of its repetitions lies from the one before. Two
-tools agree on a graph if their ratio is within 5% of one, or within twice the larger retest.
+All are compared by the median, which is what `warm_ms` holds and benchmark_app prints; a plain
+loop beside benchmark_app tells what Python's call adds to the runtime's own counter. A tool's
+retest is how far one of its repetitions lies from the one before. Two tools agree on a graph if
+their ratio is within 5% of one, or within twice the larger retest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from hurricane.agents.results import Protocol
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import select_operators
-from hurricane.profiler.estimate import location_ms
 from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
 from hurricane.profiler.plan import Graph, graph_bytes, parse_layers, plan_row
 
@@ -60,14 +59,7 @@ TOLERANCE = 0.05
 
 AGENT, LOOP, BENCHMARK_APP = "agent", "loop", "benchmark_app"
 
-Statistic = Callable[[np.ndarray], float]
-"""From the times of calls in ms to the time of the graph."""
-
-COMPARED: tuple[tuple[str, str, Statistic], ...] = (
-    (AGENT, LOOP, location_ms),
-    (AGENT, BENCHMARK_APP, np.median),
-    (LOOP, BENCHMARK_APP, np.median),
-)
+COMPARED = ((AGENT, LOOP), (AGENT, BENCHMARK_APP), (LOOP, BENCHMARK_APP))
 
 Tool = Callable[[Sequence[Graph]], list[np.ndarray]]
 """Times graphs in one turn; for each the times of its calls in ms, or just their median."""
@@ -137,9 +129,9 @@ def run(arguments: argparse.Namespace) -> dict:
         times = time_in_turns(tools, graphs, arguments.repetitions, arguments.seed)
     compared = {
         f"{one}/{other}": [
-            Agreement.of(*pair, statistic) for pair in zip(times[one], times[other], strict=True)
+            Agreement.of(*pair) for pair in zip(times[one], times[other], strict=True)
         ]
-        for one, other, statistic in COMPARED
+        for one, other in COMPARED
         if other in tools
     }
     return {
@@ -166,20 +158,17 @@ class Agreement:
     other_retest: float
 
     @classmethod
-    def of(
-        cls, one: Sequence[np.ndarray], other: Sequence[np.ndarray], statistic: Statistic
-    ) -> Agreement:
+    def of(cls, one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> Agreement:
         """Pools the turns of each.
 
         Args:
             one, other: times of calls in ms, an array for each turn.
-            statistic: from times in ms to the time of the graph.
         """
         return cls(
-            float(statistic(np.concatenate(one))),
-            float(statistic(np.concatenate(other))),
-            retest([float(statistic(turn)) for turn in one]),
-            retest([float(statistic(turn)) for turn in other]),
+            float(np.median(np.concatenate(one))),
+            float(np.median(np.concatenate(other))),
+            retest([float(np.median(turn)) for turn in one]),
+            retest([float(np.median(turn)) for turn in other]),
         )
 
     @property

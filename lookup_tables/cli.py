@@ -16,6 +16,7 @@ from ..ops.shapes import LayerShape
 from .anchors import find_anchors, replace_anchors
 from .calibration import load_calibrations
 from .diff import MATCHES, RowPair, compare
+from .runs import Run, load_runs, save_runs
 from .shipped import open_table, shipped_tables
 from .table import LookupTable, Row, TableError, Target, describe
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 _HEAT = ("bold green", "green", "yellow", "red")
 _WARM_AT = (1.15, 2.0, 4.0)
 """Ratios to a column's fastest from which the next colour is used."""
+
+SHOWN_RUNS = 3
+"""Runs behind a table that are shown, the latest."""
 
 _MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
 
@@ -98,6 +102,7 @@ def show_command(
                 "table": table,
                 **_facts(chosen),
                 "verdicts": _verdicts(full, chosen.targets()),
+                "runs": [asdict(run) for run in _runs(full, chosen.targets())],
                 "rows": [_as_dict(r) for r in chosen.rows],
             }
         )
@@ -107,6 +112,7 @@ def show_command(
         part = chosen.select(one)
         _show_heading(console, part, one)
         _show_verdicts(console, full, one)
+        _show_runs(console, full, one)
         _show_fastest(console, part, fastest) if fastest else _show_matrix(console, part)
 
 
@@ -249,8 +255,10 @@ def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_j
         except TableError as error:
             raise TableError(f"merging {name}: {error}") from error
     anchors_ms = find_anchors(merged, sources)
+    runs = {run for source in sources if source.path is not None for run in load_runs(source.path)}
     merged.save(output)
     replace_anchors(output, anchors_ms)
+    save_runs(output, sorted(runs, key=lambda run: (run.ended_at, run.target)))
     if as_json:
         _print_json({"table": output, **_facts(merged)})
     else:
@@ -336,6 +344,22 @@ def _show_verdicts(console: Console, full: LookupTable, target: Target) -> None:
         if not found["current"]:
             words = f"{found['verdict'].words}, but its rows have changed since: verify it again"
         console.print(f"verdict with {escape(found['backbone'])} networks: {escape(words)}")
+
+
+def _show_runs(console: Console, full: LookupTable, target: Target) -> None:
+    from rich.markup import escape
+
+    runs = _runs(full, [target])
+    for run in runs[-SHOWN_RUNS:]:
+        words = f"{run.rows} rows in {run.laps} laps ({run.laps_repeated} made up for)"
+        console.print(escape(", ".join(filter(None, (f"{run.ended_at}: {words}", run.text())))))
+
+
+def _runs(full: LookupTable, targets: Sequence[Target]) -> list[Run]:
+    """The runs of some targets of a table."""
+    names = {str(target) for target in targets}
+    found = load_runs(full.path) if full.path is not None else []
+    return [run for run in found if run.target in names]
 
 
 def _show_matrix(console: Console, part: LookupTable) -> None:

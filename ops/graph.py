@@ -16,6 +16,7 @@ import itertools
 import math
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -222,6 +223,7 @@ def _ignore_interrupt() -> None:
 
 
 _MEMORY: dict[Piece, onnx.ModelProto] = {}
+_TRACING = threading.Lock()  # in one process, torch traces one graph at a time
 _WORTH_A_POOL = 16
 """Below this many traces, starting processes costs more than it saves."""
 
@@ -261,9 +263,10 @@ def template(piece: Piece) -> onnx.ModelProto:
     """The piece's traced graph without weights; do not change it."""
     found = _MEMORY.get(piece)
     if found is None:
-        found = _cached(piece)
-        if found is None:
-            found = onnx.load_from_string(_trace_to_cache(piece))
+        with _TRACING:
+            found = _cached(piece)
+            if found is None:
+                found = onnx.load_from_string(_trace_to_cache(piece))
         _MEMORY[piece] = found
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class Interrupted(HurricaneError):
     "--time-budget",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="SECONDS",
-    help="Of each agent; once it is spent rows get the fewest passes [no limit].",
+    help="Of each agent; once it is spent, a third of the fewest passes do [no limit].",
 )
 @target_options
 @plugin_option
@@ -206,10 +206,12 @@ def _summary(outcome: Outcome, rows: int) -> dict[str, Any]:
         "not_ok": dict(result.not_ok),
         "disturbed": result.disturbed,
         "unstable": result.unstable,
+        "throttled": result.throttled,
         "lost_agents": list(result.lost),
         "left_out": list(result.left_out),
         "referred_to": result.referred_to or None,
         "level": result.level if result.referred_to else None,
+        "runs": [asdict(run) for run in result.runs],
         "seconds": round(outcome.seconds, 2),
     }
 
@@ -249,6 +251,16 @@ def _lines(outcome: Outcome, rows: int) -> list[str]:
             f"{result.unstable} rows kept wide intervals and are flagged unstable; "
             "--retry measures them again"
         )
+    if result.throttled:
+        lines.append(
+            f"{result.throttled} rows were taken after the device had lowered its clock and are "
+            "flagged throttled; cool it and --retry"
+        )
+    if repeated := sum(run.laps_repeated for run in result.runs):
+        laps = sum(run.laps for run in result.runs)
+        lines.append(f"{repeated} of {laps} laps were disturbed and made up for")
+    if len(result.runs) == 1 and (words := result.runs[0].text()):
+        lines.append(f"the machine meanwhile: {words}")
     lines += [f"an agent dropped out, the others did its work: {words}" for words in result.lost]
     lines += [f"left out, {words}" for words in result.left_out]
     return lines

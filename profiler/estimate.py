@@ -30,7 +30,7 @@ SPREAD = 1e-5
 of different graphs would count for nothing."""
 
 TURNS = 10
-"""Times that graphs are weighted anew to find levels; more change nothing."""
+"""Times that graphs are weighted anew to find levels, for each of two losses; more change none."""
 
 BOOTSTRAPS = 200
 CONFIDENCE = 0.95
@@ -84,27 +84,29 @@ def estimate_row(row: PlannedRow, samples_ms: Mapping[Graph, Sequence[np.ndarray
 
     Args:
         row: what was planned.
-        samples_ms: times of calls by graph, for each of its copies, of any shape, in ms; the
+        samples_ms: times of calls by graph, for each of its copies [visits, calls] in ms; the
             longer and shorter graphs of the row are there. A graph's time is the mean over its
             copies, each as often as it was called: the fastest calls of all would be those of
             the copy that lies best.
 
     Returns:
-        The estimate, its interval by bootstrap; `flags` holds ``below-noise`` where the
-        difference is not positive, and the latency is then the upper end of its interval.
+        The estimate, its interval by bootstrap over visits: calls of one visit may have their
+        time in common (a clock, a way that memory lies), and say less than as many visits.
+        `flags` holds ``below-noise`` where the difference is not positive, and the latency is then
+        the upper end of its interval.
     """
     random = np.random.default_rng(0)
     latency, draws, count = 0.0, np.zeros(BOOTSTRAPS), 0
     for context in row.contexts:
         for graph, sign in ((context.longer, 1), (context.shorter, -1)):
-            copies = [np.asarray(copy, float).reshape(-1) for copy in samples_ms[graph]]
-            calls = sum(len(copy) for copy in copies)
+            copies = [np.asarray(copy, float) for copy in samples_ms[graph]]
+            calls = sum(copy.size for copy in copies)
             for samples in copies:
-                weight = sign / len(row.contexts) * len(samples) / calls
+                weight = sign / len(row.contexts) * samples.size / calls
                 picked = random.integers(0, len(samples), (BOOTSTRAPS, len(samples)))
                 latency += weight * float(location_ms(samples))
-                draws += weight * location_ms(samples[picked], axis=1)
-                count += len(samples)
+                draws += weight * location_ms(samples[picked].reshape(BOOTSTRAPS, -1), axis=1)
+                count += samples.size
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = (float(x) for x in np.percentile(draws, (tail, 100 - tail)))
     low, high = min(low, latency), max(high, latency)
@@ -135,10 +137,13 @@ def relative_levels(times_ms: np.ndarray) -> np.ndarray:
     if not there.any(axis=1).all():
         return np.ones(len(times_ms))
     times = np.where(there, times, 0.0)
-    levels, off = np.zeros(len(times)), np.zeros_like(times)  # at first all times count alike
-    for _ in range(TURNS):
+    levels, off = np.zeros(len(times)), np.ones_like(times)  # at first all times count alike
+    for turn in range(2 * TURNS):
         spread = max(1.4826 * float(np.median(np.abs(off[there]))), SPREAD)
-        weights = there / (1 + (off / (ODD * spread)) ** 2)
+        if turn < TURNS:  # absolute deviations have one minimum, though graphs may have two modes
+            weights = there / np.maximum(np.abs(off), SPREAD)
+        else:
+            weights = there / (1 + (off / (ODD * spread)) ** 2)
         total = weights.sum(axis=0)
         mean = (weights * times).sum(axis=0) / total
         # What is left once the graphs' own times are eliminated; levels have no zero.

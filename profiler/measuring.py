@@ -14,10 +14,12 @@ import numpy as np
 from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
 from ..agents.client import AgentClient, private_agent
+from ..agents.conditions import Conditions
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
 from ..lookup_tables.table import Target, format_options, parse_options
 from ..ops.errors import BadRequest
 from ..ops.export import sha256
+from ..ops.pool import GATES
 from .boards import Board, Boards
 from .plan import Graph, graph_bytes
 
@@ -48,9 +50,10 @@ class MeasuringSettings:
         min_rounds, max_rounds: passes that a row is timed in.
         lap_rounds: passes in one request, after which the intervals are looked at.
         visit_calls: calls in a visit, where a target keeps one graph at a time.
+        min_visits: visits that a row is timed in there; calls of one visit may all be slow.
         seats: rows in work at once on an agent.
         time_budget_s: on the device's clock, for each agent; once it is spent, rows are left
-            as soon as they have had the fewest passes.
+            as soon as they have had a third of the fewest passes.
         warm_rounds: passes that loop each row's own graph, for ``cold_ms`` and ``warm_ms``.
         warm_calls: calls in such a loop; the first is the cold one.
         warm_skipped: calls in such a loop that are not yet warm.
@@ -65,7 +68,8 @@ class MeasuringSettings:
     min_rounds: int = 18
     max_rounds: int = 60
     lap_rounds: int = 3
-    visit_calls: int = 32
+    visit_calls: int = 16
+    min_visits: int = 5
     seats: int = 512
     time_budget_s: float = math.inf
     warm_rounds: int = 1
@@ -100,7 +104,8 @@ class MeasuringSettings:
         """The fewest and most passes that a row is timed in."""
         if resident:
             return min(self.min_rounds, self.max_rounds), self.max_rounds
-        return min(2, self.max_rounds), -(-self.max_rounds // 4)
+        most = -(-self.max_rounds // 4)
+        return min(self.min_visits, most), most
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,53 @@ def connect(
 
 
 @dataclass(eq=False)
+class Machine:
+    """What a device was like over all requests, as its agent told.
+
+    Attributes:
+        before: conditions before the first of them; None: there was none yet.
+        after: after the last.
+        at_rest: throttling events that it had counted before anything was timed; a device that
+            boots meanwhile counts anew. None: not known yet.
+        throttle_events: during all requests.
+    """
+
+    before: Conditions | None = None
+    after: Conditions | None = None
+    at_rest: int | None = None
+    throttle_events: int = 0
+    _time_ms: float = 0.0
+    _steal_ms: float = 0.0
+    _busy_ms: float = 0.0
+
+    def note(self, result: ArtifactResult, elapsed_ms: float) -> None:
+        """Takes in one request.
+
+        Args:
+            result: any of its results that is no error.
+            elapsed_ms: what the request took.
+        """
+        before, after = result.before, result.after
+        self.before, self.after = self.before or before, after
+        known = before.throttle_events if self.at_rest is None else self.at_rest
+        self.at_rest = min(known, before.throttle_events)
+        self.throttle_events += max(0, after.throttle_events - before.throttle_events)
+        self._time_ms += elapsed_ms
+        self._steal_ms += elapsed_ms * after.steal_share
+        self._busy_ms += elapsed_ms * after.busy_share
+
+    @property
+    def steal_share(self) -> float:
+        """Share of the time that a hypervisor gave to other machines."""
+        return self._steal_ms / self._time_ms if self._time_ms else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Share of the time that other processes took."""
+        return self._busy_ms / self._time_ms if self._time_ms else 0.0
+
+
+@dataclass(eq=False)
 class Bench:
     """One target on one agent, ready to time graphs.
 
@@ -188,6 +240,7 @@ class Bench:
         max_bytes: artefact bytes that one batch may hold.
         agent_version: for provenance.
         spent_ms: time that requests took so far, on the device's clock.
+        machine: what the device was like meanwhile.
     """
 
     client: AgentClient
@@ -197,6 +250,7 @@ class Bench:
     max_bytes: int
     agent_version: str
     spent_ms: float = 0.0
+    machine: Machine = field(default_factory=Machine)
     _digests: dict[object, str] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -275,7 +329,8 @@ class Bench:
             if isinstance(event, Finished):
                 self.spent_ms += event.elapsed_ms
 
-        return self.client.benchmark(
+        spent_ms = self.spent_ms
+        results = self.client.benchmark(
             list(dict.fromkeys(digests)),
             target=self.request.name,
             threads=self.request.threads,
@@ -283,6 +338,10 @@ class Bench:
             protocol=protocol,
             on_event=watch,
         )
+        answer = next((result for result in results.values() if result.error is None), None)
+        if answer is not None:
+            self.machine.note(answer, self.spent_ms - spent_ms)
+        return results
 
 
 def table_target(info: TargetInfo, request: TargetRequest) -> Target:
@@ -297,6 +356,11 @@ def table_target(info: TargetInfo, request: TargetRequest) -> Target:
         threads=request.threads,
         origin=ORIGIN[info.availability],
     )
+
+
+def gate_of(target: Target) -> str:
+    """The gate of squeeze-and-excitation that a table's graphs have."""
+    return parse_options(target.options).get(GATE_OPTION, GATES[0])
 
 
 def without_gate(target: Target) -> Target:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,25 +15,38 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.errors import AgentError, ErrorKind
+from ..agents.conditions import Conditions
+from ..agents.errors import AgentError, Busy, ErrorKind
 from ..agents.results import ArtifactResult
 from ..lookup_tables.anchors import anchors_path, load_anchors, save_anchors
 from ..lookup_tables.journal import Journal
+from ..lookup_tables.runs import Run, load_runs, save_runs
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
 from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .estimate import location_ms
-from .measuring import Bench, MeasuringSettings
-from .plan import COPIES, Graph, PlannedRow, anchor_graphs, graph_bytes, weight_bytes
+from .measuring import Bench, Machine, MeasuringSettings, gate_of
+from .plan import (
+    COPIES,
+    NEIGHBOURS,
+    Graph,
+    PlannedRow,
+    anchor_graphs,
+    graph_bytes,
+    plan_row,
+    weight_bytes,
+)
 from .rotation import (
     ABANDONS,
     DISTURBED,
+    FOREIGN,
     THROTTLED,
     UNSTABLE,
     Found,
     Rotation,
+    is_foreign,
     time_anchors,
 )
 
@@ -44,6 +58,12 @@ BOARD_SPREAD = 0.05
 
 REJOIN_S = 5.0
 """How long a run waits for a board to come back when it has no other left."""
+
+LATE_S = 30.0
+"""How long a board may be later with its anchors than most, at least; it joins when it is done."""
+
+LINKS = 4
+"""Shapes of a table by whose anchors it goes on where the new rows have none in common with it."""
 
 RENEWED = 0.01
 """Rows are written down anew when what is taken for the device's speed changes by more."""
@@ -71,12 +91,14 @@ class ProfileResult:
         not_ok: rows of the plan that hold no latency, by status.
         disturbed: rows of the plan that were taken in a slow time.
         unstable: rows of the plan whose intervals stayed wider than asked for.
+        throttled: rows of the plan that were taken after the device had lowered its clock.
         lost: agents that dropped out, with the reason; the others did their work.
         left_out: boards that disagree with the others, with by how much.
         device_s: time spent by each agent, on the device's clock.
         referred_to: whose speed the rows are given at: ``rows from before`` where a table goes
             on, ``reference``, or empty: their own.
         level: how slow the device was, as a multiple of that; divided out.
+        runs: what each agent did, and what its machine was like.
     """
 
     table: LookupTable
@@ -86,11 +108,13 @@ class ProfileResult:
     not_ok: Mapping[str, int]
     disturbed: int = 0
     unstable: int = 0
+    throttled: int = 0
     lost: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     device_s: Mapping[str, float] = field(default_factory=dict)
     referred_to: str = ""
     level: float = 1.0
+    runs: tuple[Run, ...] = ()
 
 
 def missing_rows(
@@ -102,8 +126,8 @@ def missing_rows(
         rows: the plan.
         table: with its journal.
         target: whose rows count.
-        retry: count rows as missing that hold no latency, were taken in a slow time, or did
-            not settle.
+        retry: count rows as missing that hold no latency, were taken in a slow or throttled
+            time, or did not settle.
     """
     missing = []
     for row in rows:
@@ -136,8 +160,8 @@ def profile(
         rows: the plan.
         path: the table; need not exist.
         settings: how to time.
-        retry: measure rows again that hold no latency, were taken in a slow time, or did not
-            settle.
+        retry: measure rows again that hold no latency, were taken in a slow or throttled time,
+            or did not settle.
         on_progress: called with (what, share of the whole), from any thread.
         reference: an earlier table of the same target. Rows are given as on a device as fast
             as it was then. A table that holds rows of the target goes on at their speed.
@@ -183,7 +207,7 @@ def profile(
                 kept,
                 settings,
                 journal,
-                any(row.target == target and row.ok for row in table.rows),
+                [row for row in table.rows if row.target == target and row.ok],
                 reference_ms,
                 lambda what, s: note(what, 0.1 + 0.9 * s),
             )
@@ -204,11 +228,13 @@ def profile(
         not_ok,
         flags.count(DISTURBED),
         flags.count(UNSTABLE),
+        flags.count(THROTTLED),
         tuple(pool.lost.values()) if pool else (),
         tuple(pool.left_out) if pool else (),
         {b.client.address: b.spent_ms / 1e3 for b in (pool.benches if pool else benches)},
         pool.referred_to if pool and pool.levels else "",
         float(np.median(list(pool.levels.values()))) if pool and pool.levels else 1.0,
+        pool.runs if pool else (),
     )
 
 
@@ -229,6 +255,43 @@ def speed_of(reference: str | Path, target: Target) -> dict[str, float]:
     return known
 
 
+@dataclass(eq=False)
+class _Part:
+    """One agent's part in a run; an agent that came back begins another."""
+
+    bench: Bench
+    rotation: Rotation
+    began_ms: float  # that its requests had taken before
+    refers: bool  # to the speed of the table; a single agent says at the end what that is
+    rows: set[PlannedRow] = field(default_factory=set)
+    works: bool = True
+
+    def run(self) -> Run:
+        """What is kept of it beside the table."""
+        bench, machine = self.bench, self.bench.machine
+        before, after = machine.before or Conditions(), machine.after or Conditions()
+        return Run(
+            ended_at=_now(),
+            target=str(bench.target),
+            agent_version=bench.agent_version,
+            rows=len(self.rows),
+            device_s=(bench.spent_ms - self.began_ms) / 1e3,
+            laps=self.rotation.laps,
+            laps_repeated=self.rotation.disturbed_laps,
+            level=self.rotation.level(),
+            governor=before.governor or None,
+            frequency_before_mhz=before.frequency_mhz or None,
+            frequency_after_mhz=after.frequency_mhz or None,
+            temperature_before_c=before.temperature_c or None,
+            temperature_after_c=after.temperature_c or None,
+            load_before=before.load_1m or None,
+            load_after=after.load_1m or None,
+            throttle_events=machine.throttle_events,
+            steal_share=machine.steal_share,
+            busy_share=machine.busy_share,
+        )
+
+
 class _Pool:
     """Agents of one kind that share a plan, one thread for each.
 
@@ -238,6 +301,17 @@ class _Pool:
         left_out: boards that disagree with the others, with by how much.
         referred_to: whose speed rows are given at; empty: that of the first board.
         levels: how slow each board was against that, by address.
+        runs: what each board did.
+
+    Args:
+        benches: of the agents.
+        rows: to be measured.
+        kept: rows of the plan that are there already.
+        settings: how to time.
+        journal: of the table.
+        there: rows of the target that the table holds.
+        reference_ms: what graphs took for an earlier table, by their digests.
+        note: takes what is going on.
     """
 
     def __init__(
@@ -247,7 +321,7 @@ class _Pool:
         kept: Mapping[PlannedRow, Row],
         settings: MeasuringSettings,
         journal: Journal,
-        resumes: bool,
+        there: Sequence[Row],
         reference_ms: Mapping[str, float],
         note: ProfileProgress,
     ) -> None:
@@ -255,6 +329,7 @@ class _Pool:
         self.lost: dict[str, str] = {}
         self.left_out: list[str] = []
         self.levels: dict[str, float] = {}
+        self.runs: tuple[Run, ...] = ()
         self._absent: dict[str, AgentError] = {}
         self._settings = settings
         self._journal = journal
@@ -271,16 +346,22 @@ class _Pool:
         self._done = 0
         self._changed = threading.Condition()
         self._working = len(benches)
-        self._rotations: list[Rotation] = []  # of the agents that work
+        self._parts: list[_Part] = []
+        self._losses: Counter[Graph] = Counter()
+        self._history = load_runs(journal.table_path)
         self._failure: Exception | None = None
         # A resumed run goes on at the level of the one before it.
-        self._known = load_anchors(journal.table_path, self.benches[0].target) if resumes else {}
-        own = {sha256(graph_bytes(graph)) for graph in self._anchors}
+        self._known = load_anchors(journal.table_path, self.benches[0].target) if there else {}
+        own = _digests(self._anchors)
+        if rows and self._known and own.isdisjoint(self._known):
+            # Other layers than those that are there: some of their anchors ride along.
+            self._anchors = tuple(dict.fromkeys((*self._anchors, *_links(there))))
+            own = _digests(self._anchors)
         before = {digest: ms for digest, ms in self._known.items() if digest in own}
         self._reference: Mapping[str, float] = before
         self.referred_to = "rows from before" if before else ""
         if rows and reference_ms and not before:
-            if resumes:
+            if there:
                 raise BadRequest(
                     f"{journal.table_path} holds rows whose speed is not known; a reference is "
                     "for a new table: give another name, or leave it out"
@@ -301,7 +382,16 @@ class _Pool:
         if len(self.benches) > 1 and self._waiting:
             self._compare_boards()
         self._working = len(self.benches)
-        self._on_every_board(self._work)
+        try:
+            # A board that waits for others' work on it is not waited for.
+            self._on_every_board(self._work, self._is_over)
+        finally:
+            with self._changed:
+                parts = [part for part in self._parts if part.rotation.laps]
+            self.runs = tuple(part.run() for part in parts)
+            if self.runs:
+                with suppress(HurricaneError):  # nothing depends on it
+                    save_runs(self._journal.table_path, (*self._history, *self.runs))
         if self._failure is None:
             return
         if isinstance(self._failure, AgentError | HurricaneError) and self._journal.rows:
@@ -309,8 +399,19 @@ class _Pool:
             raise type(self._failure)(f"{self._failure}; {hint}") from self._failure
         raise self._failure
 
-    def _on_every_board(self, work: Callable[[int], None]) -> None:
-        """Does this for the index of every board at the same time, and waits for all of them."""
+    def _is_over(self) -> bool:
+        """Whether no board has work, or would get any."""
+        with self._changed:
+            ended = not self._left or self._failure is not None
+            return ended and not any(part.works for part in self._parts)
+
+    def _on_every_board(
+        self, work: Callable[[int], None], late: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Does this for the index of every board at the same time.
+
+        Waits for all of them, or until those that are not done are too late.
+        """
         threads = [
             threading.Thread(target=work, args=(index,), daemon=True)
             for index in range(len(self.benches))
@@ -318,22 +419,46 @@ class _Pool:
         for thread in threads:
             thread.start()
         for thread in threads:
-            while thread.is_alive():
+            while thread.is_alive() and not late():
                 thread.join(0.2)
 
     def _compare_boards(self) -> None:
-        """Times the anchors on every board, and leaves out those that disagree."""
-        found: dict[int, dict[Graph, float]] = {}
+        """Times the anchors on every board, and leaves out those that disagree.
+
+        A board on which others measure meanwhile is not waited for: it is compared when it is
+        free, as one that comes back is.
+        """
+        answers: dict[int, dict[Graph, float] | Exception] = {}
+        started = time.monotonic()
+        deadline = math.inf
 
         def time_one(index: int) -> None:
             bench = self.benches[index]
             try:
-                found[index] = time_anchors(bench, self._anchors, self._settings, self._copies)
-            except AgentError as error:
-                self._absent[bench.client.address] = error
+                answer = time_anchors(bench, self._anchors, self._settings, self._copies)
+            except Exception as error:
+                answer = error
+            answers[index] = answer
+
+        def late() -> bool:
+            nonlocal deadline
+            now = time.monotonic()
+            some = any(isinstance(answer, dict) for answer in list(answers.values()))
+            if some and 2 * len(answers) >= len(self.benches):
+                deadline = min(deadline, now + max(LATE_S, now - started))
+            return now > deadline
 
         self._note("compare", 0.0)
-        self._on_every_board(time_one)
+        self._on_every_board(time_one, late)
+        found: dict[int, dict[Graph, float]] = {}
+        for index, bench in enumerate(self.benches):
+            answer = answers.get(index, Busy("it is busy with other work"))
+            if isinstance(answer, AgentError):
+                self._absent[bench.client.address] = answer
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                found[index] = answer
         # Of two that disagree nobody knows which is right: the first one given stays.
         names = sorted(found)
         voters = names if len(names) > 2 else names[:1]
@@ -414,6 +539,7 @@ class _Pool:
             try:
                 again = Bench.open(bench.client, bench.request)
                 again.spent_ms = bench.spent_ms
+                again.machine = Machine(at_rest=bench.machine.at_rest)
                 if again.target != bench.target:
                     return False
                 several = self._anchors and self._copies < COPIES
@@ -434,14 +560,24 @@ class _Pool:
     def _serve(self, bench: Bench) -> None:
         """One agent's work, until nothing is left to do."""
         rotation = Rotation(
-            bench, self._settings, self._anchors, self._copies, self._reference, self._kept
+            bench,
+            self._settings,
+            self._anchors,
+            self._copies,
+            self._reference,
+            self._kept,
+            self._losses,
         )
         mine: dict[PlannedRow, Found] = {}
         known_as: float | None = None
         share: dict[PlannedRow, Row] = {}
         off: list[Found] = []
         with self._changed:
-            self._rotations.append(rotation)
+            before = [part for part in self._parts if part.bench.client is bench.client]
+            began_ms = before[-1].bench.spent_ms if before else 0.0
+            refers = bool(self._reference) or len(self.benches) == 1
+            part = _Part(bench, rotation, began_ms, refers)
+            self._parts.append(part)
         try:
             while (taken := self._next(bench, rotation, mine)) is not None:
                 share = taken
@@ -450,12 +586,15 @@ class _Pool:
                     share = {}
                 else:
                     off = rotation.lap(self._progress("measure", len(rotation.rows)))
+                    if not part.refers and any(found.error is None for found in off):
+                        self._refer(part)
+                        off = [rotation.review(found)[0] for found in off]
                     if off or mine:
                         # Before the rows: those that are there are of a speed that is known.
                         self._keep_anchors(bench, rotation.times_ms(found.row for found in off))
                     while off:
                         self._keep(bench, off[-1], mine)
-                        off.pop()
+                        part.rows.add(off.pop().row)
                     if mine:
                         first = float(rotation.levels()[0])
                         known_as = known_as or first
@@ -474,7 +613,7 @@ class _Pool:
             raise
         finally:
             with self._changed:
-                self._rotations.remove(rotation)
+                part.works = False
 
     def _next(
         self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]
@@ -497,7 +636,8 @@ class _Pool:
                     rotation.board(self._waiting.popleft())
                 if not rotation.rows:
                     for found in list(mine.values()):
-                        if found.attempts <= REPEATS and rotation.review(found)[1]:
+                        slow = found.attempts <= REPEATS and rotation.review(found)[1]
+                        if slow and rotation.takes(found.row):
                             rotation.board(found.row)
                 if rotation.rows:
                     return {}
@@ -515,7 +655,8 @@ class _Pool:
         As many as the others; half of that for a start, so that there are some left for those
         that are done with a lap first.
         """
-        open_rows = len(self._waiting) + sum(len(other.rows) for other in self._rotations)
+        in_work = sum(len(part.rotation.rows) for part in self._parts if part.works)
+        open_rows = len(self._waiting) + in_work
         share = -(-open_rows // max(1, self._working))
         return share if self._working == 1 or rotation.laps else -(-share // 2)
 
@@ -537,7 +678,7 @@ class _Pool:
     def _release(self, bench: Bench, rotation: Rotation, mine: dict[PlannedRow, Found]) -> None:
         """Hands an agent's rows on to plain timing, by the levels that are known in the end.
 
-        The first agent that has rows to hand on says how fast the device is for all of them.
+        A single agent's laps say, all of them, how fast the device is; see `_refer` for several.
         """
         if mine:
             if not self._reference:
@@ -550,7 +691,18 @@ class _Pool:
         if rows:
             self._journal.append(rows.values())
             self._plain.extend((planned, row) for planned, row in rows.items() if row.ok)
+            lost = sum(not row.ok for row in rows.values())  # below noise by the levels of now
+            self._left -= lost
+            self._done += lost
         mine.clear()
+
+    def _refer(self, part: _Part) -> None:
+        """Of a pool, the first board that knows a row says how fast the device is, for all."""
+        with self._changed:
+            if not self._reference:
+                self._reference = self._stays = part.rotation.times_ms()
+        part.rotation.refer_to(self._reference)
+        part.refers = True
 
     def _keep_anchors(self, bench: Bench, times_ms: Mapping[str, float]) -> None:
         """Keeps what graphs took beside the table; anchors that were there stay as they are."""
@@ -565,16 +717,21 @@ class _Pool:
         digests = {row: bench.digest_of(row.alone) for row in share}
         timed: dict[str, ArtifactResult] = {}
         for part in _parts(list(share), bench.max_bytes // 2):
-            timed |= bench.time(
-                [digests[row] for row in part],
-                settings.plain(seed=settings.seed + 1),
-                self._progress("loop", len(share)),
-            )
+            for number in range(1 + REPEATS):
+                results = bench.time(
+                    [digests[row] for row in part],
+                    settings.plain(seed=settings.seed + 1 + number),
+                    self._progress("loop", len(share)),
+                )
+                for error in (result.error for result in results.values()):
+                    if error is not None and error.kind in ABANDONS:
+                        raise error
+                timed |= {d: r for d, r in results.items() if d not in timed or r.error is None}
+                if not any(is_foreign(result) for result in results.values()):
+                    break
         done = []
         for planned, row in share.items():
             result = timed[digests[planned]]
-            if result.error is not None and result.error.kind in ABANDONS:
-                raise result.error
             done.append(row if result.error else _with_plain(row, result, settings.warm_skipped))
         self._journal.append(done)
         with self._changed:
@@ -622,7 +779,7 @@ def _table_row(bench: Bench, found: Found) -> Row:
         "graph_sha256": digest,
         "artifact_sha256": digest,
         "agent_version": bench.agent_version,
-        "measured_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "measured_at": _now(),
     }
     if found.error is not None:
         status = _STATUS.get(found.error.kind, "failed")
@@ -647,8 +804,9 @@ def _table_row(bench: Bench, found: Found) -> Row:
             **values,
         )
     own = found.results[0]
+    before = found.before or own.before
     # What other work did is told by `disturbed`: its laps are not among those of the row.
-    flags = dict.fromkeys(f for r in found.results for f in r.flags if f not in ("busy", "steal"))
+    flags = dict.fromkeys(f for r in found.results for f in r.flags if f not in FOREIGN)
     if len({r.compute_unit for r in found.results}) > 1:
         flags["mixed-unit"] = None
     return Row.of(
@@ -665,12 +823,27 @@ def _table_row(bench: Bench, found: Found) -> Row:
         estimator=planned.estimator if own.device_ms is None else f"{planned.estimator}-device",
         flags=format_flags(dict.fromkeys((*flags, *estimate.flags))),
         compute_unit=own.compute_unit,
-        temperature_before_c=own.before.temperature_c or None,
+        temperature_before_c=before.temperature_c or None,
         temperature_after_c=own.after.temperature_c or None,
-        frequency_before_mhz=own.before.frequency_mhz or None,
+        frequency_before_mhz=before.frequency_mhz or None,
         frequency_after_mhz=own.after.frequency_mhz or None,
         **values,
     )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _links(rows: Sequence[Row]) -> tuple[Graph, ...]:
+    """Anchors of a few of the shapes that a table holds; what they took is known."""
+    shapes = {row.shape: row for row in rows if not (row.is_stem or row.is_head)}
+    some = list(shapes.values())[:: -(-len(shapes) // LINKS) or 1]
+    return anchor_graphs([plan_row(NEIGHBOURS[0], row.shape, gate_of(row.target)) for row in some])
+
+
+def _digests(graphs: Sequence[Graph]) -> set[str]:
+    return {sha256(graph_bytes(graph)) for graph in graphs}
 
 
 def _with_plain(row: Row, result: ArtifactResult, skipped: int) -> Row:
@@ -686,7 +859,7 @@ def _with_plain(row: Row, result: ArtifactResult, skipped: int) -> Row:
         cold_ms=cold_ms,
         p10_ms=p10,
         p90_ms=p90,
-        warm_ms=float(location_ms(warm)),
+        warm_ms=float(np.median(warm)),
         device_ms=None if device is None else float(location_ms(np.asarray(device)[:, 0])),
         call_ms=row.call_ms if is_stem(row.operator) else max(cold_ms - row.latency_ms, 0.0),
     )

@@ -9,12 +9,14 @@ where intervals are wide, and there are always many graphs between two calls of 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
 
+from ..agents.conditions import Conditions
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
 from ..ops.backbone import is_stem
@@ -54,11 +56,14 @@ LAPS_LEFT = 2
 FEW = 6
 """Calls from which on a further loading counts."""
 
+LOSSES = 2
+"""Times that a device is lost at a graph until that counts as the graph's fault."""
+
 DISTURBED = "disturbed"
 """Flag of rows that were taken in a very slow time; it is divided out like any other."""
 
 UNSTABLE = "unstable"
-"""Flag of rows whose interval is more than twice as wide as asked for after all the rounds."""
+"""Flag of rows whose interval is still wider than asked for after all the rounds."""
 
 THROTTLED = "throttled"
 """Flag of rows that were taken after the device had lowered its clock."""
@@ -66,7 +71,7 @@ THROTTLED = "throttled"
 ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
 """Errors that say nothing of a graph: the row stays open."""
 
-_FOREIGN = ("busy", "steal")
+FOREIGN = ("busy", "steal")
 """Flags of a request that other work on the machine disturbed."""
 
 
@@ -93,8 +98,8 @@ class Lap:
         return next((r.error for r in self.results[graph] if r.error is not None), None)
 
     def times(self, graph: Graph) -> list[np.ndarray]:
-        """The calls of a graph, for each of its copies [n] ms."""
-        return [clock_ms(result).reshape(-1) for result in self.results[graph]]
+        """The calls of a graph, for each of its copies [visits, calls] ms."""
+        return [clock_ms(result) for result in self.results[graph]]
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class Found:
         estimate: None where `error` is set.
         error: why there is no estimate.
         laps: numbers of the laps that it rests on.
+        before: what the device was like before the first of them.
         results: of its longer graph, from the last lap.
         call_ms: of the stem, what an empty call takes.
         attempts: times that it was measured.
@@ -116,6 +122,7 @@ class Found:
     error: AgentError | None = None
     laps: tuple[int, ...] = ()
     rounds: int = 0
+    before: Conditions | None = None
     results: tuple[ArtifactResult, ...] = ()
     call_ms: float | None = None
     attempts: int = 1
@@ -132,6 +139,7 @@ class Rotation:
         reference_ms: what graphs take on a device as fast as the table is to tell, by their
             digests; empty: what they take here in the fastest laps.
         company: rows that are known from before.
+        losses: times that the device was lost at a graph, over all agents; is added to.
     """
 
     def __init__(
@@ -142,7 +150,9 @@ class Rotation:
         copies: int,
         reference_ms: Mapping[str, float],
         company: Iterable[PlannedRow] = (),
+        losses: Counter[Graph] | None = None,
     ) -> None:
+        self._losses = Counter() if losses is None else losses
         self.bench = bench
         self._settings = settings
         self._anchors = tuple(anchors)
@@ -159,8 +169,6 @@ class Rotation:
         self._lap_ms = 0.0  # what the last one took
         self._levels = np.ones(0)
         self._limit = np.inf  # a lap with a higher level is disturbed
-        # Devices count from their boot on; simulated ones boot with the run, and are cold.
-        self._events_at_rest = 0 if bench.target.origin == "simulated" else None
 
     @property
     def rows(self) -> tuple[PlannedRow, ...]:
@@ -171,6 +179,13 @@ class Rotation:
     def laps(self) -> int:
         """How many there were."""
         return len(self._laps)
+
+    @property
+    def disturbed_laps(self) -> int:
+        """How many of them were too slow, or disturbed by other work, and made up for."""
+        # While a lap is taken in, its level is not there yet.
+        told = zip(self._laps, self._levels, strict=False)
+        return sum(lap.foreign or bool(level > self._limit) for lap, level in told)
 
     def refer_to(self, reference_ms: Mapping[str, float]) -> None:
         """From now on levels are against what graphs took elsewhere, by their digests."""
@@ -211,14 +226,9 @@ class Rotation:
         self._lap_ms = bench.spent_ms - spent_ms
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
         self._drop_failed_loadings(results)
-        for group in results.values():
-            for result in group:
-                if result.error is not None and result.error.kind in ABANDONS:
-                    raise result.error
-        foreign = any(f in _FOREIGN for group in results.values() for f in group[0].flags)
+        self._look_for_losses(results)
+        foreign = any(is_foreign(group[0]) for group in results.values())
         answers = [r for group in results.values() for r in group if r.error is None]
-        if self._events_at_rest is None and answers:
-            self._events_at_rest = answers[0].before.throttle_events
         events = max((r.after.throttle_events for r in answers), default=0)
         self._laps.append(Lap(results, protocol.rounds, len(self._on), foreign, events))
         self._graph_ms.append(
@@ -276,6 +286,9 @@ class Rotation:
         for lap, graph_ms in enumerate(self._graph_ms):
             times[lap, list(graph_ms)] = list(graph_ms.values())
         levels = relative_levels(times)
+        quiet = self._cool() & ~np.array([lap.foreign for lap in self._laps])
+        if quiet.any():  # what came before a throttling tells how fast the device is
+            levels = levels / min(1.0, location_ms(levels[quiet]))
         if not self._reference_ms:
             return levels
         # What all laps give is compared: a single one has too few calls for a fastest quarter.
@@ -284,6 +297,11 @@ class Rotation:
         ratios = [ms / known[g] for g, ms in self._times_at(tuple(known), levels).items()]
         return levels * np.median(ratios) if ratios else levels
 
+    def _cool(self) -> np.ndarray:
+        """Whether each lap came before any throttling, [laps]."""
+        events = np.array([lap.throttle_events for lap in self._laps])
+        return events <= (self.bench.machine.at_rest or 0)
+
     def _times_at(self, graphs: Sequence[Graph], levels: np.ndarray) -> dict[Graph, float]:
         """What graphs take once these levels are divided out, by graph; without failed ones."""
         found = {}
@@ -291,15 +309,22 @@ class Rotation:
             with_it = [n for n, lap in enumerate(self._laps) if graph in lap.results]
             if not with_it or any(self._laps[n].error(graph) for n in with_it):
                 continue
-            found[graph] = _level_ms(self._samples(graph, with_it, levels))
+            ms = _level_ms(self._samples(graph, with_it, levels))
+            if ms > 0:  # a coarse counter of the device's may tell 0
+                found[graph] = ms
         return found
 
     def _samples(
         self, graph: Graph, numbers: Sequence[int], levels: np.ndarray
     ) -> list[np.ndarray]:
-        """The calls of a graph in some laps, for each of its copies [n] ms, levels divided out."""
-        laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in numbers]
-        copies = zip_longest(*laps, fillvalue=np.empty(0))  # some came later than others
+        """The calls of a graph in some laps, for each of its copies [visits, calls] ms.
+
+        Levels are divided out.
+        """
+        timed = [n for n in numbers if self._laps[n].error(graph) is None]
+        laps = [[t / levels[n] for t in self._laps[n].times(graph)] for n in timed]
+        none = np.empty((0, laps[0][0].shape[1]))
+        copies = zip_longest(*laps, fillvalue=none)  # some came later than others
         calls = [np.concatenate(copy) for copy in copies]
         # The fastest of very few calls are not yet as fast as those of many.
         return [calls[0], *(copy for copy in calls[1:] if len(copy) >= min(FEW, len(calls[0])))]
@@ -315,15 +340,11 @@ class Rotation:
 
     def _is_throttled(self, number: int) -> bool:
         """Whether a lap came after a throttling that still shows, or may for all that is known."""
-        rest = self._events_at_rest or 0
-        if self._laps[number].throttle_events <= rest:
+        cool = self._cool()
+        if cool[number]:
             return False
-        cool = [
-            level
-            for lap, level in zip(self._laps, self._levels, strict=True)
-            if lap.throttle_events <= rest
-        ]
-        return not cool or bool(self._levels[number] > np.median(cool) * (1 + DRIFT))
+        before = self._levels[cool]
+        return not before.size or bool(self._levels[number] > np.median(before) * (1 + DRIFT))
 
     def _anchors_in_work(self) -> tuple[Graph, ...]:
         """The anchors of rows that are on; at first all of them, which all boards then know."""
@@ -376,6 +397,7 @@ class Rotation:
         lost = sum(self._laps[n].rounds for n in numbers) - rounds
         least, most = settings.rounds_of_a_row(self.bench.resident)
         over = self.bench.spent_ms > 1e3 * settings.time_budget_s
+        least = -(-least // 3) if over else least
         if rounds >= least:
             found = self._found(row, good)
             assert found.estimate is not None
@@ -384,11 +406,14 @@ class Rotation:
                 return found
             # Later, among fewer graphs, a stem would find its image in the caches.
             if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
-                return self._found(row, good, (UNSTABLE,)) if width > 2 else found
+                return self._found(row, good, (UNSTABLE,))
             times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
             self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
         if rounds + lost >= least and (over or lost >= PATIENCE + rounds):
-            return self._found(row, numbers, (DISTURBED,))
+            found = self._found(row, numbers, (DISTURBED,))
+            assert found.estimate is not None
+            narrow = found.estimate.width(settings.interval, settings.floor_ms) <= 1
+            return found if narrow else self._found(row, numbers, (DISTURBED, UNSTABLE))
         return None
 
     def _load_again(self, row: PlannedRow, calls: float) -> None:
@@ -428,6 +453,27 @@ class Rotation:
             if self._single.intersection((*row.longer, *row.shorter)):
                 self._loadings[row] = 1
 
+    def _look_for_losses(self, results: Mapping[Graph, Sequence[ArtifactResult]]) -> None:
+        """Raises what says nothing of a graph.
+
+        That a device was lost does say something of the graph that was on it then, if the others
+        could be timed, and it happened before: the row is failed, and does not stop the others.
+        """
+        failed = {
+            graph: error
+            for graph, group in results.items()
+            for error in (result.error for result in group)
+            if error is not None and error.kind in ABANDONS
+        }
+        if any(result.error is None for group in results.values() for result in group):
+            lost = [g for g, error in failed.items() if error.kind is ErrorKind.DEVICE_LOST]
+            self._losses.update(lost)
+            for graph in lost:
+                if self._losses[graph] >= LOSSES:
+                    del failed[graph]
+        for error in failed.values():
+            raise error
+
     def _held(self) -> int:
         """Bytes of the graphs that are in work."""
         return sum(row.bytes * copies for row, copies in self._loadings.items())
@@ -446,12 +492,14 @@ class Rotation:
         estimate = estimate_row(replace(row, contexts=contexts), samples)
         if any(self._is_throttled(n) for n in numbers):
             flags = (*flags, THROTTLED)
-        called = [self._laps[n].results[row.shorter[0]][0].wall_ms / levels[n] for n in numbers]
+        results = [(self._laps[n].results[row.shorter[0]][0].wall_ms, levels[n]) for n in numbers]
+        called = [wall_ms.reshape(-1) / level for wall_ms, level in results]
         return Found(
             row,
             replace(estimate, flags=(*estimate.flags, *flags)),
             laps=tuple(numbers),
             rounds=sum(self._laps[n].rounds for n in numbers),
+            before=self._laps[numbers[0]].results[contexts[0].longer][0].before,
             results=tuple(self._laps[numbers[-1]].results[c.longer][0] for c in contexts),
             call_ms=float(location_ms(np.concatenate(called))) if is_stem(row.name) else None,
             attempts=self._attempts[row],
@@ -483,7 +531,9 @@ def graph_times(
     for graph, group in digests.items():
         results = [timed[digest] for digest in group]
         if all(result.error is None for result in results):
-            found[graph] = _level_ms([clock_ms(result) for result in results])
+            ms = _level_ms([clock_ms(result) for result in results])
+            if ms > 0:  # a coarse counter of the device's may tell 0
+                found[graph] = ms
     return found
 
 
@@ -493,6 +543,11 @@ def copies_of(bench: Bench, graphs: Sequence[Graph], copies: int) -> dict[Graph,
         graph: list(dict.fromkeys(bench.digest_of(graph, copy) for copy in range(copies)))
         for graph in graphs
     }
+
+
+def is_foreign(result: ArtifactResult) -> bool:
+    """Whether other work on the machine disturbed the request that a result is of."""
+    return not set(FOREIGN).isdisjoint(result.flags)
 
 
 def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:

@@ -17,11 +17,9 @@ import numpy as np
 from ..agents.results import ArtifactResult
 from ..lookup_tables.anchors import load_anchors
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.table import parse_options
 from ..ops.backbone import is_head, is_stem
 from ..ops.errors import BadRequest
-from ..ops.pool import GATES
-from .measuring import GATE_OPTION, Bench, without_gate
+from .measuring import Bench, gate_of, without_gate
 from .plan import COPIES, Graph, PlannedRow, anchor_graphs, plan_row, weight_bytes
 from .rotation import copies_of, graph_times
 
@@ -90,8 +88,7 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
     known = load_anchors(model.table_path, target)
     if not known:
         return None
-    gate = parse_options(target.options).get(GATE_OPTION, GATES[0])
-    planned = [plan_row(row.operator, row.shape, gate) for row in model.rows]
+    planned = [plan_row(row.operator, row.shape, gate_of(target)) for row in model.rows]
     anchors = anchor_graphs(planned)
     room = bench.max_bytes // 4 - _bytes(anchors, ())
     light = [row for row in planned if _goes_along(row)]

@@ -86,7 +86,9 @@ class TargetLatency:
                 f"{len(fallen)} rows ran on another unit than the target's "
                 f"(such as {fallen[0].operator} at {fallen[0].shape})"
             )
-        shaky = {kind: len(self.model.flagged(kind)) for kind in ("disturbed", "unstable")}
+        shaky = {
+            kind: len(self.model.flagged(kind)) for kind in ("disturbed", "unstable", "throttled")
+        }
         if any(shaky.values()):
             words = ", ".join(f"{n} {kind}" for kind, n in shaky.items() if n)
             found.append(f"rows flagged: {words}; profile-ops --retry measures them again")

@@ -897,6 +897,15 @@ def test_throttling_begins_in_one_request_and_lasts_in_the_next(
     assert second["before"]["temperature_c"] < second["after"]["temperature_c"] == 70.0
 
 
+def test_throttling_while_graphs_are_loaded_belongs_to_the_request(
+    tmp_path: Path, artefact: str
+) -> None:
+    board = Board(tmp_path, artefact, throttle_after_s=45, load_ms=50_000, call_ms=1)
+    _, result = board.request(0)
+    assert "throttled" in result["flags"]
+    assert [result[when]["throttle_events"] for when in ("before", "after")] == [0, 1]
+
+
 def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_stated(
     tmp_path: Path, artefact: str, computed_ms: float
 ) -> None:

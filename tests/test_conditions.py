@@ -208,7 +208,10 @@ def test_a_device_that_counts_no_ticks_speaks_for_itself() -> None:
 
 
 class ScriptedBoard(Session):
-    """A session that is in the given conditions, one after the other."""
+    """A session that is in the given conditions, one after the other.
+
+    They are read before loading, before timing, and at the end.
+    """
 
     def __init__(self, *scripted: Conditions) -> None:
         self._scripted = iter(scripted)
@@ -240,7 +243,7 @@ def test_a_disturbed_batch_is_flagged_and_says_by_how_much(
     steal: float, others: float, events: int, flags: list[str], heartbeat: Heartbeat
 ) -> None:
     after = replace(EARLIER, ticks=ticks_of(steal, others), throttle_events=events)
-    bench = Bench(ScriptedBoard(EARLIER, after), heartbeat)
+    bench = Bench(ScriptedBoard(EARLIER, EARLIER, after), heartbeat)
     (result,) = bench.measure([Artifact("a", "path")], "onnx", Protocol(), True)["results"]
     assert result["flags"] == flags
     assert result["before"]["busy_share"] == 0.0
@@ -249,7 +252,7 @@ def test_a_disturbed_batch_is_flagged_and_says_by_how_much(
 
 
 def test_what_was_stolen_since_boot_flags_no_short_batch(heartbeat: Heartbeat) -> None:
-    bench = Bench(ScriptedBoard(EARLIER, EARLIER), heartbeat)
+    bench = Bench(ScriptedBoard(EARLIER, EARLIER, EARLIER), heartbeat)
     (result,) = bench.measure([Artifact("a", "path")], "onnx", Protocol(), True)["results"]
     assert result["flags"] == []
 

@@ -5,6 +5,7 @@ On a stand-in for a bench, whose times are what a test says, and on simulated de
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -22,9 +23,13 @@ import pytest
 from click.testing import CliRunner
 
 from hurricane.agents.client import AgentClient, private_agent
+from hurricane.agents.conditions import Conditions
 from hurricane.agents.errors import AgentError, Busy, DeviceLost, OutOfMemory, UnsupportedOperator
 from hurricane.agents.results import ArtifactResult, Protocol
 from hurricane.lookup_tables.anchors import anchors_path, load_anchors
+from hurricane.lookup_tables.cli import table_group
+from hurricane.lookup_tables.journal import read_journal
+from hurricane.lookup_tables.runs import Run, load_runs, runs_path, save_runs
 from hurricane.lookup_tables.table import LookupTable, Target
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import select_operators
@@ -32,8 +37,8 @@ from hurricane.profiler import kinds as kinds_module
 from hurricane.profiler import profile as module
 from hurricane.profiler import rotation as rotation_module
 from hurricane.profiler.cli import profile_ops
-from hurricane.profiler.estimate import Estimate, relative_levels
-from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
+from hurricane.profiler.estimate import Estimate, estimate_row, relative_levels
+from hurricane.profiler.measuring import Bench, Machine, MeasuringSettings, parse_target
 from hurricane.profiler.plan import (
     Graph,
     PlannedRow,
@@ -43,7 +48,14 @@ from hurricane.profiler.plan import (
     weight_bytes,
 )
 from hurricane.profiler.profile import ProfileResult, missing_rows, profile
-from hurricane.profiler.rotation import DISTURBED, THROTTLED, UNSTABLE, Found, Rotation
+from hurricane.profiler.rotation import (
+    DISTURBED,
+    THROTTLED,
+    UNSTABLE,
+    Found,
+    Rotation,
+    graph_times,
+)
 
 DSP = "sim-hexagon685-dsp"
 DEVICES = Path(module.__file__).parents[1] / "agents" / "devices"
@@ -81,6 +93,7 @@ class StandIn:
         noise: sigma of the graphs that hold a piece of that name, as a share.
         refused: names of pieces that it does not run, and what it says then.
         no_room: whether there is no memory for a loading of a graph.
+        events: throttling events counted up to the end of the nth request; -1 is before all.
         before: called with the number of a request; may raise.
         requests: graphs and protocol of each.
     """
@@ -96,10 +109,12 @@ class StandIn:
     flags: Callable[[int], tuple[str, ...]] = lambda number: ()
     noise: dict[str, float] = field(default_factory=dict)
     refused: dict[str, AgentError] = field(default_factory=dict)
+    events: Callable[[int], int] = lambda number: 0
     before: Callable[[int], None] = lambda number: None
     requests: list[tuple[list[Graph], Protocol]] = field(default_factory=list)
     agent_version: str = "0"
     spent_ms: float = 0.0
+    machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
         self.client: Any = SimpleNamespace(address=self.address)
@@ -117,9 +132,12 @@ class StandIn:
             self.requests.append(([graphs[digest] for digest in digests], protocol))
             self.before(number)
             self.spent_ms += self.request_ms
-        return {
+        results = {
             digest: self._result(digest, graphs[digest], number, protocol) for digest in digests
         }
+        for result in [r for r in results.values() if r.error is None][:1]:
+            self.machine.note(result, self.request_ms)
+        return results
 
     def _result(self, digest: str, graph: Graph, number: int, protocol: Protocol) -> ArtifactResult:
         for piece in graph:
@@ -140,7 +158,21 @@ class StandIn:
             load_ms=self.load_ms,
             flags=self.flags(number),
             compute_unit="STAND-IN",
+            before=Conditions(frequency_mhz=1000 + number, throttle_events=self.events(number - 1)),
+            after=Conditions(
+                frequency_mhz=1001 + number,
+                throttle_events=self.events(number),
+                steal_share=0.25,
+            ),
         )
+
+
+class Board(StandIn):
+    """One of several: a graph has the same digest on all of them."""
+
+    def digest_of(self, graph: Graph, copy: int = 0) -> str:
+        content = repr((graph, copy)).encode()
+        return self._digests.setdefault((graph, copy), hashlib.sha256(content).hexdigest())
 
 
 def by_digest(bench: Any, times_ms: dict[Graph, float]) -> dict[str, float]:
@@ -430,7 +462,7 @@ def test_what_rests_on_laps_that_others_disturbed_stays_flagged():
     bench = StandIn(flags=in_laps(1, value=("busy",), other=()), request_ms=2000.0)
     rotation = rotation_on(bench, planned(), measuring(time_budget_s=1.0))
     for one in ride(rotation).values():
-        assert one.laps == (0, 1, 2, 3)
+        assert one.laps == (0, 1)
         again, slow = rotation.review(one)
         assert slow
         assert estimate_of(again).flags == (DISTURBED,)
@@ -653,11 +685,15 @@ def test_once_the_time_is_spent_rows_leave_with_the_fewest_rounds():
         assert UNSTABLE in estimate_of(one).flags
     hasty = StandIn(noise=noise, request_ms=5000.0)
     for one in ride(rotation_on(hasty, rows, settings)).values():
-        assert one.rounds == FEWEST
+        assert one.rounds == -(-FEWEST // 3 // LAP) * LAP
+        assert UNSTABLE in estimate_of(one).flags
     troubled = StandIn(flags=lambda n: ("busy",), request_ms=5000.0)
     for one in ride(rotation_on(troubled, rows, settings)).values():
-        assert one.rounds == FEWEST
+        assert one.rounds == -(-FEWEST // 3 // LAP) * LAP
         assert estimate_of(one).flags == (DISTURBED,)
+    both = StandIn(flags=lambda n: ("busy",), request_ms=5000.0, noise=noise)
+    for one in ride(rotation_on(both, rows, settings)).values():
+        assert estimate_of(one).flags == (DISTURBED, UNSTABLE)
 
 
 def test_a_target_that_keeps_one_graph_makes_many_calls_in_a_visit():
@@ -667,8 +703,8 @@ def test_a_target_that_keeps_one_graph_makes_many_calls_in_a_visit():
         assert (protocol.rounds, protocol.calls_per_visit) == (1, 20)
         assert len(set(graphs)) == len(graphs)  # no copies: each would be loaded anew
     for name, one in found.items():
-        assert one.rounds == 2
-        assert estimate_of(one).samples == 2 * 20 * 4
+        assert one.rounds == MeasuringSettings().min_visits
+        assert estimate_of(one).samples == one.rounds * 20 * 4
         assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
     resident = StandIn()
     ride(rotation_on(resident, planned(), copies=8))
@@ -718,6 +754,246 @@ def test_a_lost_device_says_nothing_of_a_row():
         with pytest.raises(type(error)):
             rotation.lap()
         assert len(rotation.rows) == 3
+
+
+def test_a_device_lost_at_the_same_graph_again_is_that_graphs_fault(tmp_path, monkeypatch):
+    rows = planned("SEP_3,SEP_5,MB_3_3")
+    bench = StandIn(refused={"SEP_5": DeviceLost("it went away")})
+    reopened(monkeypatch, bench)
+    result = fill([bench], rows, tmp_path / "t.csv")
+    statuses = {row.operator: (row.status, row.flags) for row in result.table}
+    assert statuses.pop("SEP_5") == ("failed", "device-lost")
+    assert set(statuses.values()) == {("ok", "")}
+    assert not result.lost
+
+
+def test_several_graphs_that_lose_the_device_do_not_end_the_run(tmp_path, monkeypatch):
+    rows = planned("SEP_3,SEP_5,MB_3_3,Choice_5")
+    lost = ("SEP_5", "MB_3_3", "Choice_5")
+    bench = StandIn(refused={name: DeviceLost("it went away") for name in lost})
+    reopened(monkeypatch, bench)
+    result = fill([bench], rows, tmp_path / "t.csv")
+    statuses = {row.operator: row.status for row in result.table}
+    assert statuses == {"SEP_3": "ok", **dict.fromkeys(lost, "failed")}
+
+
+def test_an_anchor_that_fails_once_costs_that_lap():
+    rows = planned("SEP_5")
+    bench = StandIn()
+    bench.no_room = lambda graph, copy: graph == rows[0].shorter[0] and len(bench.requests) == 1
+    (found,) = ride(rotation_on(bench, rows)).values()
+    assert estimate_of(found).latency_ms == pytest.approx(COST_MS["SEP_5"])
+    assert estimate_of(found).flags == ()
+
+
+def test_a_slow_lap_before_a_harmless_throttling_is_not_how_fast_the_device_is():
+    slow_once = in_laps(0, value=1.6, other=1.0)
+    bench = StandIn(events=lambda n: int(n > 0), level=slow_once)
+    for name, one in ride(rotation_on(bench, planned())).items():
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+
+
+def test_a_device_that_is_gone_is_no_graphs_fault():
+    gone = {"SEP_3": DeviceLost("it is gone"), "Choice_3": DeviceLost("it is gone")}
+    gone |= {"pool": DeviceLost("it is gone")}
+    rotation = rotation_on(StandIn(refused=gone), planned())
+    for _ in range(100):
+        with pytest.raises(DeviceLost):
+            rotation.lap()
+
+
+def test_rows_taken_after_a_throttling_that_shows_are_flagged_and_counted(tmp_path):
+    rows = planned("SEP_3,SEP_5,MB_3_3")
+    # The device has throttled before, which is how it is; then once more, in the second lap.
+    bench = StandIn(events=lambda n: 3 + (n > 0), level=lambda n: 1.4 if n > 0 else 1.0)
+    result = fill([bench], rows, tmp_path / "t.csv", measuring())
+    assert all(row.flag_words == ("throttled",) for row in result.table)
+    assert result.throttled == len(rows)
+    assert result.runs[0].throttle_events == 1
+    harmless = StandIn(events=lambda n: 3 + (n > 0))
+    result = fill([harmless], rows, tmp_path / "other.csv", measuring())
+    assert not any(row.flags for row in result.table)
+    steady = StandIn(events=lambda n: 3, level=lambda n: 1.4 if n > 0 else 1.0)
+    assert fill([steady], rows, tmp_path / "steady.csv", measuring()).throttled == 0
+
+
+def test_rows_taken_after_a_throttling_are_given_at_the_speed_before_it():
+    bench = StandIn(events=lambda n: int(n > 0), level=lambda n: 1.4 if n > 0 else 1.0)
+    for name, one in ride(rotation_on(bench, planned(), measuring(min_rounds=36))).items():
+        assert one.laps == tuple(range(12))
+        assert estimate_of(one).latency_ms == pytest.approx(COST_MS[name])
+        assert estimate_of(one).flags == (THROTTLED,)
+
+
+def test_a_machine_is_known_over_all_requests():
+    def result(events: tuple[int, int], steal: float) -> ArtifactResult:
+        before, after = (Conditions(throttle_events=n, governor=f"after {n}") for n in events)
+        return ArtifactResult("0", before=before, after=replace(after, steal_share=steal))
+
+    machine = Machine()
+    assert (machine.steal_share, machine.before) == (0.0, None)
+    machine.note(result((4, 5), 0.1), 100.0)
+    machine.note(result((5, 6), 0.5), 300.0)
+    assert machine.before is not None
+    assert machine.after is not None
+    assert (machine.before.governor, machine.after.governor) == ("after 4", "after 6")
+    assert machine.steal_share == pytest.approx(0.4)
+    assert (machine.at_rest, machine.throttle_events) == (4, 2)
+    machine.note(result((0, 1), 0.0), 1.0)  # it booted
+    assert (machine.at_rest, machine.throttle_events) == (0, 3)
+
+
+def test_levels_are_found_where_graphs_have_two_modes():
+    random = np.random.default_rng(0)
+    level = np.exp(random.normal(0, 0.02, 8))
+    for laps in (3, 5, 8):
+        times = np.exp(0.003 * random.normal(size=(laps, 140))) * level[:laps, None]
+        times *= random.uniform(0.1, 2.0, 140)
+        times[random.random(times.shape) < 0.3] *= 1.7
+        found = relative_levels(times)
+        assert found / found[0] == pytest.approx(level[:laps] / level[0], rel=0.003)
+
+
+def test_the_fewest_visits_are_never_more_than_the_most():
+    assert MeasuringSettings(max_rounds=12).rounds_of_a_row(resident=False) == (3, 3)
+    assert MeasuringSettings().rounds_of_a_row(resident=False) == (5, 15)
+
+
+def test_calls_of_one_visit_count_for_one():
+    (row,) = planned("SEP_5")
+    calls = {g: [np.full((6, 16), true_ms(g))] for g in (*row.longer, *row.shorter)}
+    slow = calls[row.longer[0]][0]
+    slow[1:] *= 2  # one visit of six was fast
+    wide = estimate_row(row, calls)
+    apart = {g: [copy.reshape(-1, 1) for copy in copies] for g, copies in calls.items()}
+    narrow = estimate_row(row, apart)
+    assert wide.latency_ms == narrow.latency_ms
+    assert wide.width(0.02, 0.0) > 10
+    assert narrow.width(0.02, 0.0) < wide.width(0.02, 0.0)
+
+
+def test_a_time_of_zero_is_not_kept():
+    (row,) = planned("SEP_5")
+    bench = StandIn()
+    none = {row.shorter[0]: np.zeros((3, 1)), row.shorter[1]: np.ones((3, 1))}
+    digests = {graph: [bench.digest_of(graph)] for graph in none}
+    timed = {
+        bench.digest_of(graph): ArtifactResult(bench.digest_of(graph), wall_ms=ms)
+        for graph, ms in none.items()
+    }
+    assert graph_times(digests, timed) == {row.shorter[1]: 1.0}
+    real = StandIn.time
+
+    class Coarse(StandIn):
+        def time(self, digests: Sequence[str], protocol: Protocol, on_progress: Any = None):
+            results = real(self, digests, protocol, on_progress)
+            shorter = self.digest_of(row.shorter[0])
+            if shorter in results:
+                results[shorter] = replace(results[shorter], wall_ms=np.zeros((3, 1)))
+            return results
+
+    rotation = rotation_on(coarse := Coarse(), [row], copies=1)
+    ride(rotation)
+    assert set(rotation.times_ms()) == {coarse.digest_of(row.shorter[1])}
+
+
+# What is written down besides rows.
+
+
+def test_what_each_agent_did_is_kept_beside_the_table(tmp_path):
+    path, rows = tmp_path / "t.csv", planned("SEP_3,SEP_5,MB_3_3")
+    first = StandIn(request_ms=500.0, level=in_laps(1, value=1.6, other=1.0))
+    result = fill([first], rows[:2], path, measuring())
+    (run,) = result.runs
+    laps = FEWEST // LAP + 1
+    assert (run.rows, run.laps, run.laps_repeated) == (2, laps, 1)
+    assert (run.device_s, run.target) == (first.spent_ms / 1e3, str(result.target))
+    assert run.frequency_before_mhz == 1000
+    assert run.frequency_after_mhz == 1001 + laps  # the plain timings came last
+    assert run.governor is None
+    assert run.steal_share == 0.25
+    assert "1000 to 1006 MHz, 25.0% stolen by other machines" in run.text()
+    row = result.table.rows[0]
+    assert row.frequency_before_mhz == 1000
+    assert row.frequency_after_mhz == 1000 + laps
+    assert load_runs(path) == [run]
+    again = fill([StandIn()], rows, path, measuring())
+    assert load_runs(path) == [run, *again.runs]
+    assert fill([StandIn()], rows, path).runs == ()
+    assert len(load_runs(path)) == 2
+    shown = CliRunner().invoke(table_group, ["show", str(path)])
+    assert f"2 rows in {laps} laps (1 made up for)" in shown.output
+    shown = CliRunner().invoke(table_group, ["show", str(path), "--json"])
+    assert [r["rows"] for r in json.loads(shown.output)["runs"]] == [2, 1]
+
+
+def test_runs_go_along_when_tables_are_merged(tmp_path):
+    one, other, both = (tmp_path / f"{name}.csv" for name in ("one", "other", "both"))
+    rows = planned("SEP_3,SEP_5")
+    fill([StandIn()], rows[:1], one)
+    fill([StandIn(request_ms=2.0)], rows[1:], other)
+    words = ["merge", str(one), str(other), "-o", str(both)]
+    assert CliRunner().invoke(table_group, words).exit_code == 0
+    assert set(load_runs(both)) == {*load_runs(one), *load_runs(other)}
+    older = [replace(run, ended_at="2020-01-01T00:00:00Z") for run in load_runs(other)]
+    save_runs(other, older)
+    assert CliRunner().invoke(table_group, words).exit_code == 0
+    assert load_runs(both) == older + load_runs(one)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"rows": 1}', '{"surprise": 1}'])
+def test_a_broken_history_is_named_by_its_line(tmp_path, line):
+    path = tmp_path / "t.csv"
+    fill([StandIn()], planned("SEP_3"), path)
+    runs_path(path).write_text(runs_path(path).read_text() + line + "\n")
+    with pytest.raises(BadRequest, match=r"line 2: .*nothing but the history"):
+        load_runs(path)
+
+
+def test_a_row_that_is_below_noise_in_the_end_does_not_hold_up_the_run(tmp_path, monkeypatch):
+    rows = planned("SEP_3,SEP_5")
+    real = Rotation.review
+
+    def review(rotation: Rotation, found: Found) -> tuple[Found, bool]:
+        found, slow = real(rotation, found)
+        if found.row.name == "SEP_5":
+            found = replace(found, estimate=replace(estimate_of(found), latency_ms=-1.0))
+        return found, slow
+
+    monkeypatch.setattr(Rotation, "review", review)
+    result = fill([StandIn()], rows, tmp_path / "t.csv")
+    assert {row.operator: row.status for row in result.table} == {"SEP_3": "ok", "SEP_5": "failed"}
+    assert result.not_ok == {"failed": 1}
+
+
+def test_plain_timings_that_other_work_disturbed_are_made_again(tmp_path):
+    rows = planned("SEP_3,SEP_5")
+    last = FEWEST // LAP  # the request for plain timings
+    bench = StandIn(
+        flags=in_laps(last, value=("busy",), other=()), level=in_laps(last, value=3.0, other=1.0)
+    )
+    result = fill([bench], rows, tmp_path / "t.csv", measuring())
+    assert {row.operator: row.warm_ms for row in result.table} == pytest.approx(
+        {name: COST_MS[name] + CALL_MS for name in ("SEP_3", "SEP_5")}
+    )
+    troubled = StandIn(flags=lambda n: ("busy",))
+    check_complete(fill([troubled], rows, tmp_path / "busy.csv", measuring()), rows)
+    bench = StandIn(flags=in_laps(last, value=("busy",), other=()))
+    bench.no_room = lambda graph, copy: len(bench.requests) == last + 2  # when it is made again
+    check_complete(fill([bench], rows, tmp_path / "fails.csv", measuring()), rows)
+
+
+def test_a_slow_row_is_measured_again_only_where_there_is_room(tmp_path):
+    rows = planned("MB_3_3,MB_5_3,MB_7_3")
+    room = 2 * max(row.bytes for row in rows)  # one at a time
+    laps = FEWEST // LAP
+    bench = StandIn(max_bytes=room, level=lambda n: 1.6 if n < 2 * laps else 1.0)
+    check_complete(fill([bench], rows, tmp_path / "t.csv", measuring()), rows)
+    assert len([1 for _, protocol in bench.requests if protocol.keep_loaded]) == 5 * laps
+    for graphs, _ in bench.requests:
+        own = {graph for graph in graphs for row in rows if graph in row.longer}
+        held = [row for row in rows if own.intersection(row.longer)]
+        assert len(held) == 1 or sum(row.bytes for row in held) <= room // 2
 
 
 # Several boards, and boards that go away.
@@ -911,6 +1187,103 @@ def test_a_board_that_cannot_be_compared_is_compared_before_it_works(tmp_path, m
     check_complete(result, rows)
     assert result.left_out == ("slow:1: its anchors are 20% slower than the others'",)
     assert len(slow.requests) == 2  # both to compare it
+
+
+def test_a_board_that_others_use_is_not_waited_for(tmp_path, monkeypatch):
+    rows = planned("*")
+    monkeypatch.setattr(module, "LATE_S", 0.0)
+    free = threading.Event()
+    waited: list[bool] = []
+    busy = StandIn("busy:1", before=lambda number: waited.append(free.wait(30)))
+    reopened(monkeypatch, busy)
+    result = fill([busy, StandIn("good:1"), StandIn("good:2")], rows, tmp_path / "t.csv")
+    assert not waited  # it is done, and that one still is not
+    free.set()
+    check_complete(result, rows)
+    assert result.lost == ("busy:1: it is busy with other work",)
+    assert not result.left_out
+
+
+def test_a_busy_board_joins_when_it_is_free(tmp_path, monkeypatch):
+    rows = planned("*")
+    monkeypatch.setattr(module, "LATE_S", 0.0)
+    free, joined = threading.Event(), threading.Event()
+
+    def others_work(number: int) -> None:
+        if number == 1:  # so that one is waited for no longer
+            free.set()
+        if number == 2:
+            joined.wait(30)
+
+    def busy_at_first(number: int) -> None:
+        free.wait(30)
+        if number > 1:  # it was compared, and works
+            joined.set()
+
+    busy = StandIn("busy:1", before=busy_at_first)
+    reopened(monkeypatch, busy)
+    good = [StandIn("good:1", before=others_work), StandIn("good:2")]
+    result = fill([busy, *good], rows, tmp_path / "t.csv")
+    check_complete(result, rows)
+    assert joined.is_set()
+    assert not result.lost
+
+
+def test_what_fails_at_once_does_not_tell_how_fast_a_pool_is(tmp_path):
+    refused: dict[str, AgentError] = {"MB_3_3": CANNOT}
+    slow_at_first = in_laps(1, value=1.4, other=1.0)  # the request before compares boards
+    boards = [Board(f"b:{n}", refused=refused, level=slow_at_first) for n in (1, 2)]
+    result = fill(boards, planned("SEP_3,SEP_5,MB_3_3"), tmp_path / "t.csv", measuring())
+    assert {row.operator: row.latency_ms for row in result.table} == {
+        "SEP_3": pytest.approx(1.0),
+        "SEP_5": pytest.approx(2.0),
+        "MB_3_3": None,
+    }
+
+
+def test_boards_write_rows_at_one_speed_from_the_first_on(tmp_path, monkeypatch):
+    rows = planned("*")
+    reopened(monkeypatch)
+    monkeypatch.setattr(module, "REJOIN_S", 0.0)
+    noisy = {"MB_3_3": 1.0}
+
+    path = tmp_path / "t.csv"
+    there: list[dict[str, float | None]] = []
+
+    def look(number: int) -> None:
+        if number == 8:  # as a run that is killed then would leave it
+            there.append({row.operator: row.latency_ms for row in read_journal(path).rows})
+        loses(9)(number)
+
+    boards = [
+        Board("a:1", noise=noisy, before=look),
+        Board("b:1", noise=noisy, level=lambda n: 1.04, before=look),
+    ]
+    with pytest.raises(DeviceLost):
+        fill(boards, rows, path, measuring())
+    assert there
+    for known in there:
+        ratios = [ms / COST_MS[name] for name, ms in known.items() if ms and name in COST_MS]
+        assert len(ratios) >= 2
+        assert max(ratios) / min(ratios) < 1.005
+
+
+def test_other_layers_of_a_table_are_given_at_its_speed(tmp_path):
+    path, request = tmp_path / "t.csv", parse_target(DSP, ["noise=0", "call_jitter=0"])
+    first, other = planned("SEP_*", "digits32:1"), planned("SEP_*", "digits32:4")
+    assert not set(anchor_graphs(first)) & set(anchor_graphs(other))
+    with private_agent(("hexagon685-dsp",)) as client:
+        bench = Bench.open(client, request)
+        profile([bench], first, path, SHORT)
+        truth = profile([bench], other, tmp_path / "truth.csv", SHORT).table
+    with private_agent((slower(tmp_path / "slow", 1.04),)) as client:
+        result = profile([Bench.open(client, request)], other, path, SHORT)
+    assert result.referred_to == "rows from before"
+    assert result.level == pytest.approx(1.04)
+    for row in truth:
+        found = result.table.get(row.key)
+        assert found is not None
+        assert found.latency_ms == pytest.approx(row.latency_ms)
 
 
 def slower(folder: Path, factor: float) -> str:
@@ -1191,8 +1564,10 @@ def test_the_summary_tells_what_is_unstable_lost_and_left_out(tmp_path, monkeypa
     def done(benches, rows, path, settings, *, retry, on_progress, reference):
         table, target = LookupTable(path=path), benches[0].target
         lost, left_out = ("a:1: it is gone",), ("b:1: its anchors",)
+        words = {"governor": "powersave", "load_before": 0.5, "load_after": 1.5}
+        runs = (Run("2026-01-01T00:00:00Z", str(target), "1", 30, 1.0, 9, 2, 1.0, **words),)
         return ProfileResult(
-            table, target, 30, 2, {}, 3, 4, lost, left_out, {}, "rows from before", 1.25
+            table, target, 30, 2, {}, 3, 4, 5, lost, left_out, {}, "rows from before", 1.25, runs
         )
 
     monkeypatch.setattr(kinds_module, "profile", done)
@@ -1200,6 +1575,9 @@ def test_the_summary_tells_what_is_unstable_lost_and_left_out(tmp_path, monkeypa
     told = CliRunner().invoke(profile_ops, words, catch_exceptions=False, standalone_mode=False)
     assert "3 rows were taken in a slow time" in told.output
     assert "4 rows kept wide intervals and are flagged unstable" in told.output
+    assert "5 rows were taken after the device had lowered its clock" in told.output
+    assert "2 of 9 laps were disturbed and made up for" in told.output
+    assert "the machine meanwhile: governor powersave, load 0.50 to 1.50" in told.output
     assert "the device took 1.250 times as long as for the rows from before" in told.output
     assert "that is more than a clock wanders" in told.output
     assert "a:1: it is gone" in told.output
@@ -1208,7 +1586,8 @@ def test_the_summary_tells_what_is_unstable_lost_and_left_out(tmp_path, monkeypa
         profile_ops, [*words, "--json"], catch_exceptions=False, standalone_mode=False
     )
     summary = json.loads(told.output)
-    assert (summary["disturbed"], summary["unstable"]) == (3, 4)
+    assert [summary[name] for name in ("disturbed", "unstable", "throttled")] == [3, 4, 5]
+    assert summary["runs"][0]["governor"] == "powersave"
     assert summary["lost_agents"] == ["a:1: it is gone"]
     assert summary["left_out"] == ["b:1: its anchors"]
 

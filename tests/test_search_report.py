@@ -404,7 +404,8 @@ def test_predictions_stand_with_their_intervals(tmp_path: Path) -> None:
     other = model.interval_of(("Choice_3",) * len(BACKBONE.layers))
     assert other is not None
     words = words_of(page_of(tmp_path / "run"))
-    assert f"its 95 % interval {interval(own)} {interval(other)}" in words
+    told = "its 95 % interval (of the rows’ noise alone: not verified)"
+    assert f"{told} {interval(own)} {interval(other)}" in words
 
 
 def test_simulated_numbers_are_never_called_measured(tmp_path: Path) -> None:
