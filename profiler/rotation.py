@@ -168,6 +168,7 @@ class Rotation:
         self._graph_ms: list[dict[int, float]] = []
         self._lap_ms = 0.0  # what the last one took
         self._levels = np.ones(0)
+        self._cool = np.ones(0, bool)  # whether a lap came before any throttling
         self._limit = np.inf  # a lap with a higher level is disturbed
 
     @property
@@ -286,7 +287,7 @@ class Rotation:
         for lap, graph_ms in enumerate(self._graph_ms):
             times[lap, list(graph_ms)] = list(graph_ms.values())
         levels = relative_levels(times)
-        quiet = self._cool() & ~np.array([lap.foreign for lap in self._laps])
+        quiet = self._cool & ~np.array([lap.foreign for lap in self._laps])
         if quiet.any():  # what came before a throttling tells how fast the device is
             levels = levels / min(1.0, location_ms(levels[quiet]))
         if not self._reference_ms:
@@ -296,11 +297,6 @@ class Rotation:
         known = {g: ms for g, d in digests.items() if (ms := self._reference_ms.get(d))}
         ratios = [ms / known[g] for g, ms in self._times_at(tuple(known), levels).items()]
         return levels * np.median(ratios) if ratios else levels
-
-    def _cool(self) -> np.ndarray:
-        """Whether each lap came before any throttling, [laps]."""
-        events = np.array([lap.throttle_events for lap in self._laps])
-        return events <= (self.bench.machine.at_rest or 0)
 
     def _times_at(self, graphs: Sequence[Graph], levels: np.ndarray) -> dict[Graph, float]:
         """What graphs take once these levels are divided out, by graph; without failed ones."""
@@ -331,6 +327,8 @@ class Rotation:
 
     def _compare_laps(self) -> None:
         """Finds how slow the device was in each lap, and from when on that is a disturbance."""
+        events = np.array([lap.throttle_events for lap in self._laps])
+        self._cool = events <= (self.bench.machine.at_rest or 0)
         self._levels = self._find_levels()
         quiet = [n for n, lap in enumerate(self._laps) if not lap.foreign]
         self._limit = slowest_quiet(self._levels[quiet], [self._laps[n].rows for n in quiet])
@@ -340,10 +338,9 @@ class Rotation:
 
     def _is_throttled(self, number: int) -> bool:
         """Whether a lap came after a throttling that still shows, or may for all that is known."""
-        cool = self._cool()
-        if cool[number]:
+        if self._cool[number]:
             return False
-        before = self._levels[cool]
+        before = self._levels[self._cool]
         return not before.size or bool(self._levels[number] > np.median(before) * (1 + DRIFT))
 
     def _anchors_in_work(self) -> tuple[Graph, ...]:
