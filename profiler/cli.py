@@ -101,7 +101,7 @@ class Interrupted(HurricaneError):
     "--time-budget",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="SECONDS",
-    help="Of each agent; once it is spent, a third of the fewest passes do [no limit].",
+    help="Of each agent; once it is spent, half of the fewest passes do [no limit].",
 )
 @target_options
 @plugin_option

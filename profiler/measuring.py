@@ -53,7 +53,7 @@ class MeasuringSettings:
         min_visits: visits that a row is timed in there; calls of one visit may all be slow.
         seats: rows in work at once on an agent.
         time_budget_s: on the device's clock, for each agent; once it is spent, rows are left
-            as soon as they have had a third of the fewest passes.
+            as soon as they have had half of the fewest passes.
         warm_rounds: passes that loop each row's own graph, for ``cold_ms`` and ``warm_ms``.
         warm_calls: calls in such a loop; the first is the cold one.
         warm_skipped: calls in such a loop that are not yet warm.
@@ -65,7 +65,7 @@ class MeasuringSettings:
     rounds: int = 24
     interval: float = 0.02
     floor_ms: float = 0.001
-    min_rounds: int = 18
+    min_rounds: int = 12
     max_rounds: int = 60
     lap_rounds: int = 3
     visit_calls: int = 16
@@ -73,8 +73,8 @@ class MeasuringSettings:
     seats: int = 512
     time_budget_s: float = math.inf
     warm_rounds: int = 1
-    warm_calls: int = 16
-    warm_skipped: int = 8
+    warm_calls: int = 10
+    warm_skipped: int = 4
     warmup_calls: int = 1
     timeout_s: float = 60.0
     seed: int = 0

@@ -47,11 +47,15 @@ CROWD = 32
 caches."""
 
 LOADINGS = 4
-"""Loadings of a row's graphs, at most, where its interval is still too wide after the fewest
-passes: more calls in the same passes, among the same company."""
+"""Loadings of a row's graphs, at most, where its interval is too wide by far: more calls in the
+same passes, among the same company."""
 
 LAPS_LEFT = 2
 """So many are made that it takes about as many laps yet."""
+
+LOOK = 6
+"""Passes from which on rows get further loadings: soon, while all rows are on. Later there are
+few graphs in a lap, which find other things in the caches than all of them do."""
 
 FEW = 6
 """Calls from which on a further loading counts."""
@@ -394,16 +398,17 @@ class Rotation:
         lost = sum(self._laps[n].rounds for n in numbers) - rounds
         least, most = settings.rounds_of_a_row(self.bench.resident)
         over = self.bench.spent_ms > 1e3 * settings.time_budget_s
-        least = -(-least // 3) if over else least
-        if rounds >= least:
+        least = -(-least // 2) if over else least
+        if rounds >= min(least, LOOK):
             found = self._found(row, good)
             assert found.estimate is not None
             width = found.estimate.width(settings.interval, settings.floor_ms)
-            if width <= 1:
-                return found
-            # Later, among fewer graphs, a stem would find its image in the caches.
-            if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
-                return self._found(row, good, (UNSTABLE,))
+            if rounds >= least:
+                if width <= 1:
+                    return found
+                # Later, among fewer graphs, a stem would find its image in the caches.
+                if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
+                    return self._found(row, good, (UNSTABLE,))
             times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
             self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
         if rounds + lost >= least and (over or lost >= PATIENCE + rounds):
