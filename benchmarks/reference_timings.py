@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="cpu-onnxruntime-fp32", help=" or ".join(LOOPS))
     parser.add_argument("--operators", default=OPERATORS, metavar="NAMES")
     parser.add_argument("--layers", default=LAYERS)
-    parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="at least 2")
+    parser.add_argument("--repetitions", type=int, default=8, metavar="N", help="at least 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     return parser.parse_args()

@@ -73,8 +73,8 @@ class MeasuringSettings:
     seats: int = 512
     time_budget_s: float = math.inf
     warm_rounds: int = 1
-    warm_calls: int = 10
-    warm_skipped: int = 4
+    warm_calls: int = 16
+    warm_skipped: int = 8
     warmup_calls: int = 1
     timeout_s: float = 60.0
     seed: int = 0

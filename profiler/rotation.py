@@ -46,6 +46,9 @@ CROWD = 32
 """Graphs of a lap up to which there is more company: with few others a graph finds itself in the
 caches."""
 
+STEM_CROWD = 128
+"""Graphs of a lap down to which a stem stays on; among few its image stays in the caches."""
+
 LOADINGS = 4
 """Loadings of a row's graphs, at most, where its interval is too wide by far: more calls in the
 same passes, among the same company."""
@@ -170,7 +173,8 @@ class Rotation:
         self._laps: list[Lap] = []
         self._columns: dict[Graph, int] = {}
         self._graph_ms: list[dict[int, float]] = []
-        self._lap_ms = 0.0  # what the last one took
+        self._lap_ms = 0.0  # what the last one took, less what loading took in it
+        self._loaded: frozenset[str] = frozenset()  # in the last one
         self._levels = np.ones(0)
         self._cool = np.ones(0, bool)  # whether a lap came before any throttling
         self._limit = np.inf  # a lap with a higher level is disturbed
@@ -228,7 +232,10 @@ class Rotation:
             digests |= copies_of(bench, row.longer, self._loadings.get(row, 1))
         spent_ms = bench.spent_ms
         timed = bench.time([d for group in digests.values() for d in group], protocol, on_progress)
-        self._lap_ms = bench.spent_ms - spent_ms
+        new = [result for d, result in timed.items() if d not in self._loaded]
+        loading_ms = sum(r.load_ms + r.first_call_ms for r in new if r.error is None)
+        self._loaded = frozenset(timed)
+        self._lap_ms = max(0.0, bench.spent_ms - spent_ms - loading_ms)
         results = {graph: [timed[d] for d in group] for graph, group in digests.items()}
         self._drop_failed_loadings(results)
         self._look_for_losses(results)
@@ -406,8 +413,7 @@ class Rotation:
             if rounds >= least:
                 if width <= 1:
                     return found
-                # Later, among fewer graphs, a stem would find its image in the caches.
-                if rounds >= most or over or (is_stem(row.name) and self.bench.resident):
+                if rounds >= most or over or self._is_warm(row):
                     return self._found(row, good, (UNSTABLE,))
             times = [t for n in good for g in row.longer for t in self._laps[n].times(g)]
             self._load_again(row, sum(len(t) for t in times) * (width**2 - 1))
@@ -418,6 +424,11 @@ class Rotation:
             return found if narrow else self._found(row, numbers, (DISTURBED, UNSTABLE))
         return None
 
+    def _is_warm(self, row: PlannedRow) -> bool:
+        """Whether a row is a stem that now finds its image in the caches."""
+        few = len(self._loaded) < STEM_CROWD
+        return is_stem(row.name) and self.bench.resident and few
+
     def _load_again(self, row: PlannedRow, calls: float) -> None:
         """Further loadings of a row's graphs, if they take less time than the laps that they save.
 
@@ -426,6 +437,8 @@ class Rotation:
             calls: of its graphs that are wanted yet, for all that is known.
         """
         if not self.bench.resident or self._single.intersection((*row.longer, *row.shorter)):
+            return
+        if is_stem(row.name):  # the others would read the same image
             return
         now = self._loadings[row]
         a_lap = self._settings.lap_rounds * len(row.longer)

@@ -252,7 +252,7 @@ def test_what_needs_many_more_calls_rides_with_more_loadings():
     bench = StandIn(noise={"SEP_5": 0.06})
     found = ride(rotation_on(bench, planned(), measuring(max_rounds=200)))
     copies = copies_in_laps(bench, "SEP_5")
-    first = FEWEST // LAP
+    first = rotation_module.LOOK // LAP
     assert set(copies[:first]) == {1}
     assert copies[first:] == sorted(copies[first:])
     assert 1 < copies[-1] <= rotation_module.LOADINGS
@@ -277,6 +277,15 @@ def test_there_is_one_loading_where_more_do_not_pay_or_fit(why):
     ride(rotation)
     assert len(bench.requests) >= 6  # enough for further loadings to be there
     assert set(copies_in_laps(bench, "SEP_5")) == {1}
+
+
+def test_what_the_first_loading_took_is_not_saved_by_further_ones(monkeypatch):
+    monkeypatch.setattr(rotation_module, "LOOK", LAP)  # after the lap that loads all graphs
+    rows = planned()
+    graphs = len({g for row in rows for g in row.longer}) + 2 * len(anchor_graphs(rows))
+    bench = StandIn(noise={"SEP_5": 0.06}, load_ms=10.0, request_ms=10.0 * graphs)
+    ride(rotation_on(bench, rows, measuring(interval=1e-6, max_rounds=18)))
+    assert copies_in_laps(bench, "SEP_5") == [1, 1] + [rotation_module.LOADINGS] * 4
 
 
 @pytest.mark.parametrize("of", ["the row's own graphs", "what it is compared with"])
@@ -628,6 +637,16 @@ def test_a_stem_leaves_before_the_laps_of_few_graphs():
     assert found[stem.name].rounds == FEWEST
     assert UNSTABLE in estimate_of(found[stem.name]).flags
     assert found["SEP_3"].rounds == 30
+
+
+def test_a_stem_stays_on_among_many_graphs_and_is_loaded_once(monkeypatch):
+    monkeypatch.setattr(rotation_module, "STEM_CROWD", 5)
+    stem = plan_rows(parse_layers("digits32"), select_operators("SEP_3"))[0]
+    bench = StandIn(noise={stem.name: 0.06})
+    found = ride(rotation_on(bench, [stem, *planned("SEP_3")], measuring(max_rounds=200)))
+    assert FEWEST < found[stem.name].rounds < 200
+    assert estimate_of(found[stem.name]).flags == ()
+    assert set(copies_in_laps(bench, stem.name)) == {1}
 
 
 def test_anchors_go_along_at_first_and_then_where_a_row_needs_them():
