@@ -19,8 +19,11 @@ from .backends.base import Availability, Context, TargetInfo
 from .client import Activity, AgentClient, TlsFiles
 from .console import EXIT_INTERRUPTED, emit, json_option, run_command
 from .errors import BadRequest
-from .machine import DeviceInfo, read_device
-from .server import AgentServer, Limits, Security
+from .files import read_bytes
+from .machine import DeviceInfo, hide_memory, read_device
+from .sandbox import Isolation
+from .security import Security, split_address
+from .server import AgentServer, Limits
 from .supervisor import discover
 from .version import agent_version
 
@@ -30,13 +33,12 @@ _MIN_TOKEN = 16
 
 _SERVE_HELP = """Serves this machine's runtimes to profile-ops and hurricane.
 
-Listens on loopback unless told otherwise; an address that the network can reach needs a
-token or TLS.
+Listens on loopback unless told otherwise; an address that the network can reach needs TLS.
 
 \b
 Examples:
   agent serve
-  agent serve --listen 0.0.0.0:50051 --token-file token.txt --device-name pi5
+  agent serve --listen 0.0.0.0:50051 --token-file token.txt --tls-cert c.pem --tls-key k.pem
   agent serve --simulate hexagon685-dsp --simulate myriadx-vpu
 """
 
@@ -45,7 +47,7 @@ _INFO_HELP = """Tells what an agent can measure; without an address, what this m
 \b
 Examples:
   agent info
-  agent info board:50051 --token-file token.txt
+  agent info board:50051 --token-file token.txt --tls-ca ca.pem
   agent info 127.0.0.1:50051 --json
 """
 
@@ -90,7 +92,10 @@ _simulate_option = click.option(
 @_file_option("--tls-cert", "PEM file of this agent's certificate.")
 @_file_option("--tls-key", "PEM file of its key.")
 @_file_option("--tls-client-ca", "PEM file; callers must show a certificate of this authority.")
-@click.option("--insecure", is_flag=True, help="Listen off loopback with neither token nor TLS.")
+@click.option("--insecure", is_flag=True, help="Listen off loopback without TLS.")
+@click.option(
+    "--user", default="", help="Run graphs as this user; the agent has to be started as root."
+)
 @click.option("--private", is_flag=True, hidden=True)
 def serve(
     listen: str,
@@ -104,6 +109,7 @@ def serve(
     tls_key: Optional[Path],
     tls_client_ca: Optional[Path],
     insecure: bool,
+    user: str,
     private: bool,
 ) -> int:
     # Private: the token comes on stdin, the address goes to stdout as JSON, and the agent ends
@@ -111,9 +117,12 @@ def serve(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     stopped = _Stopped()
     token = sys.stdin.readline().strip() if private else _read_token(token_file)
-    context = Context(device_name, simulate, seed, pace)
+    context = Context(device_name, simulate, seed, pace, user)
     security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
+    hide_memory()
     server = AgentServer(listen, context, security, Limits(), store)
+    if warning := security.warning(split_address(listen)[0]):
+        click.echo(f"Warning: {warning}", err=True)
     try:
         _check_simulated(simulate, server.targets)
         server.start()
@@ -135,6 +144,7 @@ def serve(
 @_file_option("--tls-ca", "PEM file of the authority of the agent's certificate; turns TLS on.")
 @_file_option("--tls-cert", "PEM file of your own certificate.")
 @_file_option("--tls-key", "PEM file of its key.")
+@click.option("--insecure", is_flag=True, help="Send the token off loopback without TLS.")
 @json_option
 def info(
     address: Optional[str],
@@ -143,12 +153,14 @@ def info(
     tls_ca: Optional[Path],
     tls_cert: Optional[Path],
     tls_key: Optional[Path],
+    insecure: bool,
     as_json: bool,
 ) -> None:
     result: dict[str, Any]
     if address is None:
         device = read_device()
-        targets, activity = tuple(discover(Context(device.name, simulate))), None
+        found = discover(Context(device.name, simulate))
+        targets, activity, isolation = found.targets, None, found.isolation
         _check_simulated(simulate, targets)
         version = agent_version()
         result = {"address": None, "agent_version": version}
@@ -159,10 +171,13 @@ def info(
                 "started (agent serve --simulate)"
             )
         tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
-        with AgentClient(address, token=_read_token(token_file) or None, tls=tls) as client:
+        token = _read_token(token_file) or None
+        with AgentClient(address, token=token, tls=tls, insecure=insecure) as client:
+            if client.warning:
+                click.echo(f"Warning: {client.warning}", err=True)
             description = client.describe()
         device, targets = description.device, description.targets
-        activity = description.activity
+        activity, isolation = description.activity, description.isolation
         version = description.agent_version
         result = {
             "address": address,
@@ -173,10 +188,11 @@ def info(
             "activity": asdict(activity) if activity else None,
         }
     result["device"] = asdict(device)
+    result["isolation"] = asdict(isolation) if isolation else None
     result["targets"] = [
         {**asdict(target), "availability": target.availability.name.lower()} for target in targets
     ]
-    emit(result, as_json, _info_text(version, device, targets, activity))
+    emit(result, as_json, _info_text(version, device, targets, activity, isolation))
 
 
 def _info_text(
@@ -184,12 +200,14 @@ def _info_text(
     device: DeviceInfo,
     targets: tuple[TargetInfo, ...],
     activity: Optional[Activity],
+    isolation: Optional[Isolation],
 ) -> str:
     gib = device.memory_bytes / 2**30
     lines = [
         f"{device.name}: {device.model}, {device.cores} cores, {gib:.1f} GiB, {device.machine}",
         f"{device.system}, Python {device.python}, agent {version}",
         *([f"{activity}; {activity.waiting} waiting"] if activity else []),
+        *_isolation_lines(isolation),
         "",
     ]
     width = max((len(target.name) for target in targets), default=0)
@@ -200,6 +218,13 @@ def _info_text(
         )
         lines.append(f"{target.name:<{width}}  {target.availability.name.lower():<11}  {facts}")
     return "\n".join(lines)
+
+
+def _isolation_lines(isolation: Optional[Isolation]) -> list[str]:
+    if isolation is None:
+        return []
+    means = ", ".join(isolation.means) or "nothing"
+    return [f"graphs are kept in by {means}", *(f"  no {text}" for text in isolation.missing)]
 
 
 def _target_list(targets: tuple[TargetInfo, ...]) -> str:
@@ -222,9 +247,9 @@ def _read_token(path: Optional[Path]) -> str:
     if path is None:
         return ""
     try:
-        token = path.read_text().partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path} cannot be read: {error}") from error
+        token = read_bytes(path, "token file").decode().partition("\n")[0].strip()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"token file {path} is not UTF-8 text") from error
     if len(token) < _MIN_TOKEN or not token.isascii() or not token.isprintable():
         raise BadRequest(
             f"the first line of {path} is no token: at least {_MIN_TOKEN} printable characters; "
@@ -277,6 +302,9 @@ def _stop_with_parent(stopped: _Stopped) -> None:
 
 def main() -> None:
     """The console script ``agent``."""
+    # Older Pythons copy the process (fork) to start another, and gRPC's threads do not outlive
+    # that in good order; the copy uses no gRPC.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     run_command(cli, "agent")
 
 

@@ -15,6 +15,8 @@ from typing import Any, Callable, NoReturn, Optional
 
 import click
 
+from .telemetry import turn_off_telemetry
+
 HOST_PYTHON = (3, 11)
 """What every command but the board's needs."""
 
@@ -99,6 +101,7 @@ def run_command(
     command line, or HURRICANE_DEBUG=1) shows the traceback. An int that the command returns,
     or gives to ``ctx.exit``, is the exit status.
     """
+    turn_off_telemetry()
     given = list(sys.argv[1:] if args is None else args)
     debug = os.environ.get(DEBUG_VARIABLE, "") not in ("", "0") or "--debug" in given
     given = [word for word in given if word != "--debug"]

@@ -83,6 +83,13 @@ class Internal(AgentError):
     """The agent is at fault."""
 
 
+class BadAnswer(AgentError):
+    """What an agent sent cannot be right: it is broken, or lies. Nothing of it is used.
+
+    Raised by the host only; over the wire there is no such kind.
+    """
+
+
 _BY_KIND = {
     cls.kind: cls
     for cls in (

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import ipaddress
+import asyncio
 import logging
+import math
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 import grpc
+import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -28,34 +28,52 @@ from .backends.base import (
     check_threads,
 )
 from .conditions import read_conditions
-from .errors import AgentError, BadRequest, Busy, ErrorKind, Internal
+from .errors import AgentError, BadRequest, Busy, Internal, TimedOut
+from .eventloop import call_in_loop
+from .guard import Guard
 from .machine import DeviceInfo, read_device
 from .proto import agent_pb2 as pb
 from .proto import agent_pb2_grpc as pb_grpc
-from .results import ArtifactResult, Protocol
+from .results import ArtifactResult, Event, Protocol
+from .security import Security, split_address
 from .store import Store, check_digest
-from .supervisor import Lane, Opening, RequestCancelled, activity, benchmark, discover, run
+from .supervisor import (
+    MAX_WAITING,
+    Batch,
+    Discovery,
+    Lane,
+    Opening,
+    RequestCancelled,
+    activity,
+    benchmark,
+    discover,
+    find_user,
+    run,
+)
 from .version import agent_version
-from .worker import Artifact
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 log = logging.getLogger(__name__)
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Agent"].full_name
-_HEALTH = "/grpc.health.v1.Health/"
-_DEFAULT_FORMAT = "onnx"
 _DEFAULT_RUN_TIMEOUT_S = 60.0
 _MAX_BATCH = 10_000
-_MAX_SAMPLES = 5_000_000
-# A request that waits or measures holds a thread; the others have to find one.
-_THREADS = 48
+_MAX_SAMPLES = 5_000_000  # of a batch
+_MAX_SAMPLES_OF_ONE = 1_000_000  # of an artefact: one message holds them, twice over
+_MAX_UPLOADS = 32  # at once
+_MAX_CHUNK_BYTES = 4 * 1024 * 1024
+# What a caller on a poor network still manages; a slower upload is given up.
+_SLOWEST_UPLOAD_BYTES_S = 64 * 1024
+_UPLOAD_S = 120.0
+_SPARE_FILES = 256  # for workers, artefacts and Python
+_MAX_CONNECTIONS = 8192
 _GRACE_S = 2.0
+_MAX_NAME = 80  # characters of a caller's words in an error
 _LEAST_RESIDENT_BYTES = 256 * 1024 * 1024
-_STATUS = {
-    ErrorKind.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
-    ErrorKind.UNSUPPORTED_OPERATOR: grpc.StatusCode.UNIMPLEMENTED,
-    ErrorKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    ErrorKind.UNAUTHORISED: grpc.StatusCode.UNAUTHENTICATED,
-}
 
 
 @dataclass(frozen=True)
@@ -68,90 +86,29 @@ class Limits:
             memory, at least 256 MiB, for a runtime holds its graphs' weights and packed copies
             of them.
         max_store_bytes: size of the store; None: half of the disk's free space.
+        max_timeout_s: for loading a graph, for a visit to it and for a run, whatever is asked.
+        max_batch_s: for a whole batch.
     """
 
     max_artifact_bytes: int = 1024 * 1024 * 1024
     max_resident_bytes: Optional[int] = None
     max_store_bytes: Optional[int] = None
+    max_timeout_s: float = 600.0
+    max_batch_s: float = 6 * 3600.0
 
     def resident_bytes(self, memory_bytes: int) -> int:
         """`max_resident_bytes` on a machine with so much memory."""
         return self.max_resident_bytes or max(memory_bytes // 4, _LEAST_RESIDENT_BYTES)
 
-
-@dataclass(frozen=True)
-class Security:
-    """Who may use the agent.
-
-    Args:
-        token: required from every caller; empty: none.
-        tls_cert, tls_key: PEM files of the server's certificate chain and key.
-        tls_client_ca: PEM file; callers must show a certificate of this authority.
-        insecure: listen off loopback with neither TLS nor token.
-    """
-
-    token: str = ""
-    tls_cert: Optional[Path] = None
-    tls_key: Optional[Path] = None
-    tls_client_ca: Optional[Path] = None
-    insecure: bool = False
-
-    def check(self, host: str) -> None:
-        """Refuses to open a machine to a network by accident.
+    def timeout_s(self, asked_s: float, default_s: float) -> float:
+        """A time limit that a request asks for, within what this agent allows.
 
         Raises:
-            BadRequest: settings that contradict each other or the address.
+            BadRequest: it is no time.
         """
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise BadRequest("TLS needs both --tls-cert and --tls-key")
-        if self.tls_client_ca is not None and self.tls_cert is None:
-            raise BadRequest("--tls-client-ca needs --tls-cert and --tls-key")
-        guarded = self.token or self.tls_cert or self.insecure
-        if not guarded and not is_loopback(host):
-            raise BadRequest(
-                f"{host} can be reached from the network: give --token-file or --tls-cert and "
-                "--tls-key (or --insecure, to let anyone who reaches it run graphs here)"
-            )
-
-    def credentials(self) -> Optional[grpc.ServerCredentials]:
-        """TLS credentials, or None.
-
-        Raises:
-            BadRequest: a file cannot be read.
-        """
-        if self.tls_cert is None or self.tls_key is None:
-            return None
-        key, chain = _read_pem(self.tls_key), _read_pem(self.tls_cert)
-        authority = _read_pem(self.tls_client_ca) if self.tls_client_ca else None
-        try:
-            return grpc.ssl_server_credentials(
-                [(key, chain)], authority, require_client_auth=authority is not None
-            )
-        except Exception as error:
-            raise BadRequest(f"{self.tls_cert} and {self.tls_key} make no TLS: {error}") from error
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``[V6]:PORT``.
-
-    Raises:
-        BadRequest: not an address.
-    """
-    host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    if not separator or not host or not port.isdigit() or int(port) > 65535:
-        raise BadRequest(f"'{address}' is no address; give HOST:PORT, such as 127.0.0.1:50051")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        if not 0 <= asked_s < math.inf:
+            raise BadRequest(f"a time limit of {asked_s} s is none")
+        return min(asked_s or default_s, self.max_timeout_s)
 
 
 class AgentServer:
@@ -179,189 +136,262 @@ class AgentServer:
         host, port = split_address(listen)
         security.check(host)
         credentials = security.credentials()
+        if context.user:
+            find_user(context.user)
         _check_free(host, port)
         self.device = read_device(context.device_name)
-        context = Context(self.device.name, context.simulate, context.seed, context.pace)
+        context = replace(context, device_name=self.device.name)
         self._stopping = threading.Event()
         self._store = Store(store, limits.max_artifact_bytes, limits.max_store_bytes)
         try:
             found = discover(context)
-            self.targets = tuple(found)
+            self.targets = found.targets
+            self.isolation = found.isolation
             self._service = AgentService(
                 self.device, found, context, self._store, limits, self._stopping
             )
-            self._server = _make_server(self._service, security.token)
-            self._health = self._server_health()
-            self.address = _listen(self._server, host, port, credentials)
+            self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+            self._server, self.address = call_in_loop(
+                self._make(security.token, host, port, credentials)
+            )
         except BaseException:
             self._store.close()
             raise
 
     def start(self) -> None:
         """Begins to serve."""
-        self._server.start()
-        for name in ("", _SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        call_in_loop(self._start())
 
     def stop(self) -> None:
         """Ends running requests, their children and the server. May be called twice."""
         self._stopping.set()
-        self._health.enter_graceful_shutdown()
-        self._server.stop(_GRACE_S).wait()
+        call_in_loop(self._stop())
         self._service.close()
         self._store.close()
 
-    def _server_health(self) -> health.HealthServicer:
-        servicer = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)
+    async def _make(
+        self, token: str, host: str, port: int, credentials: Optional[grpc.ServerCredentials]
+    ) -> tuple[grpc.aio.Server, str]:
+        server = grpc.aio.server(interceptors=[Guard(token)], options=_options())
+        pb_grpc.add_AgentServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        return servicer
+        reflection.enable_server_reflection(names, server)
+        return server, _listen(server, host, port, credentials)
+
+    async def _start(self) -> None:
+        await self._server.start()
+        for name in ("", _SERVICE):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def _stop(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_GRACE_S)
 
 
 class AgentService(pb_grpc.AgentServicer):
-    """The five calls of the wire."""
+    """The five calls of the wire. Their requests have passed the `Guard`."""
 
     def __init__(
         self,
         device: DeviceInfo,
-        targets: Mapping[TargetInfo, str],
+        found: Discovery,
         context: Context,
         store: Store,
         limits: Limits,
         stopping: threading.Event,
     ) -> None:
         self._device = device
-        self._targets = {target.name: target for target in targets}
-        self._backend_of = {target.name: backend for target, backend in targets.items()}
+        self._found = found
+        self._targets = {target.name: target for target in found.targets}
         self._context = context
         self._store = store
-        self._max_artifact_bytes = limits.max_artifact_bytes
+        self._limits = limits
         self._max_resident_bytes = limits.resident_bytes(device.memory_bytes)
         self._stopping = stopping
         self._lanes: dict[str, Lane] = {}
         self._lanes_mutex = threading.Lock()
+        self._uploads = 0
+        # Requests that measure or wait for their turn have a thread each; files need some, too.
+        lines = max(1, len(self._targets)) * (MAX_WAITING + 2)
+        self._threads = ThreadPoolExecutor(lines, thread_name_prefix="request")
+        self._files = ThreadPoolExecutor(4, thread_name_prefix="files")
 
     def close(self) -> None:
         """Ends every worker."""
         for lane in list(self._lanes.values()):
             lane.kill_worker()
+        for pool in (self._threads, self._files):
+            pool.shutdown(wait=False)
 
-    def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
         with self._lanes_mutex:
             lanes = list(self._lanes.values())
         return pb.DescribeResponse(
             agent_version=agent_version(),
             protocol_version=wire.PROTOCOL_VERSION,
             device=wire.device_to_wire(self._device),
-            targets=[wire.target_to_wire(target) for target in self._targets.values()],
-            max_artifact_bytes=self._max_artifact_bytes,
+            targets=[wire.target_to_wire(target) for target in self._found.targets],
+            max_artifact_bytes=self._limits.max_artifact_bytes,
             max_resident_bytes=self._max_resident_bytes,
             chunk_bytes=wire.CHUNK_BYTES,
             activity=wire.activity_to_wire(activity(lanes)),
             conditions=wire.conditions_to_wire(read_conditions()),
+            isolation=wire.isolation_to_wire(self._found.isolation),
         )
 
-    def Missing(self, request: pb.MissingRequest, context: Any) -> pb.MissingResponse:  # noqa: N802
-        with _errors_as_status(context):
-            return pb.MissingResponse(sha256=self._store.missing(request.sha256))
+    async def Missing(self, request: pb.MissingRequest, context: Any) -> pb.MissingResponse:  # noqa: N802
+        if len(request.sha256) > _MAX_BATCH:
+            raise BadRequest(f"{len(request.sha256)} digests at once; at most {_MAX_BATCH}")
+        missing = await self._of_files(self._store.missing, list(request.sha256))
+        return pb.MissingResponse(sha256=missing)
 
-    def Upload(  # noqa: N802
-        self, request_iterator: Iterator[pb.UploadRequest], context: Any
+    async def Upload(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.UploadRequest], context: Any
     ) -> pb.UploadResponse:
-        with _errors_as_status(context):
-            first = next(request_iterator, None)
-            if first is None:
-                raise BadRequest("an upload without a message")
-            if not self._store.missing([first.sha256]):
-                return pb.UploadResponse(already_there=True)
+        try:
+            first = await request_iterator.__anext__()
+        except StopAsyncIteration:
+            raise BadRequest("an upload without a message") from None
+        if not await self._of_files(self._store.missing, [first.sha256]):
+            return pb.UploadResponse(already_there=True)
+        if self._uploads >= _MAX_UPLOADS:
+            raise Busy(f"{self._uploads} uploads go on at this moment; try later")
+        self._uploads += 1
+        try:
+            await asyncio.wait_for(self._take(first, request_iterator), _upload_limit_s(first.size))
+        except TimeoutError:
+            raise TimedOut(f"artefact {first.sha256[:12]} did not arrive in time") from None
+        finally:
+            self._uploads -= 1
+        return pb.UploadResponse()
 
-            def chunks() -> Iterator[bytes]:
-                yield first.chunk
-                for request in request_iterator:
-                    yield request.chunk
+    async def Benchmark(  # noqa: N802
+        self, request: pb.BenchmarkRequest, context: Any
+    ) -> AsyncIterator[pb.BenchmarkEvent]:
+        gone = threading.Event()
+        events = self._benchmark(request, self._cancelled(gone))
+        loop = asyncio.get_running_loop()
+        step: Optional[asyncio.Future[Optional[pb.BenchmarkEvent]]] = None
+        try:
+            while True:
+                step = loop.run_in_executor(self._threads, next, events, None)
+                event = await asyncio.shield(step)
+                if event is None:
+                    return
+                yield event
+        finally:
+            gone.set()
+            if step is not None:
+                await asyncio.wait([step])
+            # What it holds is given back now, and not when somebody collects garbage.
+            await loop.run_in_executor(self._threads, events.close)
 
-            self._store.add(first.sha256, first.size, chunks())
-            return pb.UploadResponse()
+    async def Run(self, request: pb.RunRequest, context: Any) -> pb.RunResponse:  # noqa: N802
+        gone = threading.Event()
+        work = asyncio.get_running_loop().run_in_executor(
+            self._threads, self._run, request, self._cancelled(gone)
+        )
+        try:
+            return await asyncio.shield(work)
+        finally:
+            gone.set()
 
-    def Benchmark(self, request: pb.BenchmarkRequest, context: Any) -> Iterator[pb.BenchmarkEvent]:  # noqa: N802
+    async def _of_files(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Work on the store, which may wait for a disk."""
+        return await asyncio.get_running_loop().run_in_executor(self._files, work, *arguments)
+
+    async def _take(
+        self, first: pb.UploadRequest, requests: AsyncIterator[pb.UploadRequest]
+    ) -> None:
+        with self._store.incoming(first.sha256, first.size) as incoming:
+            await self._of_files(incoming.write, _chunk(first))
+            async for request in requests:
+                await self._of_files(incoming.write, _chunk(request))
+            await self._of_files(incoming.finish)
+
+    def _benchmark(
+        self, request: pb.BenchmarkRequest, cancelled: Callable[[], bool]
+    ) -> Generator[pb.BenchmarkEvent, None, None]:
+        """Events of a batch, the last one whether it failed."""
         try:
             target, opening = self._open(request.target)
-            format = request.format or _DEFAULT_FORMAT
-            check_format(target.name, target.formats, format)
-            protocol = wire.protocol_from_wire(request.protocol)
             digests = _checked_batch(request.sha256)
-            _check_samples(len(digests), protocol)
+            batch = Batch(
+                digests,
+                _format_of(target, request.format),
+                self._protocol(request.protocol, len(digests)),
+                target.resident,
+                self._limits.max_batch_s,
+            )
             with self._store.pinned(digests) as paths:
                 self._check_size(target, paths)
-                artifacts = [Artifact(digest, str(path)) for digest, path in zip(digests, paths)]
-                yield from self._benchmark(target, opening, artifacts, format, protocol, context)
+                yield from self._measured(self._lane(target), opening, batch, cancelled)
         except AgentError as error:
             yield _failed(error)
         except RequestCancelled:
             log.info("%s: cancelled", request.target.name)
             if self._stopping.is_set():
                 yield _failed(Busy("the agent is shutting down"))
-        except Exception as error:
+        except Exception:
             log.exception("Benchmark failed")
-            yield _failed(Internal(f"{type(error).__name__}: {error}"))
+            yield _failed(Internal("the agent failed; its log says why"))
 
-    def Run(self, request: pb.RunRequest, context: Any) -> pb.RunResponse:  # noqa: N802
+    def _measured(
+        self, lane: Lane, opening: Opening, batch: Batch, cancelled: Callable[[], bool]
+    ) -> Iterator[pb.BenchmarkEvent]:
+        size, rounds = len(batch.artifacts), batch.protocol.rounds
+        log.info("%s: %d artefacts, %d rounds", opening.name, size, rounds)
+        failed = 0
+        event: Event
+        for event in benchmark(lane, opening, batch, self._store.open, cancelled):
+            failed += isinstance(event, ArtifactResult) and event.error is not None
+            yield wire.event_to_wire(event)
+        log.info("%s: done, %d of %d failed", opening.name, failed, size)
+
+    def _run(self, request: pb.RunRequest, cancelled: Callable[[], bool]) -> pb.RunResponse:
         try:
             target, opening = self._open(request.target)
-            format = request.format or _DEFAULT_FORMAT
-            check_format(target.name, target.formats, format)
             inputs = wire.tensors_from_wire(request.inputs)
             check_digest(request.sha256)
-            with self._store.pinned([request.sha256]) as (path,):
+            with self._store.pinned([request.sha256]):
                 outputs, unit = run(
                     self._lane(target),
                     opening,
-                    Artifact(request.sha256, str(path)),
-                    format,
+                    request.sha256,
+                    _format_of(target, request.format),
                     inputs,
-                    request.timeout_s or _DEFAULT_RUN_TIMEOUT_S,
-                    self._cancelled(context),
+                    self._limits.timeout_s(request.timeout_s, _DEFAULT_RUN_TIMEOUT_S),
+                    self._store.open,
+                    cancelled,
                 )
             return pb.RunResponse(outputs=wire.tensors_to_wire(outputs), compute_unit=unit)
         except AgentError as error:
             return pb.RunResponse(error=wire.error_to_wire(error))
         except RequestCancelled:
             return pb.RunResponse(error=wire.error_to_wire(Busy("the request was cancelled")))
-        except Exception as error:
+        except Exception:
             log.exception("Run failed")
-            internal = Internal(f"{type(error).__name__}: {error}")
+            internal = Internal("the agent failed; its log says why")
             return pb.RunResponse(error=wire.error_to_wire(internal))
 
-    def _benchmark(
-        self,
-        target: TargetInfo,
-        opening: Opening,
-        artifacts: Sequence[Artifact],
-        format: str,
-        protocol: Protocol,
-        context: Any,
-    ) -> Iterator[pb.BenchmarkEvent]:
-        log.info("%s: %d artefacts, %d rounds", opening.name, len(artifacts), protocol.rounds)
-        failed = 0
-        for event in benchmark(
-            self._lane(target),
-            opening,
-            artifacts,
-            format,
-            protocol,
-            target.resident,
-            self._cancelled(context),
-        ):
-            failed += isinstance(event, ArtifactResult) and event.error is not None
-            yield wire.event_to_wire(event)
-        log.info("%s: done, %d of %d failed", opening.name, failed, len(artifacts))
+    def _protocol(self, asked: pb.Protocol, artifacts: int) -> Protocol:
+        protocol = wire.protocol_from_wire(asked)
+        samples = protocol.rounds * protocol.calls_per_visit
+        if samples > _MAX_SAMPLES_OF_ONE or samples * artifacts > _MAX_SAMPLES:
+            raise BadRequest(
+                f"{samples} samples of each of {artifacts} artefacts; at most "
+                f"{_MAX_SAMPLES_OF_ONE} of one and {_MAX_SAMPLES} in a batch: take fewer rounds"
+            )
+        limit_s = self._limits.timeout_s(protocol.artifact_timeout_s, 0.0)
+        return replace(protocol, artifact_timeout_s=limit_s)
 
     def _open(self, spec: pb.TargetSpec) -> tuple[TargetInfo, Opening]:
         target = self._targets.get(spec.name)
         if target is None:
             raise BadRequest(
-                f"this agent has no target '{spec.name}'; it has {', '.join(self._targets)}"
+                f"this agent has no target '{spec.name[:_MAX_NAME]}'; "
+                f"it has {', '.join(self._targets)}"
             )
         if target.availability == Availability.UNAVAILABLE:
             raise BadRequest(f"target '{target.name}' is not available: {target.reason}")
@@ -369,7 +399,8 @@ class AgentService(pb_grpc.AgentServicer):
         check_threads(target.name, threads, target.max_threads)
         check_options(target.name, target.options, spec.options)
         options = tuple(sorted(spec.options.items()))
-        return target, Opening(self._backend_of[target.name], target.name, options, threads)
+        backend = self._found.backend_of[target]
+        return target, Opening(backend, target.name, options, threads)
 
     def _check_size(self, target: TargetInfo, paths: Sequence[Path]) -> None:
         size = sum(path.stat().st_size for path in paths)
@@ -390,8 +421,25 @@ class AgentService(pb_grpc.AgentServicer):
         with self._lanes_mutex:
             return self._lanes.setdefault(key, Lane(self._context))
 
-    def _cancelled(self, context: Any) -> Callable[[], bool]:
-        return lambda: self._stopping.is_set() or not context.is_active()
+    def _cancelled(self, gone: threading.Event) -> Callable[[], bool]:
+        return lambda: self._stopping.is_set() or gone.is_set()
+
+
+def _chunk(request: pb.UploadRequest) -> bytes:
+    if len(request.chunk) > _MAX_CHUNK_BYTES:
+        raise BadRequest(f"a chunk of {len(request.chunk)} bytes; at most {_MAX_CHUNK_BYTES}")
+    return request.chunk
+
+
+def _upload_limit_s(size: int) -> float:
+    return _UPLOAD_S + size / _SLOWEST_UPLOAD_BYTES_S
+
+
+def _format_of(target: TargetInfo, asked: str) -> str:
+    """The format of a request's artefacts: what is asked for, or the target's first."""
+    format = asked or target.formats[0]
+    check_format(target.name, target.formats, format)
+    return format
 
 
 def _checked_batch(digests: Sequence[str]) -> list[str]:
@@ -406,68 +454,44 @@ def _checked_batch(digests: Sequence[str]) -> list[str]:
     return list(digests)
 
 
-def _check_samples(artifacts: int, protocol: Protocol) -> None:
-    samples = artifacts * protocol.rounds * protocol.calls_per_visit
-    if samples > _MAX_SAMPLES:
-        raise BadRequest(
-            f"{samples} samples in one batch; at most {_MAX_SAMPLES}: take fewer rounds"
-        )
-
-
 def _failed(error: AgentError) -> pb.BenchmarkEvent:
     return pb.BenchmarkEvent(finished=pb.Finished(error=wire.error_to_wire(error)))
 
 
-@contextlib.contextmanager
-def _errors_as_status(context: Any) -> Iterator[None]:
-    try:
-        yield
-    except AgentError as error:
-        context.abort(_STATUS.get(error.kind, grpc.StatusCode.INTERNAL), str(error))
+def _options() -> list[tuple[str, int]]:
+    return [
+        # Two agents on one port would share its requests without either knowing.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", 16 * 1024),
+        # Beyond so many connections new ones are refused, before files for workers run out.
+        ("grpc.max_allowed_incoming_connections", _max_connections()),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # Callers ping while a long batch is measured; do not take that for an attack.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A caller who is gone frees the processor within ten seconds: the first timeout is that
+        # of the connection, the second that of an answer to a ping.
+        ("grpc.keepalive_time_ms", 4_000),
+        ("grpc.keepalive_timeout_ms", 3_000),
+        ("grpc.http2.ping_timeout_ms", 3_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
 
 
-class _TokenInterceptor(grpc.ServerInterceptor):
-    """Lets only callers with the token through; health checks need none."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-        def refuse(request: Any, context: Any) -> None:
-            context.abort(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "the agent wants a token, and another one than this",
-            )
-
-        self._refuse = grpc.unary_unary_rpc_method_handler(refuse)
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        if handler_call_details.method.startswith(_HEALTH):
-            return continuation(handler_call_details)
-        given = dict(handler_call_details.invocation_metadata).get(wire.TOKEN_METADATA, "")
-        if hmac.compare_digest(given.encode(), self._expected):
-            return continuation(handler_call_details)
-        return self._refuse
-
-
-def _make_server(service: AgentService, token: str) -> grpc.Server:
-    server = grpc.server(
-        ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="rpc"),
-        interceptors=[_TokenInterceptor(token)] if token else [],
-        options=[
-            # Two agents on one port would share its requests without either knowing.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
-            # Callers ping while a long batch is measured; do not take that for an attack.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # A caller whose cable is pulled frees the processor.
-            ("grpc.keepalive_time_ms", 20_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-        ],
-    )
-    pb_grpc.add_AgentServicer_to_server(service, server)
-    return server
+def _max_connections() -> int:
+    """As many as leave files for the rest, once this process may open all that it can."""
+    if resource is None:
+        return _MAX_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_CONNECTIONS + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(16, min(_MAX_CONNECTIONS, soft - _SPARE_FILES))
 
 
 def _check_free(host: str, port: int) -> None:
@@ -492,7 +516,7 @@ def _join(host: str, port: int) -> str:
 
 
 def _listen(
-    server: grpc.Server, host: str, port: int, credentials: Optional[grpc.ServerCredentials]
+    server: grpc.aio.Server, host: str, port: int, credentials: Optional[grpc.ServerCredentials]
 ) -> str:
     try:
         if credentials is None:
@@ -504,10 +528,3 @@ def _listen(
     if bound == 0:
         raise _cannot_listen(host, port, "address in use, or bad TLS files")
     return _join(host, bound)
-
-
-def _read_pem(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 from collections import Counter
@@ -21,6 +22,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_PREFIX = "hurricane-agent-"
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
+_MAX_ARTIFACTS = 20_000  # twice the largest batch
+
+WORKER_PREFIX = "hurricane-worker-"
+"""Of the folders that worker processes run in, followed by their agent's process id."""
 
 
 def check_digest(sha256: str) -> None:
@@ -57,6 +62,7 @@ class Store:
         self._max_bytes = max_bytes or shutil.disk_usage(folder).free // 2
         self._mutex = threading.Lock()
         self._pinned: Counter[str] = Counter()
+        self._set_aside_bytes = 0
         for left_over in folder.glob(f"{_PARTIAL}*"):
             left_over.unlink(missing_ok=True)
 
@@ -71,17 +77,23 @@ class Store:
                 absent.append(digest)
         return absent
 
-    def add(self, sha256: str, size: int, chunks: Iterable[bytes]) -> None:
-        """Takes one artefact; it appears whole or not at all.
+    @contextlib.contextmanager
+    def incoming(self, sha256: str, size: int) -> Iterator[Incoming]:
+        """Takes one artefact, which appears whole or not at all.
+
+        Its room is set aside from the beginning, so that uploads that go on at the same time do
+        not take more than there is.
 
         Args:
             sha256: its digest.
             size: its size in bytes.
-            chunks: its content.
+
+        Yields:
+            What to write its content to, and to finish.
 
         Raises:
             BadRequest: too large, or the content has another size or digest.
-            Busy: the store is full of artefacts in use.
+            Busy: the store is full of artefacts in use, or the disk is full.
         """
         check_digest(sha256)
         if not 0 < size <= self._max_artifact_bytes:
@@ -89,19 +101,29 @@ class Store:
                 f"artefact {sha256[:12]} has {size} bytes; "
                 f"this agent takes 1 to {self._max_artifact_bytes}"
             )
-        self._make_room(size)
-        descriptor, partial = tempfile.mkstemp(prefix=_PARTIAL, dir=self._folder)
+        with _disk_errors():
+            self._set_aside(size)
+            incoming: Optional[Incoming] = None
+            try:
+                incoming = Incoming(self._folder, sha256, size, durable=not self._temporary)
+                yield incoming
+            finally:
+                if incoming is not None:
+                    incoming.close()
+                with self._mutex:
+                    self._set_aside_bytes -= size
+
+    def open(self, sha256: str) -> int:
+        """A descriptor to read an artefact with; the caller closes it.
+
+        Raises:
+            BadRequest: it is not held.
+        """
+        check_digest(sha256)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                _write_checked(file, sha256, size, chunks)
-                if not self._temporary:
-                    file.flush()
-                    os.fsync(file.fileno())
-            os.replace(partial, self._folder / sha256)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
-            raise
+            return os.open(self._folder / sha256, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            raise BadRequest(f"artefact {sha256[:12]} cannot be read: {error.strerror}") from error
 
     @contextlib.contextmanager
     def pinned(self, digests: Sequence[str]) -> Iterator[list[Path]]:
@@ -130,40 +152,87 @@ class Store:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._lock_file.close()
 
-    def _make_room(self, size: int) -> None:
+    def _set_aside(self, size: int) -> None:
+        """Makes room for an artefact, by dropping those used least recently."""
         with self._mutex:
             files = [path for path in self._folder.iterdir() if _DIGEST.fullmatch(path.name)]
             facts = sorted(
                 (status.st_mtime_ns, status.st_size, path)
                 for path, status in ((path, path.stat()) for path in files)
             )
-            excess = sum(held for _, held, _ in facts) + size - self._max_bytes
-            for _, held, path in facts:
-                if excess <= 0:
-                    return
+            held = sum(bytes_ for _, bytes_, _ in facts)
+            excess = held + self._set_aside_bytes + size - self._max_bytes
+            many = len(facts) + 1 - _MAX_ARTIFACTS
+            for _, bytes_, path in facts:
+                if excess <= 0 and many <= 0:
+                    break
                 if self._pinned[path.name] <= 0:
                     path.unlink(missing_ok=True)
-                    excess -= held
-            if excess > 0:
+                    excess -= bytes_
+                    many -= 1
+            if excess > 0 or many > 0:
                 raise Busy(
                     f"the agent's store is full ({self._max_bytes} bytes, all in use); try later"
                 )
+            self._set_aside_bytes += size
 
 
-def _write_checked(file: IO[bytes], sha256: str, size: int, chunks: Iterable[bytes]) -> None:
-    digest, written = hashlib.sha256(), 0
-    for chunk in chunks:
-        written += len(chunk)
-        if written > size:
-            raise BadRequest(f"artefact {sha256[:12]} is longer than the {size} bytes announced")
-        digest.update(chunk)
-        file.write(chunk)
-    if written != size:
-        raise BadRequest(f"artefact {sha256[:12]} ended after {written} of {size} bytes")
-    if digest.hexdigest() != sha256:
-        raise BadRequest(
-            f"artefact {sha256[:12]} arrived with digest {digest.hexdigest()[:12]}; send it again"
-        )
+class Incoming:
+    """An artefact on its way into a store: `write` its content, then `finish`."""
+
+    def __init__(self, folder: Path, sha256: str, size: int, durable: bool) -> None:
+        self._folder, self._sha256, self._size, self._durable = folder, sha256, size, durable
+        self._digest, self._written = hashlib.sha256(), 0
+        descriptor, self._partial = tempfile.mkstemp(prefix=_PARTIAL, dir=folder)
+        self._file = os.fdopen(descriptor, "wb")
+
+    @property
+    def _name(self) -> str:
+        return f"artefact {self._sha256[:12]}"
+
+    def write(self, chunk: bytes) -> None:
+        """Takes the next part of the content.
+
+        Raises:
+            BadRequest: it is longer than announced.
+        """
+        self._written += len(chunk)
+        if self._written > self._size:
+            raise BadRequest(f"{self._name} is longer than the {self._size} bytes announced")
+        self._digest.update(chunk)
+        self._file.write(chunk)
+
+    def finish(self) -> None:
+        """Puts the artefact into the store.
+
+        Raises:
+            BadRequest: the content has another size or digest than announced.
+        """
+        if self._written != self._size:
+            raise BadRequest(f"{self._name} ended after {self._written} of {self._size} bytes")
+        if self._digest.hexdigest() != self._sha256:
+            raise BadRequest(
+                f"{self._name} arrived with digest {self._digest.hexdigest()[:12]}; send it again"
+            )
+        self._file.flush()
+        if self._durable:
+            os.fsync(self._file.fileno())
+        os.replace(self._partial, self._folder / self._sha256)
+
+    def close(self) -> None:
+        """Removes what did not become an artefact."""
+        with contextlib.suppress(OSError):  # a full disk, once more
+            self._file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._partial)
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Busy(f"the agent cannot write to its store: {error.strerror}") from error
 
 
 def _lock(folder: Path) -> IO[str]:
@@ -186,12 +255,22 @@ def _lock(folder: Path) -> IO[str]:
 
 
 def _remove_stale() -> None:
-    """Removes temporary stores whose agents were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY_PREFIX}*"):
-        lock = folder / _LOCK
+    """Removes what agents that were killed left in the temporary folder; others' is passed over."""
+    there = Path(tempfile.gettempdir())
+    for folder in there.glob(f"{_TEMPORARY_PREFIX}*"):
         # Without its lock file yet, a folder is being made at this very moment.
-        if not lock.is_file() or folder.stat().st_uid != os.getuid():
-            continue
-        with contextlib.suppress(OSError), open(lock) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if _is_own_folder(folder):
+                with open(folder / _LOCK) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+    for folder in there.glob(f"{WORKER_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            agent = int(folder.name[len(WORKER_PREFIX) :].partition("-")[0])
+            if _is_own_folder(folder) and not Path(f"/proc/{agent}").exists():
+                folder.rmdir()
+
+
+def _is_own_folder(folder: Path) -> bool:
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()

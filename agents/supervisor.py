@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
+import fcntl
+import functools
 import logging
 import math
 import os
-import queue
+import pwd
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 
 from .backends import backend_names
-from .backends.base import Availability, Context, TargetInfo
+from .backends.base import Availability, Context, TargetInfo, one_line
+from .channel import BadMessage, Channel, ChannelClosed, Message
 from .conditions import Conditions
 from .errors import (
     AgentError,
+    BadRequest,
     Busy,
     DeviceLost,
-    Internal,
     OutOfMemory,
     RuntimeCrashed,
     TimedOut,
     error_of,
 )
+from .processes import python_command, worker_environment
 from .results import (
     Activity,
     ArtifactResult,
@@ -46,16 +48,12 @@ from .results import (
     Queued,
     summarise,
 )
-from .worker import (
-    STEP_LOAD,
-    STEP_MEASURE,
-    Artifact,
-    Heartbeat,
-    tensors_from_json,
-    tensors_to_json,
-)
+from .sandbox import Isolation
+from .store import WORKER_PREFIX
+from .worker import STEP_LOAD, STEP_MEASURE, Heartbeat
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 # Importing a runtime and opening a target; a slow board takes many seconds.
 OPEN_TIMEOUT_S = 120.0
@@ -66,7 +64,8 @@ MAX_WAITING = 16
 _POLL_S = 0.1
 _END_S = 2.0
 _PROGRESS_EVERY_S = 0.25
-_STDERR_LINES = 20
+_STDERR_CHUNK = 64 * 1024
+_STDERR_BYTES = 4096
 _STEP_NAMES = {STEP_LOAD: "load", STEP_MEASURE: "measure"}
 _DOING = {STEP_LOAD: "loading", STEP_MEASURE: "measuring"}
 
@@ -75,6 +74,21 @@ _DOING = {STEP_LOAD: "loading", STEP_MEASURE: "measuring"}
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
 Cancelled = Callable[[], bool]
+HandOver = Callable[[str], int]
+"""Opens one of a request's artefacts, by its digest, for the worker."""
+
+# Sent by others: the kernel when memory runs out, a person, a service manager. They say nothing
+# of the artefact in work, at least not the first time.
+_KILLS = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGKILL,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGXCPU,
+}
+_MAX_NAME, _MAX_FLAGS = 200, 64  # characters of a worker's names, and how many flags
+_TRIES = 3  # of work on no artefact, where workers are killed
 
 
 class RequestCancelled(Exception):
@@ -82,11 +96,12 @@ class RequestCancelled(Exception):
 
 
 class _WorkerDied(Exception):
-    """The child process ended by itself."""
+    """The child process ended; `killed`: by a signal that others send."""
 
-    def __init__(self, error: AgentError) -> None:
+    def __init__(self, error: AgentError, killed: bool = False) -> None:
         super().__init__(str(error))
         self.error = error
+        self.killed = killed
 
 
 @dataclass(frozen=True)
@@ -105,22 +120,38 @@ class Opening:
 
 
 class Worker:
-    """One child process; `call` sends a request and waits for its answer."""
+    """One child process; `call` sends a request and waits for its answer.
 
-    def __init__(self) -> None:
-        self._answers: queue.Queue[Optional[str]] = queue.Queue()
-        self._stderr: collections.deque[str] = collections.deque(maxlen=_STDERR_LINES)
-        with tempfile.TemporaryFile() as memory:
-            memory.truncate(Heartbeat.SIZE)
-            self.heartbeat = Heartbeat(memory.fileno())
-            self._oom_kills = _oom_kills()
-            self._process = _SPAWNER.submit(_start_process, memory.fileno()).result()
-        self._threads = [
-            threading.Thread(target=target, daemon=True)
-            for target in (self._read_answers, self._read_stderr)
-        ]
-        for thread in self._threads:
-            thread.start()
+    Args:
+        user: whom it runs as; empty: this process's own.
+
+    Raises:
+        AgentError: no process can be started.
+    """
+
+    def __init__(self, user: str = "") -> None:
+        self._stderr = b""
+        try:
+            with contextlib.ExitStack() as opened:
+                # Its working directory: empty, and nothing can be made there.
+                self._folder = tempfile.mkdtemp(prefix=f"{WORKER_PREFIX}{os.getpid()}-")
+                opened.callback(os.rmdir, self._folder)
+                os.chmod(self._folder, 0o555)
+                memory = _heartbeat_memory()
+                opened.callback(os.close, memory)
+                self.heartbeat = Heartbeat(memory)
+                self._channel, theirs = Channel.pair()
+                opened.callback(theirs.close)
+                self._oom_kills = _oom_kills()
+                start = functools.partial(_start_process, memory, theirs.fileno(), self._folder)
+                self._process = _SPAWNER.submit(start, user).result()
+                opened.pop_all()
+                theirs.close()
+                os.close(memory)
+        except OSError as error:
+            raise Busy(f"no worker can be started: {error.strerror}") from error
+        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -131,64 +162,90 @@ class Worker:
         """Whether the child still runs."""
         return self._process.poll() is None
 
-    def send(self, request: Mapping[str, Any]) -> None:
+    def send(
+        self,
+        request: Mapping[str, Any],
+        arrays: Optional[Mapping[str, np.ndarray]] = None,
+        descriptor: Optional[int] = None,
+    ) -> None:
         """Sends a request.
 
         Raises:
             _WorkerDied: there is nobody to read it.
         """
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError) as error:
-            raise _WorkerDied(self._cause_of_death()) from error
+            self._channel.send(request, arrays, descriptor)
+        except ChannelClosed as error:
+            raise self._death() from error
 
-    def answer(self, timeout_s: float) -> Optional[dict[str, Any]]:
+    def answer(self, timeout_s: float) -> Optional[Message]:
         """The next answer, or None if there is none within the time.
 
         Raises:
-            _WorkerDied: the child ended instead.
+            _WorkerDied: the child ended instead, or says what makes no sense.
         """
         try:
-            line = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if line is None:
-            raise _WorkerDied(self._cause_of_death())
-        return json.loads(line)
+            return self._channel.receive(timeout_s)
+        except ChannelClosed as error:
+            raise self._death() from error
+        except BadMessage as error:
+            raise _nonsense(error) from error
 
     def call(
-        self, request: Mapping[str, Any], timeout_s: float, cancelled: Cancelled
-    ) -> dict[str, Any]:
+        self,
+        request: Mapping[str, Any],
+        timeout_s: float,
+        cancelled: Cancelled,
+        arrays: Optional[Mapping[str, np.ndarray]] = None,
+        hand_over: Optional[HandOver] = None,
+    ) -> Message:
         """Sends a request and returns its answer.
 
+        Args:
+            hand_over: opens the artefacts that the child asks for.
+
         Raises:
-            AgentError: the answer is an error, none came in time, or the child died.
+            AgentError: the answer is an error, or none came in time.
+            _WorkerDied: the child did.
             RequestCancelled: nobody waits for the answer any more.
         """
-        try:
-            self.send(request)
-            deadline = time.monotonic() + timeout_s
-            while True:
-                answer = self.answer(_POLL_S)
-                if answer is not None:
-                    break
-                if cancelled():
-                    raise RequestCancelled
-                if time.monotonic() > deadline:
-                    raise TimedOut(f"no answer from the runtime within {timeout_s:g} s")
-        except _WorkerDied as death:
-            raise death.error from death
-        if "error" in answer:
-            raise error_of(answer["error"]["kind"], answer["error"]["message"])
+        self.send(request, arrays)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = self.answer(_POLL_S)
+            if answer is not None and not self.served(answer, hand_over):
+                break
+            if cancelled():
+                raise RequestCancelled
+            if time.monotonic() > deadline:
+                raise TimedOut(f"no answer from the runtime within {timeout_s:g} s")
+        if "error" in answer.header:
+            raise _error_of(answer.header)
         return answer
+
+    def served(self, answer: Message, hand_over: Optional[HandOver]) -> bool:
+        """Whether a message asked for an artefact, which the child then has.
+
+        Raises:
+            _WorkerDied: it asked for one that it was not given to work on.
+        """
+        if answer.descriptor is not None:
+            os.close(answer.descriptor)
+            raise _nonsense("an open file")
+        if "need" not in answer.header:
+            return False
+        if hand_over is None:
+            raise _nonsense("an artefact is asked for")
+        descriptor = hand_over(answer.header["need"])
+        try:
+            self.send({}, descriptor=descriptor)
+        finally:
+            os.close(descriptor)
+        return True
 
     def end(self) -> None:
         """Lets the child close its target, and kills it if it takes too long."""
-        with contextlib.suppress(OSError, ValueError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+        self._channel.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=_END_S)
         self.kill()
@@ -199,57 +256,98 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        with contextlib.suppress(OSError, ValueError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        for thread in self._threads:
-            thread.join(timeout=_END_S)
+        self._channel.close()
+        self._reader.join(timeout=_END_S)
         self.heartbeat.close()
-
-    def _read_answers(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as stream:
-            for line in stream:
-                self._answers.put(line)
-        self._answers.put(None)
+        with contextlib.suppress(OSError):
+            os.rmdir(self._folder)
 
     def _read_stderr(self) -> None:
         # Always drained, and only its end is kept: some runtimes flood it.
         assert self._process.stderr is not None
         with self._process.stderr as stream:
-            for line in stream:
-                if line.strip():
-                    self._stderr.append(line.strip()[:400])
+            while chunk := os.read(stream.fileno(), _STDERR_CHUNK):
+                self._stderr = (self._stderr + chunk)[-_STDERR_BYTES:]
 
-    def _cause_of_death(self) -> AgentError:
-        status = self._process.wait()
-        self._threads[1].join(timeout=_END_S)
+    def _death(self) -> _WorkerDied:
+        """How the child died; one that stays without a word is killed."""
+        try:
+            status = self._process.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return _nonsense("nothing, in the middle of a message")
+        self._reader.join(timeout=_END_S)
         how = f"exit status {status}"
         if status < 0:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-status).name
-        last_words = self._stderr[-1] if self._stderr else ""
-        message = f"the runtime's process died ({how})" + (f": {last_words}" if last_words else "")
+        lines = self._stderr.decode("utf-8", "replace").split("\n")
+        last_words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        message = f"the runtime's process died ({how})"
+        message += f": {one_line(last_words)}" if last_words else ""
         out_of_memory = status == -signal.SIGKILL and _oom_kills() > self._oom_kills
         if out_of_memory or "bad_alloc" in last_words or last_words.startswith("MemoryError"):
-            return OutOfMemory(message)
-        return RuntimeCrashed(message)
+            return _WorkerDied(OutOfMemory(message), killed=status == -signal.SIGKILL)
+        return _WorkerDied(RuntimeCrashed(message), killed=-status in _KILLS)
 
 
-def _start_process(heartbeat: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hurricane.agents.worker", str(os.getpid()), str(heartbeat)]
+def _nonsense(what: object) -> _WorkerDied:
+    """For a child that is no longer what it was started as."""
+    return _WorkerDied(RuntimeCrashed(f"the runtime's process sent what makes no sense: {what}"))
+
+
+def _error_of(header: Mapping[str, Any]) -> AgentError:
+    try:
+        kind, message = int(header["error"]["kind"]), str(header["error"]["message"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _nonsense("an error") from error
+    return error_of(kind, one_line(message, 2000))
+
+
+def _heartbeat_memory() -> int:
+    """A file in memory of the heartbeat's size, which the child cannot cut short."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as file:
+            file.truncate(Heartbeat.SIZE)
+            return os.dup(file.fileno())
+    memory = os.memfd_create("heartbeat", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, Heartbeat.SIZE)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return memory
+
+
+def _start_process(heartbeat: int, channel: int, folder: str, user: str) -> subprocess.Popen[bytes]:
+    descriptors = (heartbeat, channel)
+    arguments = (str(number) for number in (os.getpid(), *descriptors))
+    # Who the child is to be is its own business: for that, this process would be copied whole
+    # (fork), and gRPC's threads do not outlive that in good order.
     return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        python_command("hurricane.agents.worker", *arguments, user),
+        bufsize=0,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        pass_fds=(heartbeat,),
-        encoding="utf-8",
-        errors="replace",
+        pass_fds=descriptors,
+        cwd=folder,
+        env=worker_environment(folder),
         # A group of its own: Ctrl-C reaches the agent, which ends its children itself, and
         # whatever the child starts (adb, a vendor's tool) is killed with it.
         start_new_session=True,
     )
+
+
+def find_user(name: str) -> pwd.struct_passwd:
+    """The account that workers are to run as.
+
+    Raises:
+        BadRequest: there is none, or this process may not become anybody else.
+    """
+    if os.geteuid() != 0:
+        raise BadRequest("--user needs an agent that is started as root")
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise BadRequest(f"there is no user '{name}' on this machine") from None
 
 
 def _oom_kills() -> int:
@@ -261,8 +359,26 @@ def _oom_kills() -> int:
     return 0
 
 
-def discover(context: Context) -> dict[TargetInfo, str]:
-    """Every target of every backend, with the backend's name.
+@dataclass(frozen=True)
+class Discovery:
+    """What a machine can measure.
+
+    Args:
+        backend_of: every target, with the name of its backend.
+        isolation: of the workers.
+    """
+
+    backend_of: Mapping[TargetInfo, str]
+    isolation: Isolation
+
+    @property
+    def targets(self) -> tuple[TargetInfo, ...]:
+        """Every target."""
+        return tuple(self.backend_of)
+
+
+def discover(context: Context) -> Discovery:
+    """Every target of every backend.
 
     Each backend is asked in a child process of its own: a runtime that dies when it is
     imported shows as an unavailable target, and costs nothing else.
@@ -272,7 +388,7 @@ def discover(context: Context) -> dict[TargetInfo, str]:
         answers = list(pool.map(lambda name: _targets_of(name, context), names))
     found: dict[TargetInfo, str] = {}
     taken: dict[str, str] = {}
-    for name, targets in zip(names, answers):
+    for name, (targets, _) in zip(names, answers):
         for target in targets:
             if target.name in taken:
                 log.warning(
@@ -281,35 +397,62 @@ def discover(context: Context) -> dict[TargetInfo, str]:
                 continue
             taken[target.name] = name
             found[target] = name
-    return found
+    known = [isolation for _, isolation in answers if isolation is not None]
+    return Discovery(found, known[0] if known else Isolation())
 
 
-def _targets_of(backend: str, context: Context) -> list[TargetInfo]:
-    worker = Worker()
+def _targets_of(backend: str, context: Context) -> tuple[list[TargetInfo], Optional[Isolation]]:
+    request = {"op": "targets", "backend": backend, "context": _context_to_json(context)}
+
+    def ask() -> dict[str, Any]:
+        worker = Worker(context.user)
+        try:
+            return worker.call(request, OPEN_TIMEOUT_S, lambda: False).header
+        finally:
+            worker.end()
+
     try:
-        answer = worker.call(
-            {"op": "targets", "backend": backend, "context": asdict(context)},
-            OPEN_TIMEOUT_S,
-            lambda: False,
-        )
+        answer = _again_if_killed(ask)
+    except BadRequest:  # of the agent's own settings
+        raise
     except AgentError as error:
         short = Path(backend).stem if backend.endswith(".py") else backend.rpartition(".")[2]
-        return [
-            TargetInfo(
-                name=short,
-                device=context.device_name,
-                processor="",
-                runtime="",
-                runtime_version="",
-                precision="",
-                availability=Availability.UNAVAILABLE,
-                reason=f"the backend failed when asked for its targets: {error}",
-                formats=(),
-            )
-        ]
-    finally:
-        worker.end()
-    return [_target_from_json(target) for target in answer["targets"]]
+        unavailable = TargetInfo(
+            name=short,
+            device=context.device_name,
+            processor="",
+            runtime="",
+            runtime_version="",
+            precision="",
+            availability=Availability.UNAVAILABLE,
+            reason=f"the backend failed when asked for its targets: {error}",
+            formats=(),
+        )
+        return [unavailable], None
+    isolation = {name: tuple(texts) for name, texts in answer["isolation"].items()}
+    return [_target_from_json(target) for target in answer["targets"]], Isolation(**isolation)
+
+
+def _again_if_killed(work: Callable[[], _T]) -> _T:
+    """Does a worker's work, and again where somebody killed it.
+
+    Raises:
+        AgentError: whatever it raised, or why the worker died.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return work()
+        except _WorkerDied as death:
+            if not (death.killed and left):
+                raise death.error from death
+            log.warning("once more: %s", death.error)
+    raise AssertionError
+
+
+def _context_to_json(context: Context) -> dict[str, Any]:
+    # A worker has a folder of its own: paths are those seen from here.
+    files = (os.path.abspath(n) if n.endswith(".toml") else n for n in context.simulate)
+    return {**asdict(context), "simulate": tuple(files)}
 
 
 def _target_from_json(fields: dict[str, Any]) -> TargetInfo:
@@ -398,14 +541,17 @@ class Lane:
         self._stop_timer()
         if self._worker is not None and self._opening == opening and self._worker.alive():
             return self._worker
+        return _again_if_killed(lambda: self._open(opening, cancelled))
+
+    def _open(self, opening: Opening, cancelled: Cancelled) -> Worker:
         self.end_worker()
-        worker = self._worker = Worker()
+        worker = self._worker = Worker(self._context.user)
         try:
             worker.call(
                 {
                     "op": "open",
                     "backend": opening.backend,
-                    "context": asdict(self._context),
+                    "context": _context_to_json(self._context),
                     "target": opening.target,
                     "options": dict(opening.options),
                     "threads": opening.threads,
@@ -492,19 +638,35 @@ def wait_for_turn(lane: Lane, ticket: Ticket, cancelled: Cancelled) -> Iterator[
             yield Queued(ahead)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What is to be measured.
+
+    Args:
+        artifacts: digests.
+        format: of all of them.
+        resident: the target keeps them all loaded.
+        limit_s: what is not measured in this time has timed out.
+    """
+
+    artifacts: Sequence[str]
+    format: str
+    protocol: Protocol
+    resident: bool
+    limit_s: float = math.inf
+
+
 def benchmark(
-    lane: Lane,
-    opening: Opening,
-    artifacts: Sequence[Artifact],
-    format: str,
-    protocol: Protocol,
-    resident: bool,
-    cancelled: Cancelled,
+    lane: Lane, opening: Opening, batch: Batch, hand_over: HandOver, cancelled: Cancelled
 ) -> Iterator[Event]:
     """Measures a batch when it is its turn, and yields its events.
 
     An artefact that kills or blocks its worker costs that artefact: the rest of the batch is
-    measured from the start by a new worker, so that no result mixes two of them.
+    measured from the start by a new worker, so that no result mixes two of them. A worker that
+    was killed by a signal that others send is replaced, once for each artefact.
+
+    Args:
+        hand_over: opens the artefacts, when the worker needs them.
 
     Raises:
         AgentError: the batch as a whole failed.
@@ -514,9 +676,7 @@ def benchmark(
     try:
         yield from wait_for_turn(lane, ticket, cancelled)
         try:
-            finished = yield from _benchmark_now(
-                lane, ticket, opening, artifacts, format, protocol, resident, cancelled
-            )
+            finished = yield from _benchmark_now(lane, ticket, opening, batch, hand_over, cancelled)
         except BaseException:
             lane.kill_worker()
             raise
@@ -530,129 +690,196 @@ def _benchmark_now(
     lane: Lane,
     ticket: Ticket,
     opening: Opening,
-    artifacts: Sequence[Artifact],
-    format: str,
-    protocol: Protocol,
-    resident: bool,
+    batch: Batch,
+    hand_over: HandOver,
     cancelled: Cancelled,
 ) -> Generator[Event, None, Finished]:
-    remaining = list(artifacts)
-    answer: dict[str, Any] = {"results": [], "elapsed_ms": 0.0}
-    died_idle = False
+    remaining = list(batch.artifacts)
+    excused: set[str] = set()
+    deadline = time.monotonic() + batch.limit_s
+    idle_deaths, elapsed_ms = 0, 0.0
     while remaining:
         worker = lane.worker(opening, cancelled)
-        request = {
-            "op": "batch",
-            "artifacts": [asdict(artifact) for artifact in remaining],
-            "format": format,
-            "protocol": asdict(protocol),
-            "resident": resident,
-        }
         failure: Optional[_Failure] = None
-        for outcome in _watch(worker, request, protocol, cancelled):
+        for outcome in _watch(worker, batch, remaining, deadline, hand_over, cancelled):
             if isinstance(outcome, _Failure):
                 failure = outcome
-            elif isinstance(outcome, Progress):
-                ticket.progress = outcome
+            elif isinstance(outcome, Finished):
+                elapsed_ms = outcome.elapsed_ms
+            elif isinstance(outcome, ArtifactResult):
+                remaining.remove(outcome.sha256)
                 yield outcome
             else:
-                answer = outcome
+                ticket.progress = outcome
+                yield outcome
         if failure is None:
             break
         lane.kill_worker()
         if failure.index is None:
-            # A worker kept from before may have died meanwhile; a new one has no excuse.
-            if died_idle:
+            # A worker kept from before may have died meanwhile.
+            idle_deaths += 1
+            if idle_deaths > (_TRIES if failure.killed else 1):
                 raise failure.error
-            died_idle = True
             continue
-        culprit = remaining.pop(failure.index)
-        log.warning("%s: artefact %s: %s", opening.name, culprit.sha256[:12], failure.error)
-        yield ArtifactResult(culprit.sha256, error=failure.error)
-        answer = {"results": [], "elapsed_ms": 0.0}
-    for result in answer["results"]:
-        yield _result_from_json(result, protocol)
-    if protocol.keep_loaded:
+        culprit = remaining[failure.index]
+        log.warning("%s: artefact %s: %s", opening.name, culprit[:12], failure.error)
+        if failure.killed and culprit not in excused:
+            excused.add(culprit)
+            continue
+        remaining.remove(culprit)
+        yield ArtifactResult(culprit, error=failure.error)
+    if batch.protocol.keep_loaded:
         lane.keep_worker()
     else:
         lane.end_worker()
-    return Finished(answer["elapsed_ms"])
+    return Finished(elapsed_ms)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """A worker is lost, and with it the artefact of that index (None: it was at none)."""
+    """A worker is lost, and with it the artefact of that index (None: it was at none).
+
+    `killed`: by a signal that others send, so it need not be the artefact's fault.
+    """
 
     index: Optional[int]
     error: AgentError
+    killed: bool = False
 
 
 def _watch(
-    worker: Worker, request: Mapping[str, Any], protocol: Protocol, cancelled: Cancelled
-) -> Iterator[Any]:
-    """Sends a batch; yields `Progress`, and last the worker's answer or a `_Failure`."""
-    timeout_s = protocol.artifact_timeout_s
+    worker: Worker,
+    batch: Batch,
+    artifacts: Sequence[str],
+    deadline: float,
+    hand_over: HandOver,
+    cancelled: Cancelled,
+) -> Iterator[Union[Progress, ArtifactResult, Finished, _Failure]]:
+    """Has a worker measure artefacts; the last thing it yields is `Finished` or a `_Failure`."""
+    timeout_s = batch.protocol.artifact_timeout_s
+    open_ = _only(artifacts, hand_over)
     try:
-        worker.send(request)
+        worker.send(
+            {
+                "op": "batch",
+                "artifacts": artifacts,
+                "format": batch.format,
+                "protocol": asdict(batch.protocol),
+                "resident": batch.resident,
+            }
+        )
+        unanswered = set(artifacts)
         last_beats, last_change = -1, time.monotonic()
         told, told_at = None, -math.inf
         while True:
             answer = worker.answer(_POLL_S)
-            if answer is not None:
-                break
+            if answer is not None and not worker.served(answer, open_):
+                if "result" not in answer.header:
+                    break
+                result = _result_of(answer, batch.protocol)
+                if result.sha256 not in unanswered:
+                    raise _nonsense("a result that nobody asked for")
+                unanswered.remove(result.sha256)
+                yield result
+                last_change = time.monotonic()
             if cancelled():
                 raise RequestCancelled
             now = time.monotonic()
+            if now > deadline:
+                raise TimedOut("the batch took longer than this agent allows; send smaller ones")
             beats, step, index, done, total = worker.heartbeat.read()
             if beats != last_beats:
                 last_beats, last_change = beats, now
             elif now - last_change > timeout_s:
                 doing = _DOING.get(step, "waiting for the runtime")
                 error = TimedOut(f"{doing} took longer than {timeout_s:g} s")
-                yield _Failure(index if step else None, error)
+                yield _Failure(_index(step, index, artifacts), error)
                 return
-            if step and (step, done) != told and now - told_at >= _PROGRESS_EVERY_S:
+            if step in _STEP_NAMES and (step, done) != told and now - told_at >= _PROGRESS_EVERY_S:
                 told, told_at = (step, done), now
                 yield Progress(_STEP_NAMES[step], done, total)
+        yield from _end_of_batch(answer, artifacts, unanswered)
     except _WorkerDied as death:
         _, step, index, _, _ = worker.heartbeat.read()
         error = death.error
-        if step:
+        if step in _DOING:
             error = type(error)(f"{error} while {_DOING[step]}")
-        yield _Failure(index if step else None, error)
-        return
-    if "lost" in answer:
-        error = error_of(answer["error"]["kind"], answer["error"]["message"])
-        yield _Failure(answer["lost"], error)
-    elif "error" in answer:
-        raise error_of(answer["error"]["kind"], answer["error"]["message"])
+        yield _Failure(_index(step, index, artifacts), error, death.killed)
+
+
+def _end_of_batch(
+    answer: Message, artifacts: Sequence[str], unanswered: Collection[str]
+) -> Iterator[Union[Finished, _Failure]]:
+    header = answer.header
+    if "lost" in header:
+        yield _Failure(_index(STEP_LOAD, header["lost"], artifacts), _error_of(header))
+    elif "error" in header:
+        raise _error_of(header)
+    elif unanswered:
+        raise _nonsense("an end without all results")
     else:
-        yield answer
+        yield Finished(_time_ms(header.get("elapsed_ms")))
 
 
-def _result_from_json(result: dict[str, Any], protocol: Protocol) -> ArtifactResult:
-    if "error" in result:
-        error = error_of(result["error"]["kind"], result["error"]["message"])
-        return ArtifactResult(result["sha256"], error=error)
-    shape = (protocol.rounds, protocol.calls_per_visit)
-    if len(result["wall_ms"]) != shape[0] * shape[1]:
-        raise Internal(
-            f"artefact {result['sha256'][:12]} has {len(result['wall_ms'])} samples, "
-            f"not {shape[0]} x {shape[1]}"
+def _only(artifacts: Collection[str], hand_over: HandOver) -> HandOver:
+    """Hands over these artefacts and no others."""
+    allowed = frozenset(artifacts)
+
+    def checked(digest: str) -> int:
+        if not isinstance(digest, str) or digest not in allowed:
+            raise _nonsense("an artefact is asked for that is not in the request")
+        return hand_over(digest)
+
+    return checked
+
+
+def _index(step: int, index: object, artifacts: Sequence[str]) -> Optional[int]:
+    """The index of the artefact in work, if the worker names one."""
+    if step in _DOING and isinstance(index, int) and 0 <= index < len(artifacts):
+        return index
+    return None
+
+
+def _result_of(answer: Message, protocol: Protocol) -> ArtifactResult:
+    """A worker's result, which may be anything where a graph has taken the worker over.
+
+    Raises:
+        _WorkerDied: it cannot be a result.
+    """
+    try:
+        result = answer.header["result"]
+        sha256 = str(result["sha256"])
+        if "error" in result:
+            return ArtifactResult(sha256, error=_error_of(result))
+        shape = (protocol.rounds, protocol.calls_per_visit)
+        wall_ms = _times_ms(answer.arrays["wall_ms"]).reshape(shape)
+        device_ms = _times_ms(answer.arrays["device_ms"])
+        return ArtifactResult(
+            sha256=sha256,
+            wall=summarise(wall_ms),
+            wall_ms=wall_ms,
+            device_ms=device_ms.reshape(shape) if device_ms.size else None,
+            load_ms=_time_ms(result["load_ms"]),
+            first_call_ms=_time_ms(result["first_call_ms"]),
+            compute_unit=one_line(str(result["compute_unit"]), _MAX_NAME),
+            flags=tuple(one_line(str(f), _MAX_NAME) for f in result["flags"][:_MAX_FLAGS]),
+            before=_conditions(result["before"]),
+            after=_conditions(result["after"]),
         )
-    wall_ms = np.array(result["wall_ms"]).reshape(shape)
-    return ArtifactResult(
-        sha256=result["sha256"],
-        wall=summarise(wall_ms),
-        wall_ms=wall_ms,
-        device_ms=np.array(result["device_ms"]).reshape(shape) if result["device_ms"] else None,
-        load_ms=result["load_ms"],
-        first_call_ms=result["first_call_ms"],
-        compute_unit=result["compute_unit"],
-        flags=tuple(result["flags"]),
-        before=_conditions(result["before"]),
-        after=_conditions(result["after"]),
-    )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _nonsense("a result that is none") from error
+
+
+def _times_ms(values: np.ndarray) -> np.ndarray:
+    if values.dtype != np.float64 or not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError("not times")
+    return values
+
+
+def _time_ms(value: object) -> float:
+    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise _nonsense("a time that is none")
+    return float(value)
 
 
 def _conditions(fields: dict[str, Any]) -> Conditions:
@@ -662,13 +889,18 @@ def _conditions(fields: dict[str, Any]) -> Conditions:
 def run(
     lane: Lane,
     opening: Opening,
-    artifact: Artifact,
+    artifact: str,
     format: str,
     inputs: dict[str, np.ndarray],
     timeout_s: float,
+    hand_over: HandOver,
     cancelled: Cancelled,
 ) -> tuple[dict[str, np.ndarray], str]:
     """Outputs for given inputs, and the compute unit, when it is its turn.
+
+    Args:
+        artifact: its digest.
+        hand_over: opens it, when the worker needs it.
 
     Raises:
         AgentError: it failed, or took longer than `timeout_s` (waiting for a turn included).
@@ -679,21 +911,21 @@ def run(
     try:
         for queued in wait_for_turn(lane, ticket, lambda: cancelled() or _past(deadline)):
             log.info("%s: a run waits for %d requests", opening.name, queued.ahead)
-        worker = lane.worker(opening, cancelled)
-        request = {
-            "op": "run",
-            "artifact": asdict(artifact),
-            "format": format,
-            "inputs": tensors_to_json(inputs),
-        }
+
+        def outputs() -> Message:
+            worker = lane.worker(opening, cancelled)
+            request = {"op": "run", "artifact": artifact, "format": format}
+            left_s = max(_POLL_S, deadline - time.monotonic())
+            try:
+                return worker.call(request, left_s, cancelled, inputs, _only([artifact], hand_over))
+            except (_WorkerDied, TimedOut, OutOfMemory, DeviceLost, RequestCancelled):
+                lane.kill_worker()
+                raise
+
         try:
-            answer = worker.call(request, max(_POLL_S, deadline - time.monotonic()), cancelled)
+            answer = _again_if_killed(outputs)
         except TimedOut:
-            lane.kill_worker()
             raise TimedOut(f"no outputs within {timeout_s:g} s") from None
-        except (RuntimeCrashed, OutOfMemory, DeviceLost, RequestCancelled):
-            lane.kill_worker()
-            raise
         lane.keep_worker()
     except RequestCancelled:
         if not cancelled():
@@ -701,7 +933,7 @@ def run(
         raise
     finally:
         lane.leave(ticket)
-    return tensors_from_json(answer["outputs"]), answer["compute_unit"]
+    return answer.arrays, one_line(str(answer.header.get("compute_unit", "")), _MAX_NAME)
 
 
 def _past(deadline: float) -> bool:

@@ -1,33 +1,35 @@
-"""The child process that measures: ``python -m hurricane.agents.worker PARENT_PID HEARTBEAT_FD``.
+"""The child process that measures; its arguments: PARENT_PID HEARTBEAT_FD CHANNEL_FD USER.
 
-It holds one session of one backend, and may crash, hang or be killed at any moment. It reads
-requests from stdin and answers on stdout, one JSON object a line. What it is working on stands
-in a small shared memory (`Heartbeat`), which its parent polls, so that nothing has to be sent,
-and no process woken, while calls are timed.
+It holds one session of one backend, in a sandbox, and may crash, hang or be killed at any moment.
+It gets requests, and each artefact when it needs it, over a `Channel`, and answers there. What it
+is working on stands in a small shared memory (`Heartbeat`), which its parent polls, so that
+nothing has to be sent, and no process woken, while calls are timed.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import gc
-import json
 import math
 import mmap
 import os
 import random
 import signal
+import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Optional
+from types import ModuleType
+from typing import Any, Callable, Optional
 
 import numpy as np
 
 from .backends import load_backend
 from .backends.base import Context, Loaded, Sample, Session, one_line
+from .channel import Channel, ChannelClosed
 from .conditions import Conditions, since
 from .errors import (
     AgentError,
@@ -38,8 +40,18 @@ from .errors import (
     RuntimeCrashed,
     TimedOut,
 )
+from .formats import checker_of
 from .results import Protocol
+from .sandbox import Needs, become, enter, limit_memory
+from .telemetry import turn_off_telemetry
 
+Fetch = Callable[[str], bytes]
+"""Gives the content of an artefact, by its digest."""
+Check = Callable[[bytes], None]
+"""Refuses an artefact that is not what its format says; see `formats`."""
+
+MAX_OUTPUT_BYTES = 64 * 1024 * 1024 - 64 * 1024
+"""Of the outputs of a graph; a message to the caller holds so much, with names."""
 STEP_LOAD = 1
 STEP_MEASURE = 2
 # A hypervisor, or other processes, that take more than these shares of the cores spoil timings.
@@ -76,14 +88,6 @@ class Heartbeat:
         self._memory.close()
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """A file to measure, and its digest."""
-
-    sha256: str
-    path: str
-
-
 @dataclass
 class _Graph:
     """A loaded artefact and what its loading took."""
@@ -98,12 +102,18 @@ class _Record:
     """What is known so far of one artefact in the batch."""
 
     graph: Optional[_Graph] = None
-    samples: list[Sample] = field(default_factory=list)
+    wall_ms: array[float] = field(default_factory=lambda: array("d"))
+    device_ms: array[float] = field(default_factory=lambda: array("d"))
     error: Optional[AgentError] = None
     load_ms: float = 0.0
     first_call_ms: float = 0.0
     compute_unit: str = ""
     flags: tuple[str, ...] = ()
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Takes the samples of a visit; device times are kept where all calls have one."""
+        self.wall_ms.extend(sample.wall_ms for sample in samples)
+        self.device_ms.extend(s.device_ms for s in samples if s.device_ms is not None)
 
     def note(self, graph: _Graph) -> None:
         """Keeps what outlives the graph; load times are those of the first loading."""
@@ -123,18 +133,39 @@ class _Lost(Exception):
 
 
 class Bench:
-    """Measures batches on one session; keeps graphs loaded between them where asked."""
+    """Measures batches on one session; keeps graphs loaded between them where asked.
 
-    def __init__(self, session: Session, heartbeat: Heartbeat) -> None:
+    Args:
+        session: opened.
+        heartbeat: told what is in work.
+        fetch: gives artefacts when they are loaded.
+        checks: of formats that only this backend knows.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        heartbeat: Heartbeat,
+        fetch: Fetch,
+        checks: Optional[Mapping[str, Check]] = None,
+    ) -> None:
         self._session = session
         self._heartbeat = heartbeat
+        self._fetch = fetch
+        self._checks = checks or {}
         self._kept: dict[str, _Graph] = {}
         self._renewal_due_ms = -math.inf
 
     def measure(
-        self, artifacts: Sequence[Artifact], format: str, protocol: Protocol, resident: bool
+        self, artifacts: Sequence[str], format: str, protocol: Protocol, resident: bool
     ) -> dict[str, Any]:
-        """Measures a batch as the protocol says; the result is JSON (see `_result_of`).
+        """Measures a batch as the protocol says.
+
+        Args:
+            artifacts: digests.
+
+        Returns:
+            ``results``, one for each artefact (see `_result_of`), and ``elapsed_ms``.
 
         Raises:
             _Lost: the device went away while an artefact was in work.
@@ -143,7 +174,7 @@ class Bench:
         started_ms = self._session.elapsed_ms()
         records = [_Record() for _ in artifacts]
         events = self._session.conditions().throttle_events  # loading heats up too
-        self._drop_all_but({artifact.sha256 for artifact in artifacts} if resident else set())
+        self._drop_all_but(set(artifacts) if resident else set())
         if resident:
             self._load_all(artifacts, records, format, protocol)
         before = replace(self._session.conditions(), throttle_events=events)
@@ -155,20 +186,31 @@ class Bench:
         if not protocol.keep_loaded:
             self._drop_all_but(set())
         results = [
-            _result_of(artifact.sha256, record, before, after)
+            _result_of(artifact, record, before, after)
             for artifact, record in zip(artifacts, records)
         ]
         return {"results": results, "elapsed_ms": elapsed_ms}
 
     def run(
-        self, artifact: Artifact, format: str, inputs: dict[str, np.ndarray]
+        self, artifact: str, format: str, inputs: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], str]:
-        """Outputs for given inputs, and where they were computed."""
+        """Outputs for given inputs, and where they were computed.
+
+        Raises:
+            BadRequest: the outputs are too large to be sent.
+        """
         self._heartbeat.beat(STEP_LOAD, 0, 0, 1)
-        kept = self._kept.get(artifact.sha256)
-        loaded = kept.loaded if kept else self._session.load(artifact.path, format)
+        kept = self._kept.get(artifact)
+        if kept is None:
+            loaded = self._session.load(self._content(artifact, format), format)
+        else:
+            loaded = kept.loaded
         try:
-            return loaded.outputs(inputs), loaded.compute_unit
+            outputs = {name: np.asarray(value) for name, value in loaded.outputs(inputs).items()}
+            size = sum(array.nbytes for array in outputs.values())
+            if size > MAX_OUTPUT_BYTES:
+                raise BadRequest(f"the outputs take {size} bytes; at most {MAX_OUTPUT_BYTES}")
+            return outputs, loaded.compute_unit
         finally:
             if kept is None:
                 _close(loaded)
@@ -180,7 +222,7 @@ class Bench:
 
     def _load_all(
         self,
-        artifacts: Sequence[Artifact],
+        artifacts: Sequence[str],
         records: Sequence[_Record],
         format: str,
         protocol: Protocol,
@@ -188,16 +230,16 @@ class Bench:
         for index, (artifact, record) in enumerate(zip(artifacts, records)):
             self._heartbeat.beat(STEP_LOAD, index, index, len(artifacts))
             with _failure_of(record, index):
-                graph = self._kept.get(artifact.sha256)
+                graph = self._kept.get(artifact)
                 if graph is None:
                     graph = self._load(artifact, format, protocol)
-                    self._kept[artifact.sha256] = graph
+                    self._kept[artifact] = graph
                 record.graph = graph
                 record.note(graph)
 
     def _make_rounds(
         self,
-        artifacts: Sequence[Artifact],
+        artifacts: Sequence[str],
         records: Sequence[_Record],
         format: str,
         protocol: Protocol,
@@ -227,7 +269,7 @@ class Bench:
                         record.note(graph)
                     self._heartbeat.beat(STEP_MEASURE, index, done - 1, total)
                     try:
-                        record.samples += self._visit(graph.loaded, protocol)
+                        record.add(self._visit(graph.loaded, protocol))
                         record.note(graph)
                     finally:
                         if not resident:
@@ -240,9 +282,20 @@ class Bench:
             ended_ms = self._session.elapsed_ms()
             self._renewal_due_ms = ended_ms + (ended_ms - started_ms) / _RENEWAL_SHARE
 
-    def _load(self, artifact: Artifact, format: str, protocol: Protocol) -> _Graph:
+    def _content(self, artifact: str, format: str) -> bytes:
+        """The artefact, if it is what its format says."""
+        check = checker_of(format) or self._checks.get(format)
+        if check is None:
+            raise BadRequest(f"nothing here checks artefacts of the format '{format}'")
+        content = self._fetch(artifact)
+        check(content)
+        return content
+
+    def _load(self, artifact: str, format: str, protocol: Protocol) -> _Graph:
+        content = self._content(artifact, format)
         started_ms = self._session.elapsed_ms()
-        loaded = self._session.load(artifact.path, format)
+        loaded = self._session.load(content, format)
+        del content
         load_ms = self._session.elapsed_ms() - started_ms
         try:
             first_call_ms = loaded.timed_calls(1)[0].wall_ms
@@ -314,9 +367,9 @@ def _no_garbage_collection() -> Iterator[None]:
 def _result_of(
     sha256: str, record: _Record, before: Conditions, after: Conditions
 ) -> dict[str, Any]:
+    """What is known of an artefact: JSON, but for the arrays ``wall_ms`` and ``device_ms``."""
     if record.error is not None:
         return {"sha256": sha256, "error": error_to_json(record.error)}
-    device_ms = [sample.device_ms for sample in record.samples]
     flags = list(record.flags)
     if after.throttle_events > before.throttle_events:
         flags.append("throttled")
@@ -324,10 +377,11 @@ def _result_of(
         flags.append("steal")
     if after.busy_share > _BUSY_LIMIT:
         flags.append("busy")
+    device_ms = np.array(record.device_ms)
     return {
         "sha256": sha256,
-        "wall_ms": [sample.wall_ms for sample in record.samples],
-        "device_ms": [] if None in device_ms else device_ms,
+        "wall_ms": np.array(record.wall_ms),
+        "device_ms": device_ms if len(device_ms) == len(record.wall_ms) else np.empty(0),
         "load_ms": record.load_ms,
         "first_call_ms": record.first_call_ms,
         "compute_unit": record.compute_unit,
@@ -339,58 +393,113 @@ def _result_of(
 
 def error_to_json(error: AgentError) -> dict[str, Any]:
     """An error as it goes from the child to its parent."""
-    return {"kind": int(error.kind), "message": str(error)}
+    return {"kind": int(error.kind), "message": one_line(str(error), 2000)}
 
 
-def tensors_to_json(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Named arrays as JSON, little endian."""
-    encoded = {}
-    for name, value in tensors.items():
-        array = np.ascontiguousarray(value)
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        encoded[name] = {
-            "dtype": array.dtype.name,
-            "shape": list(np.shape(value)),
-            "data": base64.b64encode(array.tobytes()).decode("ascii"),
-        }
-    return encoded
+class _Server:
+    """Answers the parent's requests, one after the other."""
 
+    def __init__(self, channel: Channel, heartbeat: Heartbeat) -> None:
+        self._channel = channel
+        self._heartbeat = heartbeat
+        self._backend: Optional[ModuleType] = None
+        self._isolation: dict[str, Any] = {}
+        self._session: Optional[Session] = None
+        self._bench: Optional[Bench] = None
 
-def tensors_from_json(encoded: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `tensors_to_json`."""
-    return {
-        name: np.frombuffer(
-            base64.b64decode(value["data"]), np.dtype(value["dtype"]).newbyteorder("<")
-        )
-        .astype(np.dtype(value["dtype"]))
-        .reshape(value["shape"])
-        for name, value in encoded.items()
-    }
+    def serve(self) -> None:
+        """Until the channel is closed, or a device is lost."""
+        while True:
+            message = self._channel.receive()
+            assert message is not None
+            try:
+                self._answer(message.header, message.arrays)
+            except ChannelClosed:
+                raise
+            except _Lost as error:
+                self._channel.send({"lost": error.index, "error": error_to_json(error.error)})
+                return
+            except Exception as error:
+                self._channel.send({"error": error_to_json(as_agent_error(error))})
 
+    def close(self) -> None:
+        """Frees the graphs and the target."""
+        if self._bench is not None:
+            self._bench.close()
+        if self._session is not None:
+            with contextlib.suppress(Exception):
+                self._session.close()
 
-def _answer(request: dict[str, Any], state: dict[str, Any], heartbeat: Heartbeat) -> dict[str, Any]:
-    step = request["op"]
-    if step == "targets":
+    def _answer(self, request: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        step = request["op"]
+        if step == "targets":
+            context = _context(request)
+            targets = self._enter(request["backend"], context).targets(context)
+            answer = {"targets": [asdict(target) for target in targets]}
+            self._channel.send({**answer, "isolation": self._isolation})
+        elif step == "open":
+            self._open(request)
+            self._channel.send({"opened": True})
+        elif step == "batch":
+            self._measure(request)
+        elif step == "run":
+            assert self._bench is not None
+            outputs, unit = self._bench.run(request["artifact"], request["format"], arrays)
+            self._channel.send({"compute_unit": unit}, outputs)
+        else:
+            raise BadRequest(f"the worker knows no '{step}'")
+
+    def _open(self, request: dict[str, Any]) -> None:
         context = _context(request)
-        found = load_backend(request["backend"]).targets(context)
-        return {"targets": [asdict(target) for target in found]}
-    if step == "open":
-        state["session"] = load_backend(request["backend"]).open_target(
-            _context(request), request["target"], request["options"], request["threads"]
+        backend = self._enter(request["backend"], context)
+        session: Session = backend.open_target(
+            context, request["target"], request["options"], request["threads"]
         )
-        state["bench"] = Bench(state["session"], heartbeat)
-        return {"opened": True}
-    bench: Bench = state["bench"]
-    if step == "batch":
-        artifacts = [Artifact(**artifact) for artifact in request["artifacts"]]
+        self._session = session
+        checks = getattr(backend, "CHECKS", None)
+        self._bench = Bench(session, self._heartbeat, self._fetch, checks)
+        limit_memory(_memory_bytes())
+
+    def _measure(self, request: dict[str, Any]) -> None:
+        assert self._bench is not None
         protocol = Protocol(**request["protocol"])
-        return bench.measure(artifacts, request["format"], protocol, request["resident"])
-    if step == "run":
-        outputs, unit = bench.run(
-            Artifact(**request["artifact"]), request["format"], tensors_from_json(request["inputs"])
+        measured = self._bench.measure(
+            request["artifacts"], request["format"], protocol, request["resident"]
         )
-        return {"outputs": tensors_to_json(outputs), "compute_unit": unit}
-    raise BadRequest(f"the worker knows no '{step}'")
+        # One at a time, and only as fast as the caller takes them.
+        for result in measured["results"]:
+            arrays = {name: result.pop(name) for name in ("wall_ms", "device_ms") if name in result}
+            self._channel.send({"result": result}, arrays)
+        self._channel.send({"done": True, "elapsed_ms": measured["elapsed_ms"]})
+
+    def _fetch(self, artifact: str) -> bytes:
+        self._channel.send({"need": artifact})
+        message = self._channel.receive()
+        if message is None or message.descriptor is None:
+            raise Internal("the agent did not hand over the artefact")
+        with os.fdopen(message.descriptor, "rb") as file:
+            return file.read()
+
+    def _enter(self, name: str, context: Context) -> ModuleType:
+        """Imports the backend and closes the sandbox that it needs."""
+        if self._backend is None:
+            self._backend = load_backend(name)
+            files = [path for path in context.simulate if os.path.isabs(path)]
+            needs = getattr(self._backend, "NEEDS", Needs())
+            self._isolation = asdict(enter(needs, [*_code_of(self._backend), *files]))
+        return self._backend
+
+
+def _code_of(module: ModuleType) -> list[str]:
+    """Where the code of a backend lies."""
+    package = sys.modules.get(module.__name__.partition(".")[0])
+    own = [module.__file__] if module.__file__ else []
+    return [*own, *getattr(package, "__path__", ())]
+
+
+def _memory_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _context(request: dict[str, Any]) -> Context:
@@ -406,41 +515,32 @@ def _die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    # If memory runs out, this process is to go, and not the agent or its neighbours.
+
+
+def _be_the_first_to_go() -> None:
+    """If memory runs out, this process is to go, and not the agent or its neighbours."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
 
 
 def main() -> None:
-    """Serves requests until stdin ends or a device is lost."""
-    parent, descriptor = (int(word) for word in sys.argv[1:3])
-    _die_with_parent(parent)
-    # Runtimes print what they like: keep the real channels to ourselves.
-    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    """Serves requests until the channel is closed or a device is lost."""
+    parent, heartbeat, descriptor = (int(word) for word in sys.argv[1:4])
+    # Runtimes print what they like: it goes where errors go.
     os.dup2(2, 1)
-
-    heartbeat = Heartbeat(descriptor)
-    state: dict[str, Any] = {}
-    lost = False
-    for line in requests:
-        try:
-            answer = _answer(json.loads(line), state, heartbeat)
-        except _Lost as error:
-            answer = {"lost": error.index, "error": error_to_json(error.error)}
-            lost = True
-        except Exception as error:
-            answer = {"error": error_to_json(as_agent_error(error))}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-        if lost:
-            break
-    if "session" in state and not lost:
-        state["bench"].close()
-        with contextlib.suppress(Exception):
-            state["session"].close()
+    turn_off_telemetry()
+    channel = Channel(socket.socket(fileno=descriptor))
+    server = _Server(channel, Heartbeat(heartbeat))
+    os.close(heartbeat)
+    _be_the_first_to_go()
+    try:
+        become(sys.argv[4])
+        _die_with_parent(parent)
+        server.serve()
+    except BadRequest as error:
+        channel.send({"error": error_to_json(error)})
+    except ChannelClosed:
+        server.close()
     # A runtime's clean-up at exit may crash or hang, and there is nothing left to save.
     os._exit(0)
 

@@ -40,6 +40,7 @@ from hurricane.agents.backends.base import allowed_cores
 from hurricane.agents.client import private_agent
 from hurricane.agents.errors import AgentError
 from hurricane.agents.results import Protocol
+from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import select_operators
@@ -66,6 +67,7 @@ Tool = Callable[[Sequence[Graph]], list[np.ndarray]]
 
 
 def main() -> None:
+    turn_off_telemetry()
     arguments = parse_arguments()
     try:
         result = run(arguments)

@@ -7,18 +7,19 @@ within minutes; whoever measures there later times the same graphs and knows by 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest
+from ..ops.files import MissingFile, read_json
 from .files import write_atomically
 from .table import LookupTable, TableError, Target
 
 SUFFIX = ".anchors.json"
 FORMAT = 1
+_ADVICE = "delete it, nothing but the comparison with earlier times is lost"
 
 
 def anchors_path(table_path: str | Path) -> Path:
@@ -98,20 +99,23 @@ def _write(table_path: str | Path, entries: Mapping[Target, Mapping[str, float]]
 
 def _load(path: Path) -> list[tuple[Target, dict[str, float]]]:
     try:
-        data: Any = json.loads(path.read_text("utf-8"))
+        data = read_json(path, "anchors")
+    except MissingFile:
+        return []
+    except BadRequest as error:
+        raise BadRequest(f"{error}; {_ADVICE}") from error
+    try:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise ValueError(f"format is not {FORMAT}")
-        found = [
-            (Target(**entry["target"]), {str(k): float(v) for k, v in entry["anchors_ms"].items()})
+        return [
+            (Target(**entry["target"]), {k: _ms(v) for k, v in entry["anchors_ms"].items()})
             for entry in data["anchors"]
         ]
-        if any(not (math.isfinite(ms) and ms > 0) for _, known in found for ms in known.values()):
-            raise ValueError("an anchor's latency is not positive")
-        return found
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, TableError) as error:
-        raise BadRequest(
-            f"{path} is not a file of anchors ({error}); delete it, nothing but the comparison "
-            "with earlier times is lost"
-        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, TableError) as error:
+        raise BadRequest(f"{path} is not a file of anchors ({error}); {_ADVICE}") from error
+
+
+def _ms(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError("an anchor's latency is not a positive number")
+    return float(value)

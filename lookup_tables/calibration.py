@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest
-from .files import write_atomically
+from ..ops.files import MissingFile, read_json
+from .files import without_nan, write_atomically
 from .table import LookupTable, TableError, Target
 from .verdict import ErrorFigures, GroupCheck, Verdict, error_beyond_retest
 
@@ -77,7 +78,7 @@ class Calibration:
                 raise BadRequest(f"calibration: {name} is {value!r}; it counts networks")
         if not isinstance(self.applied, bool):
             raise BadRequest(f"calibration: applied is {self.applied!r}; it is true or false")
-        for name in ("backbone", "reason"):
+        for name in ("rows_sha256", "fitted_at", "backbone", "reason"):
             if not isinstance(getattr(self, name), str):
                 raise BadRequest(f"calibration: {name} is {getattr(self, name)!r}; it is a text")
         if self.fitted_at:
@@ -141,11 +142,11 @@ def load_calibrations(table_path: str | Path) -> tuple[Calibration, ...]:
     """
     path = calibration_path(table_path)
     try:
-        data: Any = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+        data = read_json(path, "calibration")
+    except MissingFile:
         return ()
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{path} is not JSON ({error}); delete it or fit it again") from error
+    except BadRequest as error:
+        raise BadRequest(f"{error}; delete it or fit it again") from error
     try:
         if not isinstance(data, dict) or data.get("format") not in READABLE:
             raise ValueError(f"format is neither {' nor '.join(map(str, READABLE))}")
@@ -192,15 +193,6 @@ def _key(calibration: Calibration) -> tuple[Target, str]:
     return calibration.target, calibration.backbone
 
 
-def without_nan(value: Any) -> Any:
-    """NaN as null: JSON has no word for it."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
-
-
 def _read(item: Any) -> Calibration:
     if not isinstance(item, dict):
         raise ValueError("calibrations must be objects")
@@ -230,7 +222,7 @@ def _read_group(item: Any) -> GroupCheck:
         item["group"],
         _read_figures(item["prediction"]),
         _read_figures(item["retest"]),
-        int(item["failed"]),
+        _count("failed", item["failed"]),
         None if calibrated is None else _read_figures(calibrated),
     )
 
@@ -241,9 +233,15 @@ def _read_figures(item: Mapping[str, Any]) -> ErrorFigures:
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key} is {value!r}; it is a number or null")
-    count = values.pop("count")
+    count = _count("count", values.pop("count") or 0)
     figures = {key: math.nan if value is None else float(value) for key, value in values.items()}
-    return ErrorFigures(int(count or 0), **figures)
+    return ErrorFigures(count, **figures)
+
+
+def _count(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{key} is {value!r}; it counts networks")
+    return value
 
 
 def _check_keys(item: Mapping[str, Any], kind: Any) -> None:

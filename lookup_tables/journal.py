@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.files import MissingFile, parse_json, read_bytes
 from .files import sync_folder
 from .table import LookupTable, Row, RowKey, TableError, Target
 
@@ -55,8 +56,8 @@ def read_journal(table_path: str | Path) -> JournalContent:
     """
     path = journal_path(table_path)
     try:
-        return _parse(path.read_bytes(), path)
-    except FileNotFoundError:
+        return _parse(_read(path), path)
+    except MissingFile:
         return JournalContent()
 
 
@@ -152,7 +153,7 @@ class Journal:
         self.close()
 
     def _resume(self) -> None:
-        content = _parse(self.path.read_bytes(), self.path)
+        content = _parse(_read(self.path), self.path)
         # What a kill left of a line goes, or the next row would be glued to it.
         os.ftruncate(self._descriptor, content.complete_bytes)
         self._length = content.complete_bytes
@@ -216,6 +217,15 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return read_bytes(path, "journal")
+    except MissingFile:
+        raise
+    except BadRequest as error:
+        raise TableError(f"{error}; delete or move it") from error
+
+
 def _first_line(target: Target) -> bytes:
     return (json.dumps({"hurricane_journal": FORMAT, "target": asdict(target)}) + "\n").encode()
 
@@ -240,12 +250,12 @@ def _parse(data: bytes, path: Path) -> JournalContent:
 
 def _parse_first_line(line: bytes, path: Path) -> Target:
     try:
-        head: Any = json.loads(line)
+        head: Any = parse_json(line, "it")
         known = isinstance(head, dict) and head.get("hurricane_journal") == FORMAT
         if not known:
             raise ValueError(f"it names no journal of format {FORMAT}")
         return Target(**head["target"])
-    except (ValueError, TypeError, KeyError, TableError) as error:
+    except (ValueError, TypeError, KeyError, BadRequest) as error:
         raise TableError(
             f"{path}:1: is not the first line of a journal ({error}); delete or move the file"
         ) from error

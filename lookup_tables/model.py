@@ -123,7 +123,7 @@ class LatencyModel:
 
         prices = [row.call_ms for row in self._rows.values() if row.call_ms is not None]
         self.call_ms = stem.call_ms if stem.call_ms is not None else median(prices or [0.0])
-        fixed = (stem.latency_ms or 0.0) + (head.latency_ms or 0.0) + self.call_ms
+        fixed = _latency_ms(stem) + _latency_ms(head) + self.call_ms
         scale, offset_ms = calibration.line if calibration is not None else (1.0, 0.0)
         cells *= scale
         fixed = scale * fixed + offset_ms
@@ -413,6 +413,12 @@ def _stem_and_head(
             f"fill it: {fill_command(table.path, backbone, target)}"
         )
     return found[0], found[1]
+
+
+def _latency_ms(row: Row) -> float:
+    """The latency of a row that is ok; what has none is never counted as 0."""
+    assert row.latency_ms is not None
+    return row.latency_ms
 
 
 def _half_widths(row: Row) -> tuple[float, float]:

@@ -11,12 +11,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
 
 from ..ops.errors import BadRequest
-from .files import write_atomically
+from ..ops.files import MissingFile, parse_json, read_text
+from .files import without_nan, write_atomically
 
 SUFFIX = ".runs.jsonl"
+
+_ADVICE = "delete the file, nothing but the history of the table is lost"
 
 TOLD = 0.0005
 """Shares from which on they are put into words."""
@@ -34,7 +37,8 @@ class Run:
         device_s: time that its requests took, on the device's clock.
         laps: requests over the rows in work.
         laps_repeated: of these, too slow or disturbed by other work, and made up for.
-        level: how slow the device was, as a multiple of what the table tells; divided out.
+        level: how slow the device was, as a multiple of what the table tells; divided out. None:
+            not known.
         governor: what sets the clock of the cores in use.
         frequency_before_mhz, frequency_after_mhz: of these cores, around all requests.
         temperature_before_c, temperature_after_c: of the processor.
@@ -51,7 +55,7 @@ class Run:
     device_s: float
     laps: int
     laps_repeated: int
-    level: float
+    level: float | None
     governor: str | None = None
     frequency_before_mhz: float | None = None
     frequency_after_mhz: float | None = None
@@ -62,6 +66,12 @@ class Run:
     throttle_events: int = 0
     steal_share: float = 0.0
     busy_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kinds = getattr(self, item.name), _KINDS[str(item.type)]
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ValueError(f"{item.name} is {value!r}; it is of type {item.type}")
 
     def text(self) -> str:
         """The machine's part in words; empty where it tells nothing."""
@@ -85,6 +95,16 @@ class Run:
         return ", ".join(facts)
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, NoneType),
+    "float | None": (int, float, NoneType),
+}
+"""What a field of each type may hold."""
+
+
 def runs_path(table_path: str | Path) -> Path:
     """Where the runs of a table lie."""
     path = Path(table_path)
@@ -101,28 +121,25 @@ def load_runs(table_path: str | Path) -> list[Run]:
     known = {field.name for field in fields(Run)}
     found: list[Run] = []
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except FileNotFoundError:
+        lines = read_text(path, "history").splitlines()
+    except MissingFile:
         return []
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{path} cannot be read ({error})") from error
+    except BadRequest as error:
+        raise BadRequest(f"{error}; {_ADVICE}") from error
     for number, line in enumerate(lines, 1):
         try:
-            item: Any = json.loads(line)
+            item = parse_json(line, "it")
             if not isinstance(item, dict) or not known.issuperset(item):
                 raise ValueError("it is no run of profile-ops")
             found.append(Run(**item))
-        except (ValueError, TypeError) as error:
-            raise BadRequest(
-                f"{path}, line {number}: {error}; delete the file, nothing but the history of the "
-                "table is lost"
-            ) from error
+        except (ValueError, TypeError, BadRequest) as error:
+            raise BadRequest(f"history {path}, line {number}: {error}; {_ADVICE}") from error
     return found
 
 
 def save_runs(table_path: str | Path, runs: Iterable[Run]) -> None:
     """Keeps these runs beside a table, in place of those that were there; none: no file."""
-    lines = [json.dumps(asdict(run)) + "\n" for run in runs]
+    lines = [json.dumps(without_nan(asdict(run))) + "\n" for run in runs]
     if lines:
         write_atomically(runs_path(table_path), "".join(lines).encode())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .journal import journal_path
@@ -23,9 +24,9 @@ def open_table(name_or_path: str | Path) -> LookupTable:
     if text in shipped_tables():
         return LookupTable.load(_folder() / f"{text}.csv")
     path = Path(text)
-    if path.exists():
+    if os.path.exists(path):  # never raises, whatever a file says of where a table lies
         return LookupTable.load(path)
-    if journal_path(path).exists():
+    if path.name and os.path.exists(journal_path(path)):
         raise TableError(
             f"table {path} is not finished: its run was interrupted ({journal_path(path)}); "
             "give the same profile-ops command again to go on"

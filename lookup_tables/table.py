@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..ops.errors import BadRequest
+from ..ops.files import MissingFile, read_bytes
 from ..ops.pool import POOL
 from ..ops.shapes import LayerShape
 from .files import write_atomically
@@ -44,6 +45,12 @@ MAX_FREQUENCY_MHZ = 20_000.0
 
 TEMPERATURE_RANGE_C = (-90.0, 200.0)
 """Outside of this it is Kelvin, Fahrenheit or thousandths of a degree."""
+
+MAX_COUNT = 2**63 - 1
+"""What pandas and numpy hold as a whole number."""
+
+MAX_CELL = 2_000
+"""Characters of a cell; options of a runtime are the longest, with some hundred."""
 
 LISTED = 6
 """Targets that a message lists before it says how many more there are."""
@@ -264,6 +271,9 @@ class Row:
             problem = "cut off?" if len(cells) < len(COLUMNS) else "a comma too many?"
             _fail(f"has {len(cells)} cells where the header has {len(COLUMNS)} ({problem})")
         values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+        for name, cell in values.items():
+            if len(cell) > MAX_CELL:
+                _fail(f"{name} has {len(cell):,} characters; a cell has at most {MAX_CELL:,}")
         for name in _WHOLES:
             values[name] = _parse_whole(name, values[name])
         for name in _NUMBERS:
@@ -570,10 +580,10 @@ def parse_options(text: str) -> dict[str, str]:
     Raises:
         TableError: it is not canonical; the message shows how it would be.
     """
-    if not text:
-        return {}
     if not isinstance(text, str):
         _fail(f"options is {text!r}; write key=value;key=value")
+    if not text:
+        return {}
     options: dict[str, str] = {}
     for part in text.split(";"):
         key, equals, value = part.partition("=")
@@ -610,11 +620,11 @@ def describe(row: Row | RowKey) -> str:
 def _read(path: str | Path) -> tuple[list[Row], list[str]]:
     """Rows of a file, and its problems, each beginning with file and line."""
     try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise TableError(f"table {path} does not exist; profile-ops -o {path} fills one") from error
-    except OSError as error:
-        raise TableError(f"table {path} cannot be read: {error.strerror}") from error
+        data = read_bytes(path, "table")
+    except MissingFile as error:
+        raise TableError(f"{error}; profile-ops -o {path} fills one") from error
+    except BadRequest as error:
+        raise TableError(str(error)) from error
     try:
         text = data.decode("utf-8-sig")  # Excel puts a byte order mark in front.
     except UnicodeDecodeError as error:
@@ -701,13 +711,22 @@ def _count(name: str, value: Any, minimum: int = 1) -> int:
     whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if not whole or isinstance(value, bool) or value < minimum:
         _fail(f"{name} is {value!r}; it is a whole number of at least {minimum}")
+    if int(value) > MAX_COUNT:
+        _fail(f"{name} is out of range; it is at most {MAX_COUNT}")
     return int(value)
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool | str) or not math.isfinite(value):
+    if isinstance(value, bool | str) or not _finite(value):
         _fail(f"{name} is {value!r}; it is a finite number, or empty where there is none")
     return float(f"{float(value):.{SIGNIFICANT_DIGITS}g}") + 0.0  # no negative zero
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):  # of another type; a whole number beyond all floats
+        return False
 
 
 def _parse_whole(name: str, cell: str) -> int | None:

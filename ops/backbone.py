@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadRequest
+from .files import MAX_TOML_BYTES, parse_toml, read_bytes
 from .pool import ConvolutionCost, parse_operator
 from .shapes import LayerShape
 
 _FILES = f"{__package__}.backbones"
 ACTIVATIONS = ("relu", "relu6", "none")
 _KEYS = ("classes", "split", "exploring_layers", "input", "stem", "stages", "head")
+
+MAX_LAYERS = 1_000
+"""Learnable layers of a backbone file, and entries of its lists."""
+
+MAX_NUMBER = 65_536
+"""What a backbone file may say of channels, sizes and classes: far more than memory holds."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ def is_head(name: str) -> bool:
 def head_parts(name: str) -> tuple[int, str]:
     """Channels and activation of a head, from its name in a table."""
     channels, _, activation = name.removeprefix("head:").partition(":")
-    if not channels.isdigit() or activation not in ("", *ACTIVATIONS):
+    if not (channels.isascii() and channels.isdigit()) or activation not in ("", *ACTIVATIONS):
         raise BadRequest(f"head {name!r} is not understood; it looks like head:1024")
     return int(channels), activation or "relu"
 
@@ -219,34 +228,22 @@ def load_backbone(name_or_path: str | Path) -> Backbone:
             value.
     """
     text = str(name_or_path)
-    path = Path(text)
     if text in shipped_backbones():
         content = (resources.files(_FILES) / f"{text}.toml").read_text("utf-8")
         return parse_backbone(content, text, f"{text}.toml")
-    if path.is_file():
-        try:
-            content = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"backbone file {path} is not TOML: it is not UTF-8 text") from error
-        except OSError as error:
-            raise BadRequest(
-                f"backbone file {path} cannot be read: {error.strerror or error}"
-            ) from error
-        return parse_backbone(content, path.stem, str(path))
+    if os.path.isfile(text):
+        path = Path(text)
+        return parse_backbone(
+            read_bytes(path, "backbone file", MAX_TOML_BYTES), path.stem, str(path)
+        )
     raise BadRequest(
         f"backbone {text!r} is neither shipped ({', '.join(shipped_backbones())}) nor a TOML file"
     )
 
 
-def parse_backbone(content: str, name: str, where: str) -> Backbone:
-    """From TOML text to a backbone; `where` names the file in errors."""
-    # Python 3.11; boards, which import this package for its names only, may have an older one.
-    import tomllib
-
-    try:
-        data = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
-        raise BadRequest(f"backbone file {where} is not TOML: {error}") from error
+def parse_backbone(content: str | bytes, name: str, where: str) -> Backbone:
+    """From TOML to a backbone; `where` names the file in errors."""
+    data = parse_toml(content, f"backbone file {where}")
     read = _Reader(where)
     read.no_others(data, "", _KEYS)
     image = read.table(data, "input")
@@ -275,6 +272,8 @@ def parse_backbone(content: str, name: str, where: str) -> Backbone:
             )
         stem.append(convolution)
         incoming = convolution.channels
+    if math.prod(convolution.stride for convolution in stem) > MAX_NUMBER:
+        raise BadRequest(f"backbone file {where}: the stem's strides leave nothing of an image")
     layers: list[LayerShape] = []
     stage_of: list[int] = []
     h, w, c = height, width, stem[-1].channels
@@ -290,6 +289,8 @@ def parse_backbone(content: str, name: str, where: str) -> Backbone:
                 raise BadRequest(f"backbone file {where}: {at}.stride must be 1 or 2, not {stride}")
             shape = LayerShape(h, w, c, out, stride)
             layers.append(shape)
+            if len(layers) > MAX_LAYERS:
+                raise BadRequest(f"backbone file {where}: over {MAX_LAYERS:,} layers")
             stage_of.append(number)
             h, w, c = shape.out_height, shape.out_width, out
     split = read.integer(data, "split")
@@ -311,7 +312,7 @@ def parse_backbone(content: str, name: str, where: str) -> Backbone:
         head_channels=read.integer(head, "head.channels"),
         head_activation=read.choice(head, "head.activation", ACTIVATIONS, "relu"),
         classes=read.integer(data, "classes"),
-        dropout=read.number(head, "head.dropout", 0.1),
+        dropout=read.share(head, "head.dropout", 0.1),
         split=split,
         exploring_layers=exploring,
         source=where,
@@ -351,6 +352,8 @@ class _Reader:
             raise BadRequest(
                 f"backbone file {self.where}: {key} must be a list of tables, [[{key}]]"
             )
+        if len(value) > MAX_LAYERS:
+            raise BadRequest(f"backbone file {self.where}: {key} has over {MAX_LAYERS:,} entries")
         return value
 
     def integer(self, table: Mapping[str, Any], path: str, minimum: int = 1) -> int:
@@ -359,12 +362,14 @@ class _Reader:
             raise BadRequest(
                 f"backbone file {self.where}: {path} must be a whole number of at least {minimum}"
             )
+        if value > MAX_NUMBER:
+            raise BadRequest(f"backbone file {self.where}: {path} must be at most {MAX_NUMBER:,}")
         return value
 
-    def number(self, table: Mapping[str, Any], path: str, default: float) -> float:
+    def share(self, table: Mapping[str, Any], path: str, default: float) -> float:
         value = table.get(path.rsplit(".", 1)[-1], default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise BadRequest(f"backbone file {self.where}: {path} must be a number")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            raise BadRequest(f"backbone file {self.where}: {path} must be a number from 0 to 1")
         return float(value)
 
     def flag(self, table: Mapping[str, Any], path: str, default: bool) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.client import AgentClient, Description, TlsFiles
-from ..agents.errors import AgentError, Unauthorised
+from ..agents.errors import AgentError, BadAnswer, Unauthorised
 from ..ops.errors import BadRequest
+from ..ops.files import read_text, read_toml
+
+MAX_TOKEN_BYTES = 64 * 1024
+"""Of a file with a token."""
 
 ANSWER_S = 3.0
 """A board that does not answer within this time is unreachable."""
 
-_KEYS = ("agent", "token_file", "tls_ca", "tls_cert", "tls_key")
+_TEXTS = ("agent", "token_file", "tls_ca", "tls_cert", "tls_key")
+_KEYS = (*_TEXTS, "insecure")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
 
@@ -32,12 +37,14 @@ class Board:
         address: ``HOST:PORT``.
         token: the agent's token; None: whatever `open` is given.
         tls: files for TLS; None: whatever `open` is given.
+        insecure: the token may go there over a network without TLS.
     """
 
     name: str
     address: str
     token: str | None = field(default=None, repr=False)
     tls: TlsFiles | None = None
+    insecure: bool = False
 
     @classmethod
     def at(cls, address: str) -> Board:
@@ -47,9 +54,13 @@ class Board:
     def __str__(self) -> str:
         return self.name if self.name == self.address else f"{self.name} ({self.address})"
 
-    def open(self, token: str | None = None, tls: TlsFiles | None = None) -> AgentClient:
-        """A client of its agent; `token` and `tls` hold where the file names none."""
-        return AgentClient(self.address, self.token or token, self.tls or tls)
+    def open(
+        self, token: str | None = None, tls: TlsFiles | None = None, insecure: bool = False
+    ) -> AgentClient:
+        """A client of its agent; `token`, `tls` and `insecure` hold where the file names none."""
+        return AgentClient(
+            self.address, self.token or token, self.tls or tls, self.insecure or insecure
+        )
 
 
 @dataclass(frozen=True)
@@ -111,16 +122,7 @@ class Boards:
                 or has a wrong value.
         """
         path = Path(path)
-        try:
-            data = tomllib.loads(path.read_text("utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadRequest(f"boards file {path} is not TOML: it is not UTF-8 text") from error
-        except tomllib.TOMLDecodeError as error:
-            raise BadRequest(f"boards file {path} is not TOML: {error}") from error
-        except OSError as error:
-            raise BadRequest(
-                f"boards file {path} cannot be read: {error.strerror or error}"
-            ) from error
+        data = read_toml(path, "boards file")
         read = _Reader(path)
         read.no_others(data, "", ("boards",))
         tables = read.table(data.get("boards", {}), "boards")
@@ -157,8 +159,11 @@ class Answer:
 
     @property
     def state(self) -> str:
-        """``idle``, ``measuring``, ``unreachable``, ``unauthorised``; ``?``: it does not tell."""
+        """``idle``, ``measuring``, ``unreachable``, ``unauthorised``, ``invalid`` (what it says
+        cannot be right); ``?``: it does not tell."""
         if self.description is None:
+            if isinstance(self.error, BadAnswer):
+                return "invalid"
             return "unauthorised" if isinstance(self.error, Unauthorised) else "unreachable"
         activity = self.description.activity
         if activity is None:
@@ -205,13 +210,13 @@ def read_token(path: str | Path, where: str) -> str:
     Raises:
         BadRequest: it cannot be read, or is empty.
     """
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{where} {path} cannot be read: {error}") from error
+    lines = read_text(path, where, MAX_TOKEN_BYTES).splitlines()
     if not lines or not lines[0].strip():
         raise BadRequest(f"{where} {path} is empty; its first line is the agent's token")
-    return lines[0].strip()
+    token = lines[0].strip()
+    if not (token.isascii() and token.isprintable()):
+        raise BadRequest(f"the first line of {where} {path} is no token: it has odd characters")
+    return token
 
 
 def check_address(address: str, where: str) -> str:
@@ -255,15 +260,17 @@ class _Reader:
             raise BadRequest(
                 f'boards file {self.path} lacks the key {at}.agent; write agent = "HOST:PORT"'
             )
-        for key in table:
+        for key in (key for key in _TEXTS if key in table):
             if not isinstance(table[key], str) or not table[key].strip():
                 raise BadRequest(f"boards file {self.path}: {at}.{key} must be a text in quotes")
+        if not isinstance(table.get("insecure", False), bool):
+            raise BadRequest(f"boards file {self.path}: {at}.insecure must be true or false")
         here = f"boards file {self.path}: {at}"
         address = check_address(table["agent"], f"{here}.agent")
         token_file = self._file(table, "token_file")
         ca, cert, key = (self._file(table, f"tls_{part}") for part in ("ca", "cert", "key"))
         for part, file in (("ca", ca), ("cert", cert), ("key", key)):
-            if file is not None and not file.is_file():
+            if file is not None and not os.path.isfile(file):
                 raise BadRequest(f"{here}.tls_{part}: there is no file {file}")
         if (cert is None) != (key is None):
             raise BadRequest(f"{here}: tls_cert and tls_key belong together; give both or none")
@@ -272,8 +279,10 @@ class _Reader:
             address,
             read_token(token_file, f"{here}.token_file") if token_file else None,
             TlsFiles(ca, cert, key) if ca or cert else None,
+            table.get("insecure", False),
         )
 
     def _file(self, table: Mapping[str, Any], key: str) -> Path | None:
         """A file that a board names; a relative path is seen from the boards file."""
-        return self.path.parent / Path(table[key]).expanduser() if key in table else None
+        # `os.path` leaves the home folder of nobody as it is, where pathlib raises RuntimeError.
+        return self.path.parent / os.path.expanduser(table[key]) if key in table else None

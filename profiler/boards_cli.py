@@ -21,7 +21,7 @@ exit status is 1 if one of them does not answer.
 \b
 Examples:
   hurricane boards --boards boards.toml
-  hurricane boards 10.0.0.5:50051 10.0.0.6:50051 --token-file token.txt
+  hurricane boards 10.0.0.5:50051 10.0.0.6:50051 --token-file token.txt --tls-ca ca.pem
 """
 _NOT_TOLD = "?"
 _TOLD = ("temperature_c", "frequency_mhz", "load_1m")
@@ -39,12 +39,14 @@ def boards_command(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    insecure: bool,
     as_json: bool,
 ) -> int:
     if not agents:
         raise BadRequest("whom to ask? name a file with --boards FILE, or agents by HOST:PORT")
     boards = [a if isinstance(a, Board) else Board.at(a) for a in agents]
-    answers = ask(boards, **credentials(token_file, tls_ca, tls_cert, tls_key))
+    keys = credentials(boards, token_file, tls_ca, tls_cert, tls_key, insecure)
+    answers = ask(boards, **keys)
     emit({"boards": [_as_dict(a) for a in answers]}, as_json, "" if as_json else _text(answers))
     return 1 if any(answer.error for answer in answers) else 0
 

@@ -120,6 +120,7 @@ def profile_ops(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    insecure: bool,
     reference: str | None,
     interval: float,
     rounds: int,
@@ -143,7 +144,7 @@ def profile_ops(
     folder = output.endswith("/") or Path(output).is_dir()
     if not folder:
         LookupTable.load_with_journal(output)  # a broken one is told before anything else
-    keys = credentials(token_file, tls_ca, tls_cert, tls_key)
+    keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
     with find_kinds(agents, requests, **keys) as found:
         kinds = found.kinds
         if len(kinds) > 1 and not folder:
@@ -155,7 +156,7 @@ def profile_ops(
         paths = table_paths(output, kinds) if folder else [Path(output)]
         if check:
             status = _check(kinds, paths, rows, retry, as_json)
-            _complain_of([], len(kinds), found.silent)
+            _complain_of([], found.silent)
             return status
         if folder:
             Path(output).mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ def profile_ops(
     lines = [line for outcome in outcomes for line in _lines(outcome, len(rows))]
     lines += [f"{address} has none of these targets and took no part" for address in found.unused]
     emit(summary, as_json, "\n".join(lines))
-    _complain_of([o for o in outcomes if o.error is not None], len(outcomes), found.silent)
+    _complain_of(outcomes, found.silent)
     return 0
 
 
@@ -275,28 +276,42 @@ def _check(
 ) -> int:
     """Tells what the tables lack; the exit status."""
     from ..lookup_tables.table import LookupTable
-    from .profile import missing_rows
+    from .profile import failed_rows, missing_rows
 
     found, lines = [], []
     for kind, path in zip(kinds, paths, strict=True):
-        lacking = missing_rows(rows, LookupTable.load_with_journal(path), kind.target, retry)
-        found.append({"rows": len(rows), "missing": len(lacking)})
+        table = LookupTable.load_with_journal(path)
+        lacking = missing_rows(rows, table, kind.target, retry)
+        # With --retry these are among those that are to be measured.
+        failed = [] if retry else failed_rows(rows, table, kind.target)
+        found.append({"rows": len(rows), "missing": len(lacking), "failed": len(failed)})
         lines.append(f"{path} holds {len(rows) - len(lacking)} of {len(rows)} rows")
         lines += [f"  lacks {row.name} at {row.shape}" for row in lacking[:10]]
+        lines += [f"  failed: {row.name} at {row.shape}" for row in failed[:10]]
+        if failed:
+            lines.append(f"  {_failed(len(failed))}")
     named = [
         {"table": str(path), "target": kind.target.name, **facts}
         for kind, path, facts in zip(kinds, paths, found, strict=True)
     ]
     emit(found[0] if len(found) == 1 else {"tables": named}, as_json, "\n".join(lines))
-    return 1 if any(facts["missing"] for facts in found) else 0
+    return 1 if any(facts["missing"] or facts["failed"] for facts in found) else 0
 
 
-def _complain_of(failed: Sequence[Outcome], count: int, silent: Sequence[str]) -> None:
+def _failed(count: int) -> str:
+    rows = "1 of its rows has" if count == 1 else f"{count} of its rows have"
+    return f"{rows} no latency because something went wrong; --retry measures again"
+
+
+def _complain_of(outcomes: Sequence[Outcome], silent: Sequence[str]) -> None:
     """Raises HurricaneError where not all was done; what could be done is done."""
     complaints = []
-    if failed:
-        words = "; ".join(f"{outcome.path}: {outcome.error}" for outcome in failed)
-        complaints.append(f"{len(failed)} of {count} tables are not finished: {words}")
+    if unfinished := [outcome for outcome in outcomes if outcome.error is not None]:
+        words = "; ".join(f"{outcome.path}: {outcome.error}" for outcome in unfinished)
+        complaints.append(f"{len(unfinished)} of {len(outcomes)} tables are not finished: {words}")
+    for outcome in outcomes:
+        if outcome.result is not None and outcome.result.failed:
+            complaints.append(f"{outcome.path}: {_failed(outcome.result.failed)}")
     if silent:
         complaints.append(f"boards that did not answer took no part: {'; '.join(silent)}")
     if complaints:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.client import AgentClient
+from ..agents.errors import AgentError
 from ..lookup_tables.journal import read_journal
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.errors import BadRequest, HurricaneError
@@ -107,6 +108,7 @@ def find_kinds(
         boards = [agent if isinstance(agent, Board) else Board.at(agent) for agent in agents]
         answers = ask(boards, _CONNECT_S, **credentials)
         silent = [answer for answer in answers if answer.error is not None]
+        lost: dict[str, AgentError] = {}  # after that, by address
         if isinstance(agents, Boards):
             if len(silent) == len(answers):
                 raise HurricaneError(
@@ -119,9 +121,19 @@ def find_kinds(
             for answer in answers
             if answer.error is None
         ]
-        benches = [(bench, bench.client.address) for r in requests for bench in _open(clients, r)]
-        used = {bench.client.address for bench, _ in benches}
-        unused = tuple(client.address for client in clients if client.address not in used)
+        benches = [
+            (bench, bench.client.address) for r in requests for bench in _open(clients, r, lost)
+        ]
+        benches = [(bench, place) for bench, place in benches if place not in lost]
+        if lost and (not isinstance(agents, Boards) or not benches):
+            raise next(iter(lost.values()))
+        silent += [
+            Answer(answer.board, error=lost[answer.board.address])
+            for answer in answers
+            if answer.board.address in lost
+        ]
+        used = {place for _, place in benches}
+        unused = tuple(c.address for c in clients if c.address not in used | lost.keys())
         yield Found(_sorted_by_kind(benches), tuple(_reason(a) for a in silent), unused)
 
 
@@ -129,8 +141,10 @@ def _reason(answer: Answer) -> str:
     return f"{answer.board.name}: {answer.error}"
 
 
-def _open(clients: Sequence[AgentClient], request: TargetRequest) -> list[Bench]:
-    """The target on every agent that has it."""
+def _open(
+    clients: Sequence[AgentClient], request: TargetRequest, lost: dict[str, AgentError]
+) -> list[Bench]:
+    """The target on every agent that has it; agents that do not answer are added to `lost`."""
     benches: list[Bench] = []
     refusals: list[BadRequest] = []
     for client in clients:
@@ -138,6 +152,10 @@ def _open(clients: Sequence[AgentClient], request: TargetRequest) -> list[Bench]
             benches.append(Bench.open(client, request))
         except BadRequest as error:
             refusals.append(error)
+        except AgentError as error:
+            lost[client.address] = error
+    if not benches and lost:
+        return []
     if not benches and len(refusals) == 1:
         raise refusals[0]
     if not benches:

@@ -13,8 +13,9 @@ import numpy as np
 
 from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
-from ..agents.client import AgentClient, private_agent
+from ..agents.client import AgentClient, check_artifact, private_agent
 from ..agents.conditions import Conditions
+from ..agents.errors import AgentError, BadAnswer
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
 from ..lookup_tables.table import Target, format_options, parse_options
 from ..ops.errors import BadRequest
@@ -24,6 +25,9 @@ from .boards import Board, Boards
 from .plan import Graph, graph_bytes
 
 _THREADS = re.compile(r"(?P<name>.+)-t(?P<threads>[1-9][0-9]*)")
+
+FORMAT = "onnx"
+"""Of every artefact that is sent from here."""
 
 GATE_OPTION = "gate"
 """In a table's options, where squeeze-and-excitation has another gate than the default."""
@@ -252,6 +256,7 @@ class Bench:
     spent_ms: float = 0.0
     machine: Machine = field(default_factory=Machine)
     _digests: dict[object, str] = field(default_factory=dict, repr=False)
+    _refused: dict[str, AgentError] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, client: AgentClient, request: TargetRequest) -> Bench:
@@ -259,6 +264,7 @@ class Bench:
 
         Raises:
             BadRequest: the agent does not know the target, or says why it is not available.
+            BadAnswer: it describes the target as no table can.
         """
         description = client.describe()
         known = {t.name: t for t in description.targets}
@@ -280,10 +286,17 @@ class Bench:
                 f"{request.name} has no option {unknown[0]!r}; "
                 f"it takes {', '.join(found.options) or 'none'}"
             )
+        format_options(request.options)  # what is wrong with these is not the agent's fault
+        try:
+            target = table_target(found, request)
+        except BadRequest as error:
+            raise BadAnswer(
+                f"the agent at {client.address} describes {request.name} as no table can: {error}"
+            ) from error
         return cls(
             client,
             request,
-            table_target(found, request),
+            target,
             found.resident,
             description.max_resident_bytes,
             description.agent_version,
@@ -296,6 +309,8 @@ class Bench:
     def send(self, key: object, make: Callable[[], bytes]) -> str:
         """Makes sure that the agent holds an artefact, and gives its digest.
 
+        One that breaks its format is not sent; `time` says so of it, and times the others.
+
         Args:
             key: known by this bench from its first sending on; `make` is then not called.
             make: gives the artefact.
@@ -305,7 +320,12 @@ class Bench:
             content = make()
             digest = sha256(content)
             if self.client.missing([digest]):
-                self.client.upload(content)
+                try:
+                    check_artifact(content, FORMAT)
+                except AgentError as error:
+                    self._refused[digest] = error
+                else:
+                    self.client.upload(content)
             self._digests[key] = digest
         return digest
 
@@ -330,14 +350,18 @@ class Bench:
                 self.spent_ms += event.elapsed_ms
 
         spent_ms = self.spent_ms
-        results = self.client.benchmark(
-            list(dict.fromkeys(digests)),
-            target=self.request.name,
-            threads=self.request.threads,
-            options=self.request.runtime_options,
-            protocol=protocol,
-            on_event=watch,
-        )
+        unique = list(dict.fromkeys(digests))
+        results = {d: ArtifactResult(d, self._refused[d]) for d in unique if d in self._refused}
+        if sent := [digest for digest in unique if digest not in self._refused]:
+            results |= self.client.benchmark(
+                sent,
+                target=self.request.name,
+                threads=self.request.threads,
+                options=self.request.runtime_options,
+                protocol=protocol,
+                format=FORMAT,
+                on_event=watch,
+            )
         answer = next((result for result in results.values() if result.error is None), None)
         if answer is not None:
             self.machine.note(answer, self.spent_ms - spent_ms)

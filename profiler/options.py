@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 credential_options = together(
     click.option("--token-file", type=click.Path(dir_okay=False), help="The agents' token."),
+    click.option("--insecure", is_flag=True, help="The token may go over a network without TLS."),
     click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
     click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
     click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
@@ -131,17 +132,33 @@ def use_plugins(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def credentials(
-    token_file: str | None, tls_ca: str | None, tls_cert: str | None, tls_key: str | None
+    agents: Iterable[str | Board],
+    token_file: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
+    insecure: bool,
 ) -> dict[str, Any]:
-    """Keyword arguments of `AgentClient` from a command's options."""
+    """Keyword arguments of `AgentClient` from a command's options.
+
+    What an agent among these may overhear of its token is told on stderr.
+
+    Raises:
+        BadRequest: a file cannot be read, or a token would go over a network as plain text.
+    """
     from ..agents.client import TlsFiles
-    from .boards import read_token
+    from .boards import Board, read_token
 
     token = read_token(token_file, "--token-file") if token_file else None
     tls: TlsFiles | None = None
     if tls_ca or tls_cert:
         tls = TlsFiles(*(Path(p) if p else None for p in (tls_ca, tls_cert, tls_key)))
-    return {"token": token, "tls": tls}
+    for agent in agents:
+        board = agent if isinstance(agent, Board) else Board.at(agent)
+        with board.open(token, tls, insecure) as client:  # connects to nothing yet
+            if client.warning:
+                click.echo(f"Warning: {client.warning}", err=True)
+    return {"token": token, "tls": tls, "insecure": insecure}
 
 
 @contextmanager

@@ -16,12 +16,19 @@ from typing import Any
 import numpy as np
 
 from ..agents.conditions import Conditions
-from ..agents.errors import AgentError, Busy, ErrorKind
+from ..agents.errors import AgentError, BadAnswer, Busy, ErrorKind
 from ..agents.results import ArtifactResult
 from ..lookup_tables.anchors import anchors_path, load_anchors, save_anchors
 from ..lookup_tables.journal import Journal
 from ..lookup_tables.runs import Run, load_runs, save_runs
-from ..lookup_tables.table import LookupTable, Row, RowKey, Target, format_flags
+from ..lookup_tables.table import (
+    LookupTable,
+    Row,
+    RowKey,
+    TableError,
+    Target,
+    format_flags,
+)
 from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.export import sha256
@@ -64,6 +71,10 @@ LATE_S = 30.0
 
 LINKS = 4
 """Shapes of a table by whose anchors it goes on where the new rows have none in common with it."""
+
+FAILED = ("failed", "timeout")
+"""Statuses of rows that went wrong and may go well another time; ``unsupported`` is a fact about
+the device."""
 
 RENEWED = 0.01
 """Rows are written down anew when what is taken for the device's speed changes by more."""
@@ -116,6 +127,11 @@ class ProfileResult:
     level: float = 1.0
     runs: tuple[Run, ...] = ()
 
+    @property
+    def failed(self) -> int:
+        """Rows of the plan that went wrong: their status is in `FAILED`."""
+        return sum(self.not_ok.get(status, 0) for status in FAILED)
+
 
 def missing_rows(
     rows: Iterable[PlannedRow], table: LookupTable, target: Target, retry: bool = False
@@ -138,6 +154,18 @@ def missing_rows(
         if found is None or (retry and again):
             missing.append(row)
     return missing
+
+
+def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) -> list[PlannedRow]:
+    """Rows of a plan that a table holds, but that went wrong.
+
+    Args:
+        rows: the plan.
+        table: with its journal.
+        target: whose rows count.
+    """
+    found = {row: table.get(RowKey(target, row.name, row.shape)) for row in rows}
+    return [row for row, there in found.items() if there is not None and there.status in FAILED]
 
 
 def profile(
@@ -507,11 +535,13 @@ class _Pool:
                 except AgentError as error:
                     losses = 1 if self._done > before else losses + 1
                     with self._changed:
-                        self.lost[address] = f"{address}: {error}"
+                        self.lost[address] = _said(address, error)
                         self._working -= 1
                         self._changed.notify_all()
                     if losses > _LOSSES or not self._rejoins(index, error):
-                        self._fail(error)
+                        named = type(error)(_said(address, error))
+                        named.__cause__ = error
+                        self._fail(named)
                         return
         except Exception as error:
             self._fail(error, everybody=True)
@@ -523,8 +553,11 @@ class _Pool:
             self._changed.notify_all()
 
     def _rejoins(self, index: int, error: AgentError) -> bool:
-        """Waits for a lost agent; False where it does not come back while there is work."""
-        if error.kind == ErrorKind.UNAUTHORISED:
+        """Waits for a lost agent; False where it does not come back while there is work.
+
+        One that sent what cannot be right is not taken back: it may lie better the next time.
+        """
+        if error.kind == ErrorKind.UNAUTHORISED or isinstance(error, BadAnswer):
             return False
         bench, alone_since = self.benches[index], math.inf
         while True:
@@ -549,6 +582,10 @@ class _Pool:
                     self._common,
                 ):
                     return False
+            except BadAnswer as wrong:
+                with self._changed:
+                    self.lost[bench.client.address] = _said(bench.client.address, wrong)
+                return False
             except (AgentError, BadRequest):
                 continue
             with self._changed:
@@ -662,7 +699,10 @@ class _Pool:
 
     def _keep(self, bench: Bench, found: Found, mine: dict[PlannedRow, Found]) -> None:
         """Writes a row down, and counts it."""
-        row = _table_row(bench, found)
+        try:
+            row = _table_row(bench, found)
+        except TableError as error:
+            raise _no_row(bench, error) from error
         self._journal.append([row])
         with self._changed:
             if found.row not in mine:
@@ -679,6 +719,9 @@ class _Pool:
         """Hands an agent's rows on to plain timing, by the levels that are known in the end.
 
         A single agent's laps say, all of them, how fast the device is; see `_refer` for several.
+
+        Raises:
+            BadAnswer: some were rows only by levels of before; they are open again.
         """
         if mine:
             if not self._reference:
@@ -694,7 +737,12 @@ class _Pool:
             lost = sum(not row.ok for row in rows.values())  # below noise by the levels of now
             self._left -= lost
             self._done += lost
+        again = [planned for planned in mine if planned not in rows]
+        self._waiting.extend(again)
+        self._done -= len(again)
         mine.clear()
+        if again:
+            raise _no_row(bench, f"{again[0].name} at {again[0].shape}")
 
     def _refer(self, part: _Part) -> None:
         """Of a pool, the first board that knows a row says how fast the device is, for all."""
@@ -732,7 +780,11 @@ class _Pool:
         done = []
         for planned, row in share.items():
             result = timed[digests[planned]]
-            done.append(row if result.error else _with_plain(row, result, settings.warm_skipped))
+            try:
+                plain = None if result.error else _with_plain(row, result, settings.warm_skipped)
+            except TableError as error:
+                raise _no_row(bench, error) from error
+            done.append(plain or row)
         self._journal.append(done)
         with self._changed:
             self._done += len(done)
@@ -747,6 +799,15 @@ class _Pool:
             )
 
         return report
+
+
+def _said(address: str, error: AgentError) -> str:
+    """What went wrong with an agent, and with which."""
+    return str(error) if address in str(error) else f"{address}: {error}"
+
+
+def _no_row(bench: Bench, why: object) -> BadAnswer:
+    return BadAnswer(f"the agent at {bench.client.address} sent what no table can hold: {why}")
 
 
 def _parts(rows: Sequence[PlannedRow], max_bytes: int) -> Iterator[list[PlannedRow]]:
@@ -764,8 +825,12 @@ def _parts(rows: Sequence[PlannedRow], max_bytes: int) -> Iterator[list[PlannedR
 def _reviewed(
     bench: Bench, rotation: Rotation, mine: Mapping[PlannedRow, Found]
 ) -> dict[PlannedRow, Row]:
-    """Rows by the levels as they are known now."""
-    return {row: _table_row(bench, rotation.review(found)[0]) for row, found in mine.items()}
+    """Rows by the levels as they are known now, without those that are none by these."""
+    rows = {}
+    for row, found in mine.items():
+        with suppress(TableError):
+            rows[row] = _table_row(bench, rotation.review(found)[0])
+    return rows
 
 
 def _table_row(bench: Bench, found: Found) -> Row:

@@ -76,6 +76,7 @@ def verify(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
+    insecure: bool,
     rounds: int,
     seed: int,
     plugins: tuple[str, ...],
@@ -132,7 +133,7 @@ def verify(
         raise BadRequest("nothing to verify: name architecture.json files, --random N or --uniform")
     if gate != GATES[0]:
         networks = [WholeNetwork(n.group, n.label, n.operators, gate) for n in networks]
-    keys = credentials(token_file, tls_ca, tls_cert, tls_key)
+    keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
         bench = Bench.open(clients[0], request)
         if store and not Verification(wanted, bench.target, (), ()).same_target:

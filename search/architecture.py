@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -124,10 +125,10 @@ class Architecture:
             gate=fields.choice("gate", GATES),
             table=read_table_source(table) if table else None,
             budget_ms=fields.optional_number("budget_ms"),
-            predicted_ms=fields.optional_number("predicted_ms"),
+            predicted_ms=_read_latency(fields, "predicted_ms"),
             predicted_interval_ms=_read_interval(fields),
-            measured_ms=fields.optional_number("measured_ms"),
-            measured_halves_ms=fields.optional_pair("measured_halves_ms"),
+            measured_ms=_read_latency(fields, "measured_ms"),
+            measured_halves_ms=_read_halves(fields),
             accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
             seed=fields.optional_integer("seed"),
             versions={k: str(v) for k, v in versions.as_dict().items()} if versions else {},
@@ -178,10 +179,24 @@ def package_versions() -> dict[str, str]:
 
 def _beside(backbone: str, folder: Path) -> str:
     """A relative backbone path that does not exist here is looked for beside the file."""
-    if backbone in shipped_backbones() or Path(backbone).is_file():
+    if backbone in shipped_backbones() or os.path.isfile(backbone):
         return backbone
-    candidate = folder / backbone
-    return str(candidate) if candidate.is_file() else backbone
+    candidate = str(folder / backbone)
+    return candidate if os.path.isfile(candidate) else backbone
+
+
+def _read_latency(fields: Fields, key: str) -> float | None:
+    value = fields.optional_number(key)
+    if value == 0:
+        raise fields.fail(key, "a number above 0")
+    return value
+
+
+def _read_halves(fields: Fields) -> tuple[float, float] | None:
+    halves = fields.optional_pair("measured_halves_ms")
+    if halves is not None and min(halves) == 0:
+        raise fields.fail("measured_halves_ms", "two numbers above 0")
+    return halves
 
 
 def _read_interval(fields: Fields) -> tuple[float, float] | None:

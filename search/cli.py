@@ -437,11 +437,11 @@ def _measurer(source: TableSource | None, options: dict[str, Any]) -> TargetMeas
     from .measuring import TargetMeasurer
 
     agent = options["agent"]
-    keys = [options[name] for name in ("token_file", "tls_ca", "tls_cert", "tls_key")]
+    agents = [agent] if agent else []
+    names = ("token_file", "tls_ca", "tls_cert", "tls_key", "insecure")
+    keys = credentials(agents, **{name: options[name] for name in names})
     try:
-        measurer = TargetMeasurer.of_table(
-            source, agents=[agent] if agent else [], credentials=credentials(*keys)
-        )
+        measurer = TargetMeasurer.of_table(source, agents=agents, credentials=keys)
     except BadRequest as error:
         raise BadRequest(f"{error}; without its table, add --no-measure") from error
     if agent:

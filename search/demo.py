@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -24,6 +23,7 @@ from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.files import read_json
 from ..ops.pool import POOL
 from .architecture import Architecture
 from .confirm import Confirmation
@@ -39,7 +39,7 @@ from .pipeline import (
     run_training,
 )
 from .report import BASELINE as BASELINE_FOLDER
-from .report import VERIFICATION, write_report
+from .report import VERIFICATION, read_verification, write_report
 from .rundir import CONFIRMED
 from .space import SearchSpace, build_space
 
@@ -371,7 +371,11 @@ def _verify(
     model = LatencyModel(table, backbone)
     known = find_calibration(path, model.target, backbone.name)
     if kept.exists() and known is not None and known.fits(table):
-        return json.loads(kept.read_text("utf-8"))
+        try:
+            read_verification(kept)
+        except BadRequest as error:
+            raise BadRequest(f"{error}; delete it, and the table is verified again") from error
+        return read_json(kept, "verification")
     networks = random_networks(model, VERIFIED, seed) + uniform_networks(model)
     request = parse_target(name)
     with connect([], request) as clients, _bar("verify") as note:

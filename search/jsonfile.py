@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.files import read_json
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -74,18 +75,10 @@ class Fields:
         """Reads a file whose ``format_version`` must be the given one.
 
         Raises:
-            BadRequest: no such file, not JSON, or another format version.
+            BadRequest: no such file, not JSON (`ops.files.read_json`), or another format version.
         """
         where = f"{what} {path}"
-        try:
-            data = json.loads(Path(path).read_bytes())
-        except FileNotFoundError:
-            raise BadRequest(f"{where} does not exist") from None
-        except OSError as error:
-            raise BadRequest(f"{where} cannot be read: {error.strerror}") from error
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise BadRequest(f"{where} is not JSON: {error}") from error
-        fields = cls(data, where)
+        fields = cls(read_json(path, what), where)
         found = fields.integer("format_version")
         if found != format_version:
             raise BadRequest(
@@ -113,7 +106,7 @@ class Fields:
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         value = self.get(key)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise self.fail(key, f"one of {', '.join(allowed)}")
         return value
 

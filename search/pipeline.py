@@ -21,6 +21,7 @@ from ..lookup_tables.table import LookupTable, parse_options
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
+from ..ops.files import MAX_MODEL_BYTES, read_bytes
 from ..ops.pool import GATES
 from .architecture import Accuracy, Architecture, TableSource, package_versions
 from .confirm import Candidate, Confirmation, confirm
@@ -141,7 +142,7 @@ class SearchSettings:
                 raise BadRequest(f"{name} must be one of {', '.join(map(str, allowed))}")
         if self.evaluations < 1 or self.population < 1:
             raise BadRequest("evaluations and population must be at least 1")
-        if not self.training > 0:
+        if not 0 < self.training < math.inf:
             raise BadRequest("training must be a positive multiple of the preset's length")
         if self.seed < 0:
             raise BadRequest("seed must not be negative")
@@ -596,7 +597,7 @@ def _finish(
                 workshop.backbone,
                 architecture.operators,
                 architecture.gate,
-                run.model_path.read_bytes(),
+                read_bytes(run.model_path, "model", MAX_MODEL_BYTES),
             )
         except NotMeasurable as error:
             unmeasured = str(error)

@@ -7,10 +7,10 @@ sentence that says so. A report of unchanged runs has equal bytes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,16 +24,17 @@ from ..agents.console import emit, json_option
 from ..lookup_tables.calibration import Calibration
 from ..lookup_tables.model import LatencyModel, fill_command
 from ..lookup_tables.shipped import open_table, shipped_tables
-from ..lookup_tables.table import LookupTable, Row, Target
+from ..lookup_tables.table import MAX_LATENCY_MS, LookupTable, Row, Target
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.files import MAX_MODEL_BYTES, read_bytes, read_json
 from ..ops.pool import parse_operator
 from ..ops.shapes import LayerShape
 from .architecture import Accuracy, Architecture, TableSource, read_table_source
 from .jsonfile import Fields, write_bytes
 from .pipeline import SearchSettings, open_latency
-from .rundir import EVALUATED_COLUMNS, read_config
+from .rundir import EVALUATED_COLUMNS, evaluated_rows, read_config
 from .space import SearchSpace
 
 BASELINE = "baseline"
@@ -388,7 +389,7 @@ def gather_run(folder: str | Path) -> Run:
         )
     onnx = path / "model.onnx"
     if onnx.is_file():
-        content = onnx.read_bytes()
+        content = read_bytes(onnx, "model", MAX_MODEL_BYTES)
         run = replace(run, model=(len(content), hashlib.sha256(content).hexdigest()))
     return replace(run, gaps=gaps)
 
@@ -448,12 +449,7 @@ def read_verification(path: str | Path) -> Verification:
     Raises:
         BadRequest: it is not that; the message names file and field.
     """
-    where = f"verification {path}"
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise BadRequest(f"{where} is not JSON: {error}") from error
-    content = Fields(data, where)
+    content = Fields(read_json(path, "verification"), f"verification {path}")
     networks = []
     for item in content.objects("networks"):
         if item.optional_number("measured_ms") is not None:
@@ -465,8 +461,8 @@ def read_verification(path: str | Path) -> Verification:
                     item.number("measured_ms"),
                 )
             )
-    if any(min(n.predicted_ms, n.whole_ms) <= 0 for n in networks):
-        raise content.fail("networks", "timed with more than 0 ms")
+    if not all(0 < v <= MAX_LATENCY_MS for n in networks for v in (n.predicted_ms, n.whole_ms)):
+        raise content.fail("networks", "timed with more than 0 ms and less than an hour")
     groups = tuple(
         GroupErrors(
             item.text("group"),
@@ -563,7 +559,7 @@ def _find_table(
         return None, None, None
     name = Path(source.path).name
     places = [source.path, path / name, path.parent / name]
-    place = next((p for p in places if p in shipped_tables() or Path(p).is_file()), None)
+    place = next((p for p in places if p in shipped_tables() or os.path.isfile(p)), None)
     if place is None:
         gaps["heat"] = (
             f"The lookup table {source.path} was not found here, so there are no latencies by "
@@ -704,12 +700,10 @@ def _winner_point(found: Architecture) -> EvaluatedPoint | None:
 
 def _read_evaluated(path: Path) -> tuple[EvaluatedPoint, ...]:
     """What a stage evaluated; a last line that is being written is not read."""
-    text = path.read_bytes().decode(errors="replace")
-    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
-    if rows and tuple(rows[0]) != EVALUATED_COLUMNS:
-        raise BadRequest(f"{path} line 1: columns must be {', '.join(EVALUATED_COLUMNS)}")
+    content = read_bytes(path, "list of evaluated architectures")
     points = []
-    for line, row in enumerate(rows[1:], 2):
+    rows = evaluated_rows(path, content[: content.rfind(b"\n") + 1])
+    for line, row in enumerate(rows, 2):
         try:
             values = dict(zip(EVALUATED_COLUMNS, row, strict=True))
             point = EvaluatedPoint(

@@ -157,7 +157,7 @@ def load_network(
         if same != [list(operators), gate]:
             raise ValueError("other operators")
         network.load_state_dict(saved["model"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise OtherWeights(
             f"the weights in {weights} are another network's; name those that training left for "
             "this one with --weights"

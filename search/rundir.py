@@ -12,12 +12,14 @@ import csv
 import fcntl
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.files import read_bytes
 from .architecture import Architecture
 from .evolution import Evaluated
 from .jsonfile import Fields, write_bytes, write_json
@@ -145,16 +147,12 @@ class RunDirectory:
         path = self.evaluated_path(stage)
         if not path.exists():
             return []
-        content = path.read_bytes()
+        content = read_bytes(path, "list of evaluated architectures")
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content and leads():
             write_bytes(path, whole)
-        rows = list(csv.reader(io.StringIO(whole.decode(errors="replace"))))
-        if not rows:
-            return []
-        if tuple(rows[0]) != EVALUATED_COLUMNS:
-            raise BadRequest(f"{path} line 1: columns must be {', '.join(EVALUATED_COLUMNS)}")
-        return [_parse_row(path, number, row, candidates) for number, row in enumerate(rows[1:])]
+        rows = evaluated_rows(path, whole)
+        return [_parse_row(path, number, row, candidates) for number, row in enumerate(rows)]
 
     def append_evaluated(
         self, stage: int, candidates: Sequence[Sequence[str]], batch: Sequence[Evaluated]
@@ -221,6 +219,27 @@ class RunDirectory:
         self._lock = lock
 
 
+def evaluated_rows(path: Path, content: bytes) -> list[list[str]]:
+    """The cells of a list of evaluated architectures, without its header.
+
+    Args:
+        path: for errors.
+        content: whole lines.
+
+    Raises:
+        BadRequest: it is not such a list.
+    """
+    rows = []
+    for number, line in enumerate(content.decode(errors="replace").split("\n")[:-1], 1):
+        try:
+            rows.append(next(csv.reader([line], strict=True), []))
+        except csv.Error as error:
+            raise BadRequest(f"{path} line {number} is broken: {error}") from error
+    if rows and tuple(rows[0]) != EVALUATED_COLUMNS:
+        raise BadRequest(f"{path} line 1: columns must be {', '.join(EVALUATED_COLUMNS)}")
+    return rows[1:]
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The settings of the run in a directory.
 
@@ -255,6 +274,8 @@ def _parse_row(
         codes = tuple(list(c).index(name) for c, name in zip(candidates, names, strict=True))
         if int(index) != number:
             raise ValueError(f"evaluation {index} where {number} is expected")
+        if not (0 <= float(fitness) <= 1 and 0 < float(latency) < math.inf):
+            raise ValueError("accuracy or predicted_ms is out of range")
         return Evaluated(codes, float(fitness), float(latency), int(generation))
     except ValueError as error:
         raise BadRequest(

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..lookup_tables.table import MAX_LATENCY_MS
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.pool import GATES
@@ -199,6 +200,9 @@ class SearchSpace:
             raise BadRequest(f"{fields.where}: {error}") from error
         if len(backbone.layers) != self.layers:
             raise fields.fail("layers", f"{len(backbone.layers)} layers, as in {backbone.name}")
+        low, high = self.reachable_ms
+        if not 0 < low <= high <= MAX_LATENCY_MS:
+            raise fields.fail("reachable_ms", "two latencies above 0, the lower one first")
         if not 0 < self.split < self.layers:
             raise fields.fail("split", f"between 1 and {self.layers - 1}")
         for i, (names, latencies) in enumerate(zip(self.candidates, self.latency_ms, strict=True)):

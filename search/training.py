@@ -438,8 +438,11 @@ class _Checkpoint:
                 )
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
-            return int(content["step"])
-        except (KeyError, ValueError, RuntimeError, AttributeError) as error:
+            step = content["step"]
+            if not isinstance(step, int) or step < 0:
+                raise ValueError(f"its step is {step!r}")
+            return step
+        except _OTHER_CONTENT as error:
             raise _unreadable(self._path, error) from error
 
 
@@ -460,6 +463,8 @@ def write_atomically(path: Path, content: Any) -> None:
 
 
 _REMOVE = "remove it to train from the start"
+_OTHER_CONTENT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What taking weights out of something else ends with."""
 
 
 def read_saved(path: Path, device: torch.device | str = "cpu", advice: str = _REMOVE) -> Any:
@@ -483,7 +488,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     content = read_saved(path)
     try:
         model.load_state_dict(content["model"])
-    except (KeyError, RuntimeError, TypeError) as error:
+    except _OTHER_CONTENT as error:
         raise _unreadable(path, error) from error
 
 

@@ -25,6 +25,7 @@ from hurricane.agents.backends.base import (
     Availability,
     Context,
     Loaded,
+    Needs,
     Sample,
     Session,
     TargetInfo,
@@ -38,6 +39,18 @@ RESIDENT = "dsp-faulty-fp32"
 ONE_AT_A_TIME = "npu-faulty-fp32"
 BROKEN = "vpu-faulty-fp32"
 _OPTIONS = ("refuse", "pid_file")
+# Tests watch and steer what happens here through files.
+NEEDS = Needs(write=(os.environ.get("HURRICANE_BACKEND_FOLDER", ""),), file_bytes=1 << 20)
+
+
+def check(content: bytes) -> None:
+    try:
+        json.loads(content)
+    except ValueError as error:
+        raise BadRequest(f"not a faulty artefact: {error}") from error
+
+
+CHECKS = {"faulty": check}
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -49,10 +62,10 @@ def targets(context: Context) -> list[TargetInfo]:
             runtime="faulty",
             runtime_version="1",
             precision="fp32",
-            formats=("onnx", "faulty"),
+            formats=("faulty",),
             options=_OPTIONS,
             max_threads=2,
-            **{"availability": Availability.AVAILABLE, **other},
+            **{"availability": Availability.SIMULATED, **other},
         )
 
     return [
@@ -83,17 +96,14 @@ class FaultySession(Session):
     def elapsed_ms(self) -> float:
         return self.now_ms
 
-    def load(self, path: str, format: str) -> FaultyGraph:
-        try:
-            content = json.loads(Path(path).read_bytes())
-        except ValueError as error:
-            raise BadRequest(f"not a faulty artefact: {error}") from error
-        if "log" in content:
-            with open(content["log"], "a") as file:
+    def load(self, content: bytes, format: str) -> FaultyGraph:
+        wanted = json.loads(content)
+        if "log" in wanted:
+            with open(wanted["log"], "a") as file:
                 file.write("load\n")
-        self.misbehave(content.get("load"))
+        self.misbehave(wanted.get("load"))
         self.now_ms += 7.0
-        return FaultyGraph(self, content)
+        return FaultyGraph(self, wanted)
 
     def misbehave(self, fault: str | None) -> None:
         if fault == "crash":
@@ -110,6 +120,8 @@ class FaultySession(Session):
             raise UnsupportedOperator("no kernel for Nonsense")
         elif fault == "lost":
             raise DeviceLost("the device went away")
+        elif fault == "exception-with-path":
+            raise ValueError("cannot open '/home/me/my things/secret.bin'")
         elif fault == "exception":
             raise ValueError("something\nunforeseen")
 

@@ -1,4 +1,4 @@
-"""A loaded graph for tests of what is around it."""
+"""A loaded graph, and a bench, for tests of what is around them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hurricane.agents.backends.base import Loaded, Sample, TensorInfo
+from hurricane.agents.backends.base import Loaded, Sample, Session, TensorInfo
+from hurricane.agents.worker import Bench, Heartbeat
+
+FORMAT = "test"
+
+
+def bench_of(session: Session, heartbeat: Heartbeat) -> Bench:
+    """Artefacts are named by what is in them, and of a format that checks nothing."""
+    return Bench(session, heartbeat, str.encode, {FORMAT: lambda content: None})
 
 
 class OneMillisecond(Loaded):

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.agents.worker import Heartbeat
+
+turn_off_telemetry()  # before a test imports a runtime
+
+# A shell without job control starts background jobs with SIGINT ignored, and they would hand it on.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault(
     "HURRICANE_CACHE", str(Path(__file__).resolve().parent.parent / ".cache" / "hurricane")
 )
+
+
+# Where backends of the tests may read and write; workers get nothing else of the environment.
+os.environ["HURRICANE_BACKEND_FOLDER"] = tempfile.gettempdir()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,9 @@ from hurricane.agents.store import Store
 
 def add(store: Store, content: bytes) -> str:
     digest = hashlib.sha256(content).hexdigest()
-    store.add(digest, len(content), [content])
+    with store.incoming(digest, len(content)) as incoming:
+        incoming.write(content)
+        incoming.finish()
     return digest
 
 
@@ -60,12 +62,13 @@ def test_a_broken_upload_leaves_no_file(tmp_path: Path) -> None:
     store = Store(tmp_path, max_artifact_bytes=100)
     before = sorted(tmp_path.iterdir())
 
-    def breaking_off() -> object:
-        yield b"a" * 10
-        raise ConnectionError
+    def break_off() -> None:
+        with store.incoming("0" * 64, 20) as incoming:
+            incoming.write(b"a" * 10)
+            raise KeyboardInterrupt
 
-    with pytest.raises(ConnectionError):
-        store.add("0" * 64, 20, breaking_off())
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
     assert sorted(tmp_path.iterdir()) == before
 
 

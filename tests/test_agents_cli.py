@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +29,8 @@ from hurricane.agents.client import (
 )
 from hurricane.agents.errors import AgentError, BadRequest, Unreachable
 from hurricane.agents.server import Security, split_address
+
+from .certificates import make_certificates
 
 DEADLINE_S = 30.0
 ROOM = Path(hurricane.agents.__file__).parent
@@ -137,7 +138,7 @@ def test_info_describes_this_machine_without_a_server() -> None:
     info = json.loads(result.stdout)
     assert info["device"]["cores"] == os.cpu_count()
     targets = {target["name"]: target for target in info["targets"]}
-    assert targets[TARGET]["availability"] == "available"
+    assert targets[TARGET]["availability"] == "simulated"
     assert targets["vpu-faulty-fp32"]["reason"] == "no stick; plug one in"
     for runtime in ("onnxruntime", "openvino"):
         target = targets[f"cpu-{runtime}-fp32"]
@@ -163,7 +164,7 @@ def test_a_backend_that_dies_when_asked_is_shown_and_costs_nothing(tmp_path: Pat
     targets = {target["name"]: target for target in json.loads(result.stdout)["targets"]}
     assert targets["doomed"]["availability"] == "unavailable"
     assert "SIGSEGV" in targets["doomed"]["reason"]
-    assert targets[TARGET]["availability"] == "available"
+    assert targets[TARGET]["availability"] == "simulated"
 
 
 def test_a_port_in_use_is_told_in_one_line() -> None:
@@ -191,7 +192,7 @@ def test_a_port_in_use_is_told_in_one_line() -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused(arguments: list[str], words: str) -> None:
-    result = agent_command("serve", *arguments)
+    result = agent_command("serve", "--listen", "127.0.0.1:0", *arguments)
     assert result.returncode == 2
     (line,) = errors_of(result)
     assert words in line
@@ -239,6 +240,7 @@ def test_an_address_may_be_of_either_internet_protocol() -> None:
     ("security", "host", "words"),
     [
         (Security(), "::", "--token-file"),
+        (Security(token=TOKEN), "0.0.0.0", "without TLS.*--insecure"),
         (Security(), "192.168.1.7", "--insecure"),
         (Security(), "board.local", "--insecure"),
         (Security(tls_cert=Path("c")), "127.0.0.1", "--tls-key"),
@@ -256,7 +258,8 @@ def test_a_machine_is_not_opened_by_accident(security: Security, host: str, word
         (Security(), "localhost"),
         (Security(), "127.8.8.8"),
         (Security(), "::1"),
-        (Security(token=TOKEN), "0.0.0.0"),
+        (Security(token=TOKEN), "127.0.0.1"),
+        (Security(token=TOKEN, insecure=True), "0.0.0.0"),
         (Security(tls_cert=Path("c"), tls_key=Path("k")), "0.0.0.0"),
         (Security(insecure=True), "0.0.0.0"),
     ],
@@ -265,10 +268,32 @@ def test_loopback_or_a_guard_is_enough(security: Security, host: str) -> None:
     security.check(host)
 
 
-def test_an_agent_with_a_token_serves_off_loopback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("security", "host", "words"),
+    [
+        (Security(token=TOKEN, insecure=True), "0.0.0.0", "plain text"),
+        (Security(insecure=True), "board", "anyone"),
+        (Security(tls_cert=Path("c"), tls_key=Path("k")), "0.0.0.0", "--token-file"),
+        (Security("", Path("c"), Path("k"), Path("a")), "0.0.0.0", ""),
+        (Security(TOKEN, Path("c"), Path("k")), "0.0.0.0", ""),
+        (Security(), "127.0.0.1", ""),
+        (Security(token=TOKEN, insecure=True), "::1", ""),
+    ],
+)
+def test_whoever_opens_a_machine_is_warned(security: Security, host: str, words: str) -> None:
+    assert words in security.warning(host)
+    assert bool(security.warning(host)) == bool(words)
+
+
+def test_an_agent_with_a_token_serves_off_loopback_where_it_is_told_to(tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN + "\n")
-    with served("--listen", "0.0.0.0:0", "--token-file", str(token_file)) as (address, _):
+    listen = ("--listen", "0.0.0.0:0", "--token-file", str(token_file))
+    refused = agent_command("serve", *listen)
+    assert refused.returncode == 2
+    assert "--insecure" in errors_of(refused)[0]
+    assert "Warning" not in refused.stderr
+    with served(*listen, "--insecure") as (address, _):
         loopback = address.replace("0.0.0.0", "127.0.0.1")
         with AgentClient(loopback, token=TOKEN) as agent:
             assert agent.describe().targets
@@ -374,30 +399,7 @@ def test_a_private_agent_ends_with_its_owner_even_by_kill_9(tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an authority, and certificates of it for the agent and a caller."""
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command, which makes the certificates, is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*args: str) -> None:
-        subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
-
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    for name in ("ca", "stranger-ca"):
-        openssl(
-            *("req", "-x509", *curve, "-subj", f"/CN={name}", "-days", "2"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.pem"),
-        )
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    for name in ("agent", "caller"):
-        openssl(
-            *("req", *curve, "-subj", f"/CN={name}"),
-            *("-keyout", f"{name}.key", "-out", f"{name}.csr"),
-        )
-        openssl(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
-            *("-days", "2", "-extfile", "names", "-out", f"{name}.pem"),
-        )
-    return folder
+    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 def test_tls_lets_in_who_trusts_the_agent(certificates: Path) -> None:

@@ -31,7 +31,7 @@ SHAPE = (1, 8, 12, 12)
 
 
 def discovered() -> list[TargetInfo]:
-    return [target for target in discover(CONTEXT) if "onnx" in target.formats]
+    return [target for target in discover(CONTEXT).targets if "onnx" in target.formats]
 
 
 TARGETS = discovered()

@@ -14,9 +14,9 @@ from hurricane.agents import worker
 from hurricane.agents.backends import onnxruntime_cpu
 from hurricane.agents.backends.base import Loaded, Sample, Session
 from hurricane.agents.results import Protocol
-from hurricane.agents.worker import Artifact, Bench, Heartbeat
+from hurricane.agents.worker import Heartbeat
 
-from .agents_stand_ins import OneMillisecond
+from .agents_stand_ins import FORMAT, OneMillisecond, bench_of
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 HUGE = _SETTING.exists() and "[always]" in _SETTING.read_text()
@@ -38,8 +38,8 @@ class Target(Session):
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    def load(self, path: str, format: str) -> Loaded:
-        return Graph(path, self.log)
+    def load(self, content: bytes, format: str) -> Loaded:
+        return Graph(content.decode(), self.log)
 
     def renew(self) -> None:
         self.log.append("renew")
@@ -50,11 +50,11 @@ class Target(Session):
 
 def test_memory_is_renewed_between_passes_and_at_no_other_time(heartbeat: Heartbeat) -> None:
     target = Target()
-    bench = Bench(target, heartbeat)
-    bench.measure([Artifact("1", "a")], "onnx", Protocol(3, 2, 1, keep_loaded=True), True)
+    bench = bench_of(target, heartbeat)
+    bench.measure(["a"], FORMAT, Protocol(3, 2, 1, keep_loaded=True), True)
     assert target.log == ["a", "a", "a", "renew", "a", "a", "renew", "a", "a"]
     target.log.clear()
-    bench.measure([Artifact("1", "a")], "onnx", Protocol(1, 2, 1), True)
+    bench.measure(["a"], FORMAT, Protocol(1, 2, 1), True)
     assert target.log == ["a", "a", "close a"]
 
 
@@ -70,9 +70,9 @@ def test_renewals_take_a_small_share_of_the_time(heartbeat: Heartbeat) -> None:
             return super().elapsed_ms() + self.log.count("wait")
 
     target, requests, rounds = Slow(), 200, 8
-    bench = Bench(target, heartbeat)
+    bench = bench_of(target, heartbeat)
     for _ in range(requests):
-        bench.measure([Artifact("1", "a")], "onnx", Protocol(rounds, 1, 1, keep_loaded=True), True)
+        bench.measure(["a"], FORMAT, Protocol(rounds, 1, 1, keep_loaded=True), True)
     share = target.log.count("wait") / (requests * rounds)
     assert worker._RENEWAL_SHARE / 2 < share <= worker._RENEWAL_SHARE * 1.1
 
@@ -101,7 +101,8 @@ import json, sys
 from hurricane.agents.backends.onnxruntime_cpu import OnnxruntimeSession, _page_faults
 
 session = OnnxruntimeSession(1, "all", "1")
-small, twin, large = graphs = [session.load(path, "onnx") for path in sys.argv[1:]]
+contents = [open(path, "rb").read() for path in sys.argv[1:]]
+small, twin, large = graphs = [session.load(content, "onnx") for content in contents]
 
 def faults(work):
     before = _page_faults()

@@ -65,7 +65,7 @@ def serving(
         patch.setenv(ENVIRONMENT_VARIABLE, str(BACKEND))
         # Only the backend of this file: the others have their own tests, and take a while.
         patch.setattr("hurricane.agents.supervisor.backend_names", lambda: [str(BACKEND)])
-        server = AgentServer("127.0.0.1:0", Context("board"), security, limits, store)
+        server = AgentServer("127.0.0.1:0", Context("board", pace="real"), security, limits, store)
     server.start()
     try:
         yield server
@@ -82,6 +82,7 @@ def server() -> Iterator[AgentServer]:
 @pytest.fixture
 def agent(server: AgentServer) -> Iterator[AgentClient]:
     with AgentClient(server.address) as client:
+        client.describe()  # which targets have a clock of their own
         yield client
 
 
@@ -123,7 +124,7 @@ def test_describe_tells_device_limits_and_why_a_target_is_not_available(agent: A
     assert description.max_resident_bytes == max(description.device.memory_bytes // 4, 256 << 20)
     resident = description.target(RESIDENT)
     assert (resident.processor, resident.resident, resident.device_time) == ("dsp", True, True)
-    assert resident.formats == ("onnx", "faulty")
+    assert resident.formats == ("faulty",)
     assert not description.target(ONE_AT_A_TIME).resident
     broken = next(target for target in description.targets if target.name == UNAVAILABLE)
     assert broken.availability == Availability.UNAVAILABLE
@@ -235,7 +236,7 @@ def test_a_batch_in_which_everything_fails_ends(agent: AgentClient) -> None:
 
 
 @pytest.mark.parametrize(("gate_at", "step"), [(-1, "load"), (1, "measure")])
-def test_kill_9_of_the_worker_costs_the_artefact_in_work(
+def test_a_worker_that_is_killed_says_nothing_of_its_artefact_the_first_time(
     agent: AgentClient, tmp_path: Path, gate_at: int, step: str
 ) -> None:
     pid_file, gate = tmp_path / "pid", tmp_path / "never"
@@ -243,19 +244,45 @@ def test_kill_9_of_the_worker_costs_the_artefact_in_work(
     events = agent.benchmark_events(
         [good, blocked], RESIDENT, options={"pid_file": str(pid_file)}, protocol=QUICK
     )
-    seen: list[Progress] = []
-    # Until work stands still at the blocked artefact.
-    while len(seen) < 1 or seen[-1].step != step or seen[-1].done < 1:
-        event = next(events)
-        assert isinstance(event, Progress)
-        seen.append(event)
-    os.kill(int(pid_file.read_text()), signal.SIGKILL)
+    kill_at(events, step, pid_file)
+    # Work begins anew, with another worker.
+    assert wait_for(events, Progress("load", 0, 2))
+    gate.touch()
+    results = {event.sha256: event for event in events if isinstance(event, ArtifactResult)}
+    assert np.array_equal(results[blocked].wall_ms, np.full((3, 2), 1.0))
+    assert np.array_equal(results[good].wall_ms, np.full((3, 2), 3.0))
+
+
+@pytest.mark.parametrize(("gate_at", "step"), [(-1, "load"), (1, "measure")])
+def test_killing_the_worker_twice_at_one_artefact_costs_it(
+    agent: AgentClient, tmp_path: Path, gate_at: int, step: str
+) -> None:
+    pid_file, gate = tmp_path / "pid", tmp_path / "never"
+    good, blocked = put(agent, ms=3.0), put(agent, gate=str(gate), gate_at=gate_at)
+    events = agent.benchmark_events(
+        [good, blocked], RESIDENT, options={"pid_file": str(pid_file)}, protocol=QUICK
+    )
+    for _ in range(2):
+        kill_at(events, step, pid_file)
     results = {event.sha256: event for event in events if isinstance(event, ArtifactResult)}
     error = results[blocked].error
     assert error is not None
     assert error.kind == ErrorKind.RUNTIME_CRASHED
     assert "SIGKILL" in str(error)
     assert np.array_equal(results[good].wall_ms, np.full((3, 2), 3.0))
+
+
+def wait_for(events: Iterator[object], progress: Progress) -> bool:
+    """Takes events up to this one; whether there was one."""
+    return any(event == progress for event in events)
+
+
+def kill_at(events: Iterator[object], step: str, pid_file: Path) -> None:
+    """Kills the worker when work stands still at the blocked artefact."""
+    assert any(
+        isinstance(event, Progress) and event.step == step and event.done >= 1 for event in events
+    )
+    os.kill(int(pid_file.read_text()), signal.SIGKILL)
 
 
 def test_the_whole_batch_fails_where_the_target_cannot_be_opened(agent: AgentClient) -> None:

@@ -39,7 +39,7 @@ from hurricane.agents.client import AgentClient
 from hurricane.agents.errors import BadRequest, DeviceLost, OutOfMemory, UnsupportedOperator
 from hurricane.agents.results import Protocol
 from hurricane.agents.server import AgentServer
-from hurricane.agents.worker import Artifact, Bench, Heartbeat
+from hurricane.agents.worker import Bench, Heartbeat
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.export import architecture_pieces, export_architecture, export_context
 from hurricane.ops.graph import Piece, prepare_templates, template
@@ -125,11 +125,9 @@ CONV_WEIGHT = [("w", (64, 32, 1, 1))]
 
 
 @pytest.fixture
-def artefact(tmp_path: Path) -> str:
-    """A file with one 1x1 convolution."""
-    path = tmp_path / "conv.onnx"
-    path.write_bytes(graph_of(CONV, weights=CONV_WEIGHT))
-    return str(path)
+def artefact() -> bytes:
+    """One 1x1 convolution."""
+    return graph_of(CONV, weights=CONV_WEIGHT)
 
 
 def session_of(
@@ -488,7 +486,7 @@ def test_nothing_is_simulated_unless_asked_for() -> None:
         simulated.open_target(Context(), f"sim-{CPU}", {}, 1)
 
 
-def test_a_device_is_one_file_given_by_its_path(tmp_path: Path, artefact: str) -> None:
+def test_a_device_is_one_file_given_by_its_path(tmp_path: Path, artefact: bytes) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(QUIET)
     context = Context(simulate=(str(file),))
@@ -569,9 +567,9 @@ def wall_ms(graph: simulated.SimulatedGraph, count: int) -> np.ndarray:
     return np.array([sample.wall_ms for sample in graph.timed_calls(count)])
 
 
-def test_without_noise_every_call_takes_the_computed_time(tmp_path: Path, artefact: str) -> None:
+def test_without_noise_every_call_takes_the_computed_time(tmp_path: Path, artefact: bytes) -> None:
     graph = session_of(tmp_path).load(artefact, "onnx")
-    expected = price(read_graph(Path(artefact).read_bytes()), device_of())
+    expected = price(read_graph(artefact), device_of())
     samples = graph.timed_calls(5)
     assert {s.wall_ms for s in samples} == {expected.total_ms}
     assert {s.device_ms for s in samples} == {expected.device_ms}
@@ -580,7 +578,7 @@ def test_without_noise_every_call_takes_the_computed_time(tmp_path: Path, artefa
 
 
 def test_device_time_is_reported_only_where_the_runtime_has_a_counter(
-    tmp_path: Path, artefact: str
+    tmp_path: Path, artefact: bytes
 ) -> None:
     text = QUIET.replace("device_time = true", "device_time = false")
     graph = session_of(tmp_path, text=text).load(artefact, "onnx")
@@ -588,19 +586,19 @@ def test_device_time_is_reported_only_where_the_runtime_has_a_counter(
 
 
 def test_the_virtual_clock_advances_by_loads_and_calls_and_nobody_waits(
-    tmp_path: Path, artefact: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, artefact: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("slept"))
     session = session_of(tmp_path)
     graph = session.load(artefact, "onnx")
-    loaded_ms = 3.0 + Path(artefact).stat().st_size / 1e6
+    loaded_ms = 3.0 + len(artefact) / 1e6
     assert session.elapsed_ms() == pytest.approx(loaded_ms)
     calls_ms = wall_ms(graph, 1000).sum()
     assert session.elapsed_ms() == pytest.approx(loaded_ms + calls_ms)
 
 
 def test_at_real_pace_it_waits_as_long_as_its_clock_says(
-    artefact: str, monkeypatch: pytest.MonkeyPatch
+    artefact: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
@@ -612,7 +610,7 @@ def test_at_real_pace_it_waits_as_long_as_its_clock_says(
 
 
 def test_noise_is_seeded_and_independent_of_the_rest_of_the_batch(
-    tmp_path: Path, artefact: str
+    tmp_path: Path, artefact: bytes
 ) -> None:
     def samples(seed: int, batch: int, other: bool) -> list[float]:
         session = session_of(tmp_path, {"noise": "0.05"}, seed)
@@ -620,7 +618,7 @@ def test_noise_is_seeded_and_independent_of_the_rest_of_the_batch(
         if other:
             path = tmp_path / "other.onnx"
             path.write_bytes(graph_of([node("Relu", "x", "y")]))
-            session.load(str(path), "onnx").timed_calls(3)
+            session.load(path.read_bytes(), "onnx").timed_calls(3)
         return wall_ms(session.load(artefact, "onnx"), 20).tolist()
 
     assert samples(1, 2, False) == samples(1, 2, True)
@@ -629,10 +627,10 @@ def test_noise_is_seeded_and_independent_of_the_rest_of_the_batch(
 
 
 def test_noise_has_the_stated_spread_around_the_computed_time(
-    tmp_path: Path, artefact: str
+    tmp_path: Path, artefact: bytes
 ) -> None:
     graph = session_of(tmp_path, {"noise": "0.1", "call_jitter": "0.02"}).load(artefact, "onnx")
-    expected = price(read_graph(Path(artefact).read_bytes()), device_of())
+    expected = price(read_graph(artefact), device_of())
     samples = graph.timed_calls(4000)
     device = np.log([s.device_ms for s in samples if s.device_ms]) - np.log(expected.device_ms)
     call = np.array([s.wall_ms - (s.device_ms or 0) for s in samples]) / expected.call_ms
@@ -641,14 +639,14 @@ def test_noise_has_the_stated_spread_around_the_computed_time(
     assert np.std(np.log(call)) == pytest.approx(0.02, rel=0.1)
 
 
-def test_outliers_come_as_often_and_as_large_as_stated(tmp_path: Path, artefact: str) -> None:
+def test_outliers_come_as_often_and_as_large_as_stated(tmp_path: Path, artefact: bytes) -> None:
     options = {"outlier_probability": "0.1", "outlier_factor": "20", "call_ms": "0"}
     walls = wall_ms(session_of(tmp_path, options).load(artefact, "onnx"), 5000)
     assert np.mean(walls > 1.5 * walls.min()) == pytest.approx(0.1, abs=0.02)
     assert set(np.round(walls / walls.min(), 9)) == {1.0, 20.0}
 
 
-def test_a_bimodal_device_is_in_one_mode_for_a_whole_visit(tmp_path: Path, artefact: str) -> None:
+def test_a_bimodal_device_is_in_one_mode_for_a_whole_visit(tmp_path: Path, artefact: bytes) -> None:
     options = {"bimodal_probability": "0.5", "bimodal_factor": "3", "call_ms": "0"}
     graph = session_of(tmp_path, options).load(artefact, "onnx")
     visits = [set(np.round(wall_ms(graph, 4), 9)) for _ in range(50)]
@@ -657,14 +655,14 @@ def test_a_bimodal_device_is_in_one_mode_for_a_whole_visit(tmp_path: Path, artef
     assert modes[1] / modes[0] == pytest.approx(3)
 
 
-def test_drift_slows_calls_down_with_time(tmp_path: Path, artefact: str) -> None:
+def test_drift_slows_calls_down_with_time(tmp_path: Path, artefact: bytes) -> None:
     options = {"drift_per_minute": "0.5", "call_ms": "100"}
     graph = session_of(tmp_path, options).load(artefact, "onnx")
     first = graph.timed_calls(600)[0].device_ms
     assert graph.timed_calls(1)[0].device_ms == pytest.approx(1.5 * (first or 0), rel=0.01)
 
 
-def test_throttling_shows_in_times_and_conditions(tmp_path: Path, artefact: str) -> None:
+def test_throttling_shows_in_times_and_conditions(tmp_path: Path, artefact: bytes) -> None:
     options = {"throttle_after_s": "10", "throttle_factor": "2", "call_ms": "100"}
     session = session_of(tmp_path, options)
     graph = session.load(artefact, "onnx")
@@ -679,7 +677,7 @@ def test_throttling_shows_in_times_and_conditions(tmp_path: Path, artefact: str)
 
 
 def test_a_slower_board_is_slower_in_everything_and_no_other_target(
-    tmp_path: Path, artefact: str
+    tmp_path: Path, artefact: bytes
 ) -> None:
     shipped = resources.files("hurricane.agents.devices").joinpath(f"{DSP}.toml").read_text("utf-8")
     assert "[disturbances]" in shipped
@@ -705,11 +703,11 @@ def test_being_slower_is_no_option_and_has_to_be_a_factor() -> None:
         device_of(QUIET + "[disturbances]\nslower = 0\n")
 
 
-def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: str) -> None:
+def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: bytes) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(graph_of([node("Tanh", "x", "y")]))
     session = session_of(tmp_path, {"warm_gain": "0.25", "call_ms": "0"})
-    one, two = session.load(artefact, "onnx"), session.load(str(other), "onnx")
+    one, two = session.load(artefact, "onnx"), session.load(other.read_bytes(), "onnx")
     first = wall_ms(one, 3)
     assert first[1:] / first[0] == pytest.approx([0.75, 0.75])
     assert wall_ms(one, 1)[0] == first[1]
@@ -717,9 +715,11 @@ def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: str
     assert wall_ms(one, 1)[0] == first[0]
 
 
-def test_a_graph_falls_back_by_op_type_or_digest_and_says_so(tmp_path: Path, artefact: str) -> None:
+def test_a_graph_falls_back_by_op_type_or_digest_and_says_so(
+    tmp_path: Path, artefact: bytes
+) -> None:
     normal = session_of(tmp_path).load(artefact, "onnx").timed_calls(1)[0].device_ms
-    digest = hashlib.sha256(Path(artefact).read_bytes()).hexdigest()
+    digest = hashlib.sha256(artefact).hexdigest()
     for named in ("Conv", digest[:8], digest):
         graph = session_of(tmp_path, {"fallback_on": named}).load(artefact, "onnx")
         assert graph.flags == ("simulated", "fallback:cpu")
@@ -730,14 +730,14 @@ def test_a_graph_falls_back_by_op_type_or_digest_and_says_so(tmp_path: Path, art
         assert graph.flags == ("simulated",)
 
 
-def test_a_hang_passes_any_time_limit_on_the_virtual_clock(tmp_path: Path, artefact: str) -> None:
+def test_a_hang_passes_any_time_limit_on_the_virtual_clock(tmp_path: Path, artefact: bytes) -> None:
     session = session_of(tmp_path, {"hang_on": "Conv", "throttle_after_s": "60"})
     session.load(artefact, "onnx").timed_calls(1)
     assert session.elapsed_ms() >= 3_600_000
     assert session.conditions().throttle_events == 0
 
 
-def test_a_crash_kills_the_process(tmp_path: Path, artefact: str) -> None:
+def test_a_crash_kills_the_process(tmp_path: Path, artefact: bytes) -> None:
     code = (
         "from hurricane.agents.backends import simulated as s\n"
         "from hurricane.agents.backends.base import Context\n"
@@ -753,7 +753,7 @@ def test_a_crash_kills_the_process(tmp_path: Path, artefact: str) -> None:
     assert done.returncode == -signal.SIGSEGV
 
 
-def test_a_device_drops_off_after_its_time(tmp_path: Path, artefact: str) -> None:
+def test_a_device_drops_off_after_its_time(tmp_path: Path, artefact: bytes) -> None:
     session = session_of(tmp_path, {"lost_after_s": "1", "call_ms": "100"})
     graph = session.load(artefact, "onnx")
     graph.timed_calls(20)
@@ -763,19 +763,19 @@ def test_a_device_drops_off_after_its_time(tmp_path: Path, artefact: str) -> Non
         session.load(artefact, "onnx")
 
 
-def test_an_artefact_larger_than_the_memory_does_not_fit(tmp_path: Path, artefact: str) -> None:
+def test_an_artefact_larger_than_the_memory_does_not_fit(tmp_path: Path, artefact: bytes) -> None:
     with pytest.raises(OutOfMemory, match="MiB"):
         session_of(tmp_path, {"memory_mib": "0.001"}).load(artefact, "onnx")
     session_of(tmp_path, {"memory_mib": "1"}).load(artefact, "onnx")
 
 
-def test_unsupported_op_types_are_refused(tmp_path: Path, artefact: str) -> None:
+def test_unsupported_op_types_are_refused(tmp_path: Path, artefact: bytes) -> None:
     with pytest.raises(UnsupportedOperator, match="Conv"):
         session_of(tmp_path, {"unsupported_ops": "Gemm, Conv"}).load(artefact, "onnx")
     session_of(tmp_path, {"unsupported_ops": "Gemm"}).load(artefact, "onnx")
 
 
-def test_a_device_that_is_not_resident_holds_one_graph(tmp_path: Path, artefact: str) -> None:
+def test_a_device_that_is_not_resident_holds_one_graph(tmp_path: Path, artefact: bytes) -> None:
     text = QUIET.replace("device_time = true", "device_time = true\nresident = false")
     session = session_of(tmp_path, text=text)
     assert not simulated.targets(Context(simulate=(str(tmp_path / "mine.toml"),)))[0].resident
@@ -791,7 +791,7 @@ def test_the_slow_unit_is_named_among_units_and_flags(tmp_path: Path) -> None:
     piece = Piece("Choice_3_SE", LayerShape(7, 7, 640, 640, 1))
     path.write_bytes(export_context([piece]))
     session = simulated.open_target(Context(simulate=(VPU,)), f"sim-{VPU}", {}, 1)
-    graph = session.load(str(path), "onnx")
+    graph = session.load(path.read_bytes(), "onnx")
     assert graph.compute_unit == "simulated:NCE+SHAVE"
     assert graph.flags == ("simulated", "slow-unit:shave")
 
@@ -801,7 +801,7 @@ def test_outputs_are_those_of_onnxruntime(tmp_path: Path) -> None:
     path = tmp_path / "block.onnx"
     path.write_bytes(export_context([Piece("MB_3_3_SE", LayerShape(8, 8, 16, 16, 1))]))
     graph = simulated.open_target(Context(simulate=(DSP,)), f"sim-{DSP}", {}, 1).load(
-        str(path), "onnx"
+        path.read_bytes(), "onnx"
     )
     (tensor,) = graph.inputs()
     assert (tensor.name, tensor.dtype, tensor.shape) == ("input", "float32", (1, 16, 8, 8))
@@ -826,7 +826,7 @@ def test_serving_the_backend_imports_onnx_only_when_a_graph_is_read() -> None:
 
 
 def test_a_graph_is_priced_once_for_each_digest(
-    tmp_path: Path, artefact: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, artefact: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
 
@@ -847,14 +847,14 @@ def test_a_graph_is_priced_once_for_each_digest(
 class Board:
     """A worker's bench on a simulated device: requests that keep their graphs loaded."""
 
-    def __init__(self, tmp_path: Path, artefact: str, **options: object) -> None:
+    def __init__(self, tmp_path: Path, artefact: bytes, **options: object) -> None:
         texts = {name: str(value) for name, value in options.items()}
         self.session = session_of(tmp_path, texts)
         with tempfile.TemporaryFile() as memory:
             memory.truncate(Heartbeat.SIZE)
-            self._bench = Bench(self.session, Heartbeat(memory.fileno()))
-        digest = hashlib.sha256(Path(artefact).read_bytes()).hexdigest()
-        self._artefact = Artifact(digest, artefact)
+            self._bench = Bench(self.session, Heartbeat(memory.fileno()), lambda digest: artefact)
+        digest = hashlib.sha256(artefact).hexdigest()
+        self._artefact = digest
 
     def request(self, seed: int, rounds: int = 10) -> tuple[np.ndarray, dict]:
         """Device times [rounds, 3] in ms, and the whole result."""
@@ -864,13 +864,13 @@ class Board:
 
 
 @pytest.fixture
-def computed_ms(artefact: str) -> float:
+def computed_ms(artefact: bytes) -> float:
     """Noise-free device time of the artefact."""
-    return price(read_graph(Path(artefact).read_bytes()), device_of()).device_ms
+    return price(read_graph(artefact), device_of()).device_ms
 
 
 def test_drift_goes_on_from_one_request_to_the_next(
-    tmp_path: Path, artefact: str, computed_ms: float
+    tmp_path: Path, artefact: bytes, computed_ms: float
 ) -> None:
     # A call costs a second: one to warm up, and 30 a request.
     board = Board(tmp_path, artefact, drift_per_minute=0.1, call_ms=1000)
@@ -882,7 +882,7 @@ def test_drift_goes_on_from_one_request_to_the_next(
 
 
 def test_throttling_begins_in_one_request_and_lasts_in_the_next(
-    tmp_path: Path, artefact: str, computed_ms: float
+    tmp_path: Path, artefact: bytes, computed_ms: float
 ) -> None:
     board = Board(tmp_path, artefact, throttle_after_s=45, throttle_factor=2, call_ms=1000)
     (cool, _), (turning, second), (hot, third) = (board.request(seed) for seed in range(3))
@@ -898,7 +898,7 @@ def test_throttling_begins_in_one_request_and_lasts_in_the_next(
 
 
 def test_throttling_while_graphs_are_loaded_belongs_to_the_request(
-    tmp_path: Path, artefact: str
+    tmp_path: Path, artefact: bytes
 ) -> None:
     board = Board(tmp_path, artefact, throttle_after_s=45, load_ms=50_000, call_ms=1)
     _, result = board.request(0)
@@ -907,7 +907,7 @@ def test_throttling_while_graphs_are_loaded_belongs_to_the_request(
 
 
 def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_stated(
-    tmp_path: Path, artefact: str, computed_ms: float
+    tmp_path: Path, artefact: bytes, computed_ms: float
 ) -> None:
     board = Board(
         tmp_path,
@@ -930,7 +930,7 @@ def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_state
 
 
 def test_a_kept_board_goes_on_where_it_was_and_a_new_one_begins_anew(
-    tmp_path: Path, artefact: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, artefact: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = "hurricane.agents.backends.simulated"
     monkeypatch.setattr("hurricane.agents.supervisor.backend_names", lambda: [backend])
@@ -939,7 +939,7 @@ def test_a_kept_board_goes_on_where_it_was_and_a_new_one_begins_anew(
     server.start()
     try:
         with AgentClient(server.address) as client:
-            digest = client.upload(Path(artefact).read_bytes())
+            digest = client.upload(artefact)
 
             def times(keep_loaded: bool) -> np.ndarray:
                 protocol = Protocol(rounds=5, calls_per_visit=1, keep_loaded=keep_loaded)

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hurricane.agents.backends.base import Context
 from hurricane.agents.client import AgentClient
 from hurricane.agents.errors import AgentError, Unreachable
-from hurricane.agents.server import AgentServer, AgentService, Security
+from hurricane.agents.server import AgentServer, Security
 from hurricane.lookup_tables.journal import Journal, journal_path
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.errors import BadRequest, HurricaneError
@@ -29,6 +29,8 @@ from hurricane.profiler.kinds import Kind, fill, find_kinds, lanes, table_paths
 from hurricane.profiler.measuring import MeasuringSettings, connect, parse_target
 from hurricane.profiler.plan import parse_layers
 from hurricane.profiler.profile import ProfileResult
+
+from .agents_rogue import Rogue, description
 
 DSP, VPU, CPU = "sim-hexagon685-dsp", "sim-myriadx-vpu", "cpu-onnxruntime-fp32"
 TOKEN = "a token that nobody guesses"
@@ -130,7 +132,10 @@ def test_files_that_a_board_names_are_seen_from_the_boards_file(tmp_path):
         ("[boards.a]\nagent = '10.0.0.5'", "boards.a.agent: '10.0.0.5' is no address"),
         ("[boards.a]\nagent = '10.0.0.5:99999'", "no address; give HOST:PORT"),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntokenfile = 'x'", "a.tokenfile; did you mean token_f"),
-        ("[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'x'", "boards.a.token_file .*x cannot be"),
+        (
+            "[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'x'",
+            "boards.a.token_file .*x does not exist",
+        ),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'e'", "is empty; its first line"),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntls_ca = 'x'", "boards.a.tls_ca: there is no file"),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntls_cert = 'e'", "belong together"),
@@ -149,7 +154,7 @@ def test_a_wrong_file_is_refused_with_its_key(tmp_path, text, words):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(BadRequest, match=r"nothing\.toml cannot be read"):
+    with pytest.raises(BadRequest, match=r"nothing\.toml does not exist"):
         run(boards_command, "--boards", str(tmp_path / "nothing.toml"))
 
 
@@ -205,21 +210,15 @@ def test_a_board_that_hangs_costs_the_others_nothing(dsp):
     assert isinstance(answers[0].error, Unreachable)
 
 
-def test_what_an_older_agent_does_not_tell_is_a_question_mark(monkeypatch):
-    real = AgentService.Describe
-
-    def older(self, request, context):
-        answer = real(self, request, context)
-        answer.ClearField("activity")
-        answer.ClearField("conditions")
-        return answer
-
-    monkeypatch.setattr(AgentService, "Describe", older)
-    with serving("hexagon685-dsp") as server:
-        text = run(boards_command, server.address)
-        data = run(boards_command, server.address, "--json")
+def test_what_an_older_agent_does_not_tell_is_a_question_mark():
+    older = description()
+    older.ClearField("activity")
+    older.ClearField("conditions")
+    with Rogue(describe=lambda request: older).serving() as address:
+        text = run(boards_command, address)
+        data = run(boards_command, address, "--json")
     assert text.exit_code == data.exit_code == 0
-    assert text.output.splitlines()[1].split()[:6] == [server.address] * 2 + ["board", *"???"]
+    assert text.output.splitlines()[1].split()[:6] == [address] * 2 + ["rogue", *"???"]
     (found,) = json.loads(data.output)["boards"]
     assert (found["state"], found["activity"], found["conditions"]) == (None, None, None)
 

@@ -14,9 +14,9 @@ from hurricane.agents import conditions, wire
 from hurricane.agents.backends.base import Loaded, Session
 from hurricane.agents.conditions import Conditions, read_conditions, since
 from hurricane.agents.results import ArtifactResult, Protocol, summarise
-from hurricane.agents.worker import Artifact, Bench, Heartbeat
+from hurricane.agents.worker import Heartbeat
 
-from .agents_stand_ins import OneMillisecond
+from .agents_stand_ins import FORMAT, OneMillisecond, bench_of
 
 # Cores 1 and 2, of all ticks 10% idle, 5% stolen, 25% of this process.
 EARLIER = Conditions(steal_share=0.5, ticks=(0b110, 1000, 500, 200, 100))
@@ -216,7 +216,7 @@ class ScriptedBoard(Session):
     def __init__(self, *scripted: Conditions) -> None:
         self._scripted = iter(scripted)
 
-    def load(self, path: str, format: str) -> Loaded:
+    def load(self, content: bytes, format: str) -> Loaded:
         return OneMillisecond()
 
     def conditions(self) -> Conditions:
@@ -243,8 +243,8 @@ def test_a_disturbed_batch_is_flagged_and_says_by_how_much(
     steal: float, others: float, events: int, flags: list[str], heartbeat: Heartbeat
 ) -> None:
     after = replace(EARLIER, ticks=ticks_of(steal, others), throttle_events=events)
-    bench = Bench(ScriptedBoard(EARLIER, EARLIER, after), heartbeat)
-    (result,) = bench.measure([Artifact("a", "path")], "onnx", Protocol(), True)["results"]
+    bench = bench_of(ScriptedBoard(EARLIER, EARLIER, after), heartbeat)
+    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
     assert result["flags"] == flags
     assert result["before"]["busy_share"] == 0.0
     assert result["after"]["busy_share"] == pytest.approx(others)
@@ -252,8 +252,8 @@ def test_a_disturbed_batch_is_flagged_and_says_by_how_much(
 
 
 def test_what_was_stolen_since_boot_flags_no_short_batch(heartbeat: Heartbeat) -> None:
-    bench = Bench(ScriptedBoard(EARLIER, EARLIER, EARLIER), heartbeat)
-    (result,) = bench.measure([Artifact("a", "path")], "onnx", Protocol(), True)["results"]
+    bench = bench_of(ScriptedBoard(EARLIER, EARLIER, EARLIER), heartbeat)
+    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
     assert result["flags"] == []
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
@@ -14,9 +16,14 @@ from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
 from hurricane.search.architecture import Architecture
 from hurricane.search.confirm import Confirmation
+from hurricane.search.data import load_data
+from hurricane.search.evaluation import PathScorer, evaluate_network
 from hurricane.search.measuring import Measurement
 from hurricane.search.pipeline import SearchSettings, run_search, run_training
+from hurricane.search.retrain import load_network
 from hurricane.search.space import SearchSpace, build_space
+from hurricane.search.training import Preset, TrainingSettings, build_supernet, load_weights
+from hurricane.search.two_stage import StageResult
 
 BACKBONE = """
 classes = 10
@@ -38,11 +45,16 @@ stride = 2
 channels = 16
 """
 SETTINGS = SearchSettings(training=0.05, evaluations=12, population=4, device="cpu")
+Problem = tuple[Backbone, SearchSpace]
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, SearchSpace]:
-    path = tmp_path_factory.mktemp("p") / "tiny.toml"
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    return make_problem(tmp_path_factory.mktemp("p") / "tiny.toml")
+
+
+def make_problem(path: Path, operators: list[str] | None = None) -> Problem:
+    """A small backbone in a file, and a space of these operators (all of them)."""
     path.write_text(BACKBONE)
     backbone = load_backbone(path)
     target = Target("board", "dsp", "qnn", "1.0", precision="int8")
@@ -56,9 +68,10 @@ def problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, SearchS
             ms = 0.02 + op.macs(shape) / 3e6 + 0.001 * index
             values = {"latency_ms": ms, "call_ms": 0.01, "estimator": "made up"}
             rows.append(Row.of(target, op.name, shape, status="ok", **values))
-    model = LatencyModel(LookupTable(rows), backbone)
+    model = LatencyModel(LookupTable(rows), backbone, operators=operators)
     low, high = model.bounds()
-    return backbone, build_space(model, backbone, low + 0.4 * (high - low))
+    budget_ms = low + 0.4 * (high - low)
+    return backbone, build_space(model, backbone, budget_ms, gate="hard-sigmoid")
 
 
 class Device:
@@ -140,3 +153,51 @@ def test_a_corrected_request_takes_the_directory_of_the_wrong_one(problem, tmp_p
     with pytest.raises(BadRequest):
         run_search(space, replace(SETTINGS, data="cifar10:absent"), folder)
     assert sorted(f.name for f in folder.iterdir()) == kept
+
+
+def test_every_figure_of_a_run_is_that_of_its_own_network(tmp_path: Path):
+    """Each accuracy is found again from what the run left: supernets, weights, data."""
+    with_gate = [operator.name for operator in POOL if operator.se]
+    backbone, space = make_problem(tmp_path / "tiny.toml", with_gate)
+    settings = replace(SETTINGS, training=1.0, data="digits?limit=200")
+    training = TrainingSettings(epochs=4, batch=25, learning_rate=0.1)
+    # The second stage's training is so slow that it leaves the weights as they were inherited.
+    slow = replace(training, learning_rate=1e-12)
+    preset = Preset("short", training, slow, training, 100, evaluation_batch=50)
+    folder = tmp_path / "run"
+    outcome = run_search(space, settings, folder, preset, until="trained")
+    data = load_data(settings.data, backbone)
+    assert outcome.stages is not None
+    supernets = []
+    for result in outcome.stages.stages:
+
+        def scores(gate: str, result: StageResult = result) -> list[float]:
+            supernet = build_supernet(backbone, result.candidates, gate, settings.seed)
+            load_weights(supernet, folder / f"supernet-{result.stage}.pt")
+            scorer = PathScorer(supernet, data, 100, 50, "cpu", kept_bytes=0)
+            if gate == space.gate:
+                supernets.append(supernet)
+            return [scorer.score(np.array([e.codes]))[0] for e in result.evaluated]
+
+        told = [e.fitness for e in result.evaluated]
+        assert told == scores(space.gate)
+        assert told != scores("h-swish")  # so the gate matters
+        assert len(set(told)) > len(told) // 2  # and the order does
+
+    first, second = supernets
+    inherited = [(first.stem, second.stem), (first.head, second.head)]
+    for layer, names in enumerate(second.candidates):
+        for choice, name in enumerate(names):
+            if name in first.candidates[layer]:
+                there = first.candidates[layer].index(name)
+                inherited.append((first.operator(layer, there), second.operator(layer, choice)))
+    assert len(inherited) >= 2 + len(backbone.layers)
+    for one, other in inherited:
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=0)
+
+    found = outcome.architecture
+    network = load_network(backbone, found.operators, folder / "weights.pt", space.gate)
+    for split in ("validation", "test"):
+        (told,) = (a.value for a in found.accuracy if a.split == split and "scratch" in a.how)
+        assert told == evaluate_network(network, getattr(data, split), data, device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
-from hurricane.search.data import ImageData, load_data
+from hurricane.search.data import ImageData, Split, load_data
 from hurricane.search.evaluation import evaluate_network
 from hurricane.search.retrain import OtherWeights, load_network, train_architecture
 from hurricane.search.training import PRESETS, preset_for
@@ -45,6 +46,20 @@ def test_a_network_learns_digits_and_its_figures_can_be_checked(digits: ImageDat
     )
     assert finished.figures() == trained.figures()
     assert told == []
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_each_accuracy_is_of_the_split_whose_name_it_has(digits: ImageData, split: str):
+    """One split has every label wrong: its accuracy, and no other, is next to nothing."""
+    images, labels = getattr(digits, split).images, getattr(digits, split).labels
+    data = replace(digits, **{split: Split(images, (labels + 1) % 10)})
+    settings = worker.settings(1, epochs=3, batch=32)
+    trained = train_architecture(worker.BACKBONE, OPERATORS, data, settings)
+    found = {"validation": trained.validation_accuracy, "test": trained.test_accuracy}
+    assert found.pop(split) < 0.2
+    assert min(found.values()) > 0.5
+    assert trained.figures()["validation"] == trained.validation_accuracy
+    assert trained.figures()["test"] == trained.test_accuracy
 
 
 def test_weights_of_another_architecture_are_refused(digits: ImageData, tmp_path: Path):

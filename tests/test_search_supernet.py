@@ -12,8 +12,9 @@ from torch import nn
 from hurricane.ops.backbone import parse_backbone
 from hurricane.ops.blocks import Network
 from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.ops.pool import GATES
 from hurricane.ops.shapes import LayerShape
-from hurricane.search.data import ImageData, load_data
+from hurricane.search.data import ImageData, Split, load_data
 from hurricane.search.evaluation import PathScorer, SupernetEvaluator, evaluate_network
 from hurricane.search.supernet import Candidates, Supernet
 from hurricane.search.training import (
@@ -84,10 +85,11 @@ def trained(candidates: Candidates, data: ImageData, **changes) -> Supernet:
     return supernet
 
 
-def test_a_path_computes_what_a_network_of_its_operators_does():
-    supernet = build_supernet(TINY, FULL, "h-swish", 0).eval()
-    code = (1, 1, 1)
-    network = Network(TINY, [names[c] for names, c in zip(FULL, code, strict=True)]).eval()
+@pytest.mark.parametrize("gate", GATES)
+def test_a_path_computes_what_a_network_of_its_operators_does(gate: str):
+    supernet = build_supernet(TINY, FULL, gate, 0).eval()
+    code = (0, 0, 1)  # two of these have a gate
+    network = Network(TINY, [names[c] for names, c in zip(FULL, code, strict=True)], gate).eval()
     own = {k: v for k, v in network.state_dict().items() if "layers" not in k}
     # A network's BatchNorm has scale 1 and shift 0 at the start, so only the rest is copied.
     network.load_state_dict(
@@ -205,6 +207,21 @@ def test_a_score_is_the_accuracy_with_recalibrated_batch_norm(digits: ImageData)
     assert found[0] == pytest.approx(evaluate_network(path, digits.validation, digits), abs=0.011)
 
 
+def test_a_score_is_of_the_validation_split_and_sees_no_other_labels(digits: ImageData):
+    supernet = trained(FULL, digits)
+
+    def scores(*wrong: str) -> list[float]:
+        others = {
+            name: Split(getattr(digits, name).images, (getattr(digits, name).labels + 1) % 10)
+            for name in wrong
+        }
+        scorer = PathScorer(supernet, replace(digits, **others), 60, batch=20, device="cpu")
+        return scorer.score(every_code(FULL))
+
+    assert scores("train", "test") == scores()
+    assert scores("validation") != scores()
+
+
 def preset(**changes) -> Preset:
     short = TrainingSettings(
         **{"epochs": 1, "batch": 25, "learning_rate": 0.1, "checkpoint_steps": 2, **changes}
@@ -238,6 +255,16 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
     late = SupernetEvaluator(TINY, digits, tmp_path, preset(), seed=5, device="cpu")
     late.prepare(2, second, uniform(second), FIXED)
     assert late.evaluate(every_code(second)) == whole[1]
+
+
+def test_accuracies_come_in_the_order_of_the_architectures_asked(digits: ImageData):
+    evaluator = SupernetEvaluator(TINY, digits, None, preset(epochs=3), device="cpu")
+    evaluator.prepare(1, FULL, uniform(FULL))
+    codes = np.random.default_rng(0).permutation(np.concatenate([every_code(FULL)] * 2))
+    alone = [evaluator.evaluate(code[None])[0] for code in codes]
+    assert evaluator.evaluate(codes) == alone
+    assert alone not in (sorted(alone), alone[::-1])
+    assert len(set(alone)) > 3
 
 
 def test_a_stage_without_the_one_before_says_so(digits: ImageData, tmp_path):

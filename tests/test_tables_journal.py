@@ -83,6 +83,50 @@ def test_killed_between_saving_and_removing_the_next_run_ends_with_the_same_tabl
         assert journal.finish() == LookupTable([row(1), row(2)])
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_killed_at_any_step_of_finishing_no_row_is_lost(tmp_path, monkeypatch, there):
+    """At each call that changes the disk, before it is done: the rows are in table or journal."""
+    path, count = tmp_path / "t.csv", 0
+    expected = LookupTable([row(1, latency_ms=5.0), row(2), *([row(9, OTHER)] if there else [])])
+
+    class Killed(BaseException):
+        pass
+
+    def counted(call):
+        def instead(*args, **options):
+            nonlocal count
+            count -= 1
+            if count < 0:
+                raise Killed
+            return call(*args, **options)
+
+        return instead
+
+    steps = 0
+    while True:
+        for file in tmp_path.iterdir():
+            file.unlink()
+        if there:
+            LookupTable([row(1), row(9, OTHER)]).save(path)
+        with Journal.open(path, CPU) as journal:
+            journal.append([row(2), row(1, latency_ms=5.0)])
+            with monkeypatch.context() as patch:
+                count = steps
+                for name in ("replace", "unlink", "fsync", "ftruncate", "fchmod", "write"):
+                    patch.setattr(os, name, counted(getattr(os, name)))
+                try:
+                    journal.finish()
+                    break
+                except Killed:
+                    pass
+        assert LookupTable.load_with_journal(path) == expected, steps
+        with Journal.open(path, CPU) as journal:
+            assert journal.finish() == LookupTable.load(path) == expected
+        steps += 1
+    assert steps >= 5
+    assert LookupTable.load(path) == expected
+
+
 def test_cut_off_at_any_byte_a_journal_yields_its_first_rows_and_can_go_on(tmp_path):
     rows = [row(1), row(2, status="failed", latency_ms=None, estimator=""), row(3)]
     whole_path = tmp_path / "whole.csv"

@@ -328,6 +328,16 @@ def test_a_table_without_stem_or_head_is_refused_with_the_command_that_fills_it(
         LatencyModel(without(table, lacking), IMAGENET)
 
 
+@pytest.mark.parametrize("status", ["failed", "unsupported", "timeout"])
+@pytest.mark.parametrize("name", [IMAGENET.stem_name, IMAGENET.head_name])
+def test_a_stem_or_head_without_a_latency_is_told_and_not_taken_for_nothing(table, name, status):
+    height = next(row.height for row in table if row.operator == name)
+    with pytest.raises(BadRequest, match=rf"lacks {name} at .* \({status}\) of imagenet224 on"):
+        LatencyModel(with_status(table, name, status, height), IMAGENET)
+    with pytest.raises(BadRequest, match="covers all layers of no shipped backbone"):
+        guess_backbone(with_status(table, name, status, height))
+
+
 def test_the_command_names_options_threads_and_a_users_file():
     target = dataclasses.replace(CPU, threads=4, options="affinity=0 1;xnnpack=0")
     assert fill_command("my table.csv", SMALL, target, "0,2") == (
@@ -571,10 +581,10 @@ def test_everything_a_verification_found_comes_back(tmp_path):
     [
         ({"scale": 0}, "scale is 0"),
         ({"scale": -1.5}, "scale is -1.5"),
-        ({"scale": float("nan")}, "scale is nan"),
+        ({"scale": float("nan")}, "scale must be a number that is finite, not nan"),
         ({"scale": "1"}, "scale is '1'"),
         ({"scale": None}, "calibration"),
-        ({"offset_ms": float("inf")}, "offset_ms is inf"),
+        ({"offset_ms": float("inf")}, "offset_ms must be a number that is finite, not inf"),
         ({"rmspe": -0.1}, "rmspe is -0.1"),
         ({"networks": -1}, "networks is -1"),
         ({"fitted_at": "today"}, "today"),

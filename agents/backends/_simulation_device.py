@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 
 from ..errors import BadRequest, UnsupportedOperator
+from ..files import MAX_TOML_BYTES, parse_toml, read_bytes
+from ..text import printable
 from ._simulation_graph import COMPUTE_KINDS, KINDS, TRAFFIC_KINDS, Work, WorkGraph
 
 if TYPE_CHECKING:
@@ -377,6 +380,9 @@ _CHOICES = {
 }
 _WORD = re.compile(r"[a-z0-9_.]+")
 """What a table can hold as the name of a runtime or a precision."""
+_SHOWN = 300
+"""Characters of a file's words that an error repeats."""
+
 _SHARES = {"outlier_probability", "bimodal_probability", "warm_gain", "fusion", "fusion_growth"}
 
 
@@ -398,30 +404,19 @@ def load_device(name_or_path: str) -> Device:
     if name_or_path in device_names():
         text = (_folder() / f"{name_or_path}.toml").read_text("utf-8")
         return parse_device(text, name_or_path, f"{name_or_path}.toml")
-    path = Path(name_or_path)
-    if not path.is_file():
+    if not os.path.isfile(name_or_path):
         raise BadRequest(
-            f"simulated device '{name_or_path}' is neither shipped ({', '.join(device_names())}) "
-            "nor a TOML file"
+            f"simulated device '{printable(name_or_path, _SHOWN)}' is neither shipped "
+            f"({', '.join(device_names())}) nor a TOML file"
         )
-    return parse_device(path.read_text("utf-8"), path.stem, str(path))
+    path = Path(name_or_path)
+    content = read_bytes(path, "device file", MAX_TOML_BYTES)
+    return parse_device(content, path.stem, str(path))
 
 
-def parse_device(text: str, name: str, where: str) -> Device:
-    """From TOML text to a device; `where` names the file in errors."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python < 3.11
-        try:
-            import tomli as tomllib  # pyright: ignore[reportMissingImports]
-        except ModuleNotFoundError as error:
-            raise BadRequest(
-                "simulated devices need tomli: pip install 'hurricane-nas[simulated]'"
-            ) from error
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise BadRequest(f"device file {where} is not TOML: {error}") from error
+def parse_device(content: Union[str, bytes], name: str, where: str) -> Device:
+    """From TOML to a device; `where` names the file in errors."""
+    data = parse_toml(content, f"device file {where}")
     known = {"device", "kinds", *_SECTIONS}
     for section in data:
         if section not in known:
@@ -480,7 +475,8 @@ def _section(cls: Any, values: Any, where: str, section: str, **ready: Any) -> A
         read = {key: _value(key, types[key], value) for key, value in values.items()}
         return cls(**read, **ready)
     except ValueError as error:
-        raise BadRequest(f"device file {where}: {section}.{error}") from error
+        words = printable(str(error), _SHOWN)
+        raise BadRequest(f"device file {where}: {section}.{words}") from error
     except TypeError as error:
         missing = str(error).rpartition(": ")[2]
         raise BadRequest(f"device file {where}: {section} lacks {missing}") from error
@@ -502,7 +498,7 @@ def _value(key: str, type_name: str, value: Any) -> Any:
         return tuple(value)
     if key == "kernel_cost":
         return _kernel_cost(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{key} must be a number, not {value!r}")
     if type_name == "int" and (not isinstance(value, int) or value < 1):
         raise ValueError(f"{key} must be a whole number of at least 1, not {value!r}")
@@ -523,7 +519,7 @@ def _kernel_cost(value: Any) -> tuple[tuple[float, float], ...]:
         pairs = sorted((float(side), float(cost)) for side, cost in value.items())
     except (TypeError, ValueError):
         raise ValueError(problem) from None
-    if any(side < 1 or cost <= 0 for side, cost in pairs):
+    if not all(1 <= side < math.inf and cost > 0 for side, cost in pairs):
         raise ValueError(problem)
     return tuple(pairs)
 

@@ -149,6 +149,12 @@ class _Reader:
             dims = value.type.tensor_type.shape.dim
             if value.name not in self.shapes and value.type.tensor_type.HasField("shape"):
                 self.shapes[value.name] = tuple(d.dim_value for d in dims)
+        for node in graph.node:
+            if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+                name = node.name or node.op_type
+                raise UnsupportedOperator(
+                    f"node {name} ({node.op_type}) has a sub-graph: its time depends on its data"
+                )
         # What is computed from constants alone is a parameter too.
         for node in graph.node:
             if all(name in self.parameters for name in node.input if name):

@@ -6,7 +6,17 @@ A backend is one Python file with two functions::
     def open_target(context, target, options, threads) -> Session: ...
 
 Both are called in a child process that the agent can kill, never in the agent itself, so a
-runtime may crash, hang or exhaust memory without costing more than the graph that caused it.
+runtime may crash, hang or exhaust memory without costing more than the graph that caused it. The
+child is in a sandbox (`agents.sandbox`): it reads its own code, shared libraries and facts about
+the machine, writes nothing, and opens no socket. A runtime that needs more says so:
+
+    NEEDS = Needs(write=("/dev/adsprpc-smd",))
+
+and a format that is not in `agents.formats` comes with its own check, which raises `BadRequest`
+for whatever is not safe to be given to the runtime:
+
+    CHECKS = {"my-format": check}          # check(content: bytes) -> None
+
 The child opens one target, loads artefacts and asks for timed calls; a backend raises one of
 `agents.errors` where it can tell what went wrong (any other exception is reported as
 RUNTIME_CRASHED with its text, `MemoryError` as OUT_OF_MEMORY).
@@ -27,6 +37,7 @@ import numpy as np
 
 from ..conditions import Conditions, read_conditions
 from ..errors import BadRequest
+from ..sandbox import Needs as Needs
 
 
 class Availability(enum.IntEnum):
@@ -48,12 +59,14 @@ class Context:
         seed: seed of simulated devices.
         pace: ``virtual`` (a batch takes no longer than computing it) or ``real`` (simulated
             devices wait as a board would).
+        user: name of the user that child processes run as; empty: the agent's own.
     """
 
     device_name: str = ""
     simulate: tuple[str, ...] = ()
     seed: int = 0
     pace: str = "virtual"
+    user: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +158,10 @@ class Session(abc.ABC):
     """One target, opened in this process with its options and threads."""
 
     @abc.abstractmethod
-    def load(self, path: str, format: str) -> Loaded:
-        """Loads the artefact in a file.
+    def load(self, content: bytes, format: str) -> Loaded:
+        """Loads an artefact that passed the check of its format.
+
+        The runtime must be told the format: it is not to guess another one from the bytes.
 
         Raises:
             UnsupportedOperator: the runtime cannot read or run this graph.

@@ -120,6 +120,8 @@ class OnnxruntimeSession(Session):
             onnxruntime.GraphOptimizationLevel, _OPTIMIZATION[optimization]
         )
         options.log_severity_level = 3
+        # Else it looks into the bytes, and may find its own format.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
         # One arena for all graphs: inside a network an operator finds its buffers where the one
         # before it left them, in the caches; in an arena of its own it would find them cold.
@@ -142,11 +144,11 @@ class OnnxruntimeSession(Session):
         self._options = options
         self._memory = _Memory(onnxruntime)
 
-    def load(self, path: str, format: str) -> OnnxruntimeGraph:
+    def load(self, content: bytes, format: str) -> OnnxruntimeGraph:
         check_format(NAME, _FORMATS, format)
         try:
             session = self._runtime.InferenceSession(
-                path, sess_options=self._options, providers=["CPUExecutionProvider"]
+                content, sess_options=self._options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise _typed(error) from error

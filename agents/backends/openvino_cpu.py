@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +36,6 @@ _OPTIONS = ("denormals_optimization",)
 
 def targets(context: Context) -> list[TargetInfo]:
     """The one target of this backend, with the reason where the runtime is not there."""
-    _leave_out_telemetry()
     version, reason = runtime_version("openvino", extra="openvino")
     return [
         TargetInfo(
@@ -72,25 +71,17 @@ def open_target(
     return OpenvinoSession(threads, choice_of(options, "denormals_optimization", ("0", "1")) == "1")
 
 
-def _leave_out_telemetry() -> None:
-    """Lets OpenVINO find no telemetry package, which it is made to do without.
-
-    Else its import tells Google Analytics that it happened, from a process of its own that runs
-    on the core that is timed.
-    """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-
-
 class OpenvinoSession(Session):
     """One OpenVINO core whose compiled graphs differ in nothing but the graph."""
 
     def __init__(self, threads: int, denormals_optimization: bool) -> None:
         # Before the import: OpenVINO looks once at the cores that it may use.
         pin(threads)
-        _leave_out_telemetry()
         import openvino
+        from openvino.frontend import FrontEndManager
 
         self._core = openvino.Core()
+        self._frontends = FrontEndManager()
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
@@ -101,14 +92,12 @@ class OpenvinoSession(Session):
             "CPU_DENORMALS_OPTIMIZATION": denormals_optimization,
         }
 
-    def load(self, path: str, format: str) -> OpenvinoGraph:
+    def load(self, content: bytes, format: str) -> OpenvinoGraph:
         check_format(NAME, _FORMATS, format)
-        # The file carries no suffix in the agent's store, and OpenVINO goes by contents only
-        # when it is given bytes.
-        with open(path, "rb") as file:
-            content = file.read()
         try:
-            model = self._core.read_model(content, b"")
+            # Not `read_model`, which looks into the bytes for any of the formats that it knows.
+            frontend = self._frontends.load_by_framework(format)
+            model = frontend.convert(frontend.load(io.BytesIO(content)))
         except Exception as error:
             raise _typed(error, "read") from error
         try:

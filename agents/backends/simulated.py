@@ -141,13 +141,12 @@ class SimulatedSession(Session):
         self._known: dict[str, tuple[WorkGraph, Price]] = {}
         self._noise: dict[str, np.random.Generator] = {}
 
-    def load(self, path: str, format: str) -> SimulatedGraph:
+    def load(self, content: bytes, format: str) -> SimulatedGraph:
         device = self.device
         check_format(f"sim-{device.name}", _FORMATS, format)
         self.check_alive()
         if self._loaded and not device.resident:
             raise OutOfMemory(f"sim-{device.name} holds one graph at a time; close the loaded one")
-        content = Path(path).read_bytes()
         limit_mib = device.disturbances.memory_mib
         if limit_mib and len(content) > limit_mib * 2**20:
             raise OutOfMemory(
@@ -162,7 +161,7 @@ class SimulatedSession(Session):
         load_ms = device.call.load_ms + len(content) / (device.call.load_gbs * 1e6)
         self.advance(load_ms * device.disturbances.slower)
         self._loaded += 1
-        return SimulatedGraph(self, path, digest, *known)
+        return SimulatedGraph(self, content, digest, *known)
 
     def begin(self, seed: int) -> None:
         self._batch_seed = seed
@@ -230,10 +229,15 @@ class SimulatedGraph(Loaded):
     """One graph on a simulated device."""
 
     def __init__(
-        self, session: SimulatedSession, path: str, digest: str, graph: WorkGraph, price: Price
+        self,
+        session: SimulatedSession,
+        content: bytes,
+        digest: str,
+        graph: WorkGraph,
+        price: Price,
     ) -> None:
         self._session = session
-        self._path = path
+        self._content = content
         self._digest = digest
         self._graph = graph
         self._price = price
@@ -287,11 +291,13 @@ class SimulatedGraph(Loaded):
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs in fp32 by onnx's reference: what is simulated is time, not precision."""
         check_inputs(self._graph.inputs, inputs)
+        import onnx
         from onnx.reference import ReferenceEvaluator
 
         names = [tensor.name for tensor in self._graph.outputs]
         try:
-            values = ReferenceEvaluator(self._path).run(names, dict(inputs))
+            model = onnx.load_from_string(self._content)
+            values = ReferenceEvaluator(model).run(names, dict(inputs))
         except Exception as error:
             raise RuntimeCrashed(f"onnx's reference: {one_line(str(error))}") from error
         return {name: np.asarray(value) for name, value in zip(names, values)}

@@ -105,7 +105,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("agent_version", "protocol_version", "device", "targets", "max_artifact_bytes", "max_resident_bytes", "chunk_bytes", "activity", "conditions")
+    __slots__ = ("agent_version", "protocol_version", "device", "targets", "max_artifact_bytes", "max_resident_bytes", "chunk_bytes", "activity", "conditions", "isolation")
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +115,7 @@ class DescribeResponse(_message.Message):
     CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     ACTIVITY_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
     agent_version: str
     protocol_version: int
     device: Device
@@ -124,7 +125,16 @@ class DescribeResponse(_message.Message):
     chunk_bytes: int
     activity: Activity
     conditions: Conditions
-    def __init__(self, agent_version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., max_artifact_bytes: _Optional[int] = ..., max_resident_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
+    isolation: Isolation
+    def __init__(self, agent_version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., device: _Optional[_Union[Device, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., max_artifact_bytes: _Optional[int] = ..., max_resident_bytes: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., conditions: _Optional[_Union[Conditions, _Mapping]] = ..., isolation: _Optional[_Union[Isolation, _Mapping]] = ...) -> None: ...
+
+class Isolation(_message.Message):
+    __slots__ = ("means", "missing")
+    MEANS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    means: _containers.RepeatedScalarFieldContainer[str]
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, means: _Optional[_Iterable[str]] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Activity(_message.Message):
     __slots__ = ("measuring", "waiting", "target", "step", "done", "total", "elapsed_s")
