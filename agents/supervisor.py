@@ -88,6 +88,8 @@ _KILLS = {
     signal.SIGXCPU,
 }
 _MAX_NAME, _MAX_FLAGS = 200, 64  # characters of a worker's names, and how many flags
+_DELIVERY_S, _SLOWEST_DELIVERY_BYTES_S = 60.0, 256 * 1024  # of results to a caller
+_SAMPLE_BYTES = 16  # wall and device time
 _TRIES = 3  # of work on no artefact, where workers are killed
 
 
@@ -779,6 +781,9 @@ def _watch(
                 result = _result_of(answer, batch.protocol)
                 if result.sha256 not in unanswered:
                     raise _nonsense("a result that nobody asked for")
+                if len(unanswered) == len(artifacts):
+                    # A caller who takes results slower than any network does not keep the device.
+                    deadline = min(deadline, time.monotonic() + _delivery_s(batch))
                 unanswered.remove(result.sha256)
                 yield result
                 last_change = time.monotonic()
@@ -805,6 +810,12 @@ def _watch(
         if step in _DOING:
             error = type(error)(f"{error} while {_DOING[step]}")
         yield _Failure(_index(step, index, artifacts), error, death.killed)
+
+
+def _delivery_s(batch: Batch) -> float:
+    """How long a caller may take over the results of a batch."""
+    samples = len(batch.artifacts) * batch.protocol.rounds * batch.protocol.calls_per_visit
+    return _DELIVERY_S + samples * _SAMPLE_BYTES / _SLOWEST_DELIVERY_BYTES_S
 
 
 def _end_of_batch(
