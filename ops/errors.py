@@ -25,6 +25,24 @@ class BadRequest(HurricaneError):
     exit_status = 2
 
 
+class UnsupportedNode(BadRequest):
+    """A node of a graph that another format cannot express, or that its writer does not know.
+
+    Attributes:
+        op_type: the node's ONNX operator.
+        node: the node's name.
+        reason: what about it, in a few words.
+    """
+
+    def __init__(self, op_type: str, node: str, reason: str) -> None:
+        super().__init__(f"{op_type} node {node!r} cannot be converted: {reason}")
+        self.op_type, self.node, self.reason = op_type, node, reason
+
+    def __reduce__(self) -> tuple[type[UnsupportedNode], tuple[str, str, str]]:
+        """Makes it picklable: it may come out of another process."""
+        return type(self), (self.op_type, self.node, self.reason)
+
+
 def _fitting(message: str) -> str:
     if len(message) > LONGEST:
         message = f"{message[: LONGEST * 2 // 3]} … {message[-LONGEST // 4 :]}"

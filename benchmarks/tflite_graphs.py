@@ -1,0 +1,163 @@
+"""Do `.tflite` files of all operators, shapes and whole networks compute what their graphs do?
+
+Writes every operator at every layer shape of a backbone, its stem and head, and random networks as
+fp32 and static int8, runs them in LiteRT, and compares with onnxruntime on the ONNX graph: largest
+error over the largest output for fp32, signal over quantisation noise (SQNR) for int8. `left` are
+graphs with nodes that XNNPACK did not take. CPU times are of one process.
+
+    python benchmarks/tflite_graphs.py --json
+    python benchmarks/tflite_graphs.py --backbone cifar32 --gate hard-sigmoid
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ai_edge_litert
+import numpy as np
+import onnx
+import onnxruntime
+from ai_edge_litert.interpreter import Interpreter
+
+from hurricane.ops.backbone import load_backbone
+from hurricane.ops.export import export_architecture, export_operator
+from hurricane.ops.graph import Piece, prepare_templates
+from hurricane.ops.pool import GATES, POOL
+from hurricane.ops.tflite import quantise_tflite, random_samples, write_tflite
+
+
+def graphs(backbone: str, gate: str, networks: int) -> Iterator[tuple[str, bytes]]:
+    """Name and ONNX bytes of each graph."""
+    frame = load_backbone(backbone)
+    rows = [(op.name, s) for op in POOL for s in frame.distinct_shapes if op.applies_to(s)]
+    rows += [(frame.stem_name, frame.stem_shape), (frame.head_name, frame.head_shape)]
+    prepare_templates([Piece(name, shape, gate) for name, shape in rows])
+    for name, shape in rows:
+        yield f"{name} {shape}", export_operator(name, shape, gate)
+    for seed in range(networks):
+        draw = random.Random(seed)
+        chosen = [
+            draw.choice([op.name for op in POOL if op.applies_to(shape)]) for shape in frame.layers
+        ]
+        yield f"random network {seed}", export_architecture(frame, chosen, gate=gate)
+
+
+def run_onnx(content: bytes, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"input": x})[0])
+
+
+def run_tflite(content: bytes, x: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The output, as ONNX has it, and the nodes that XNNPACK left."""
+    runtime = Interpreter(model_content=content, num_threads=1)
+    runtime.allocate_tensors()
+    (given,), (returned,) = runtime.get_input_details(), runtime.get_output_details()
+    values = np.moveaxis(x, 1, -1)
+    if given["dtype"] == np.int8:
+        scale, zero = given["quantization"]
+        values = np.clip(np.round(values / scale) + zero, -128, 127).astype(np.int8)
+    runtime.set_tensor(given["index"], values)
+    runtime.invoke()
+    y = runtime.get_tensor(returned["index"])
+    if returned["dtype"] == np.int8:
+        scale, zero = returned["quantization"]
+        y = (y.astype(np.float32) - zero) * scale
+    return np.moveaxis(y, -1, 1) if y.ndim == 4 else y, left_by_delegate(runtime)
+
+
+def left_by_delegate(runtime: Interpreter) -> list[str]:
+    """Operators of the graph that no delegate took."""
+    nodes = runtime._get_ops_details()
+    delegates = [n for n in nodes if n["op_name"] == "DELEGATE"]
+    own = [n for n in nodes if n["op_name"] != "DELEGATE"]
+    maker = {tensor: n for n in own for tensor in n["outputs"]}
+    taken: set[int] = set()
+    for delegate in delegates:
+        stop, todo = set(delegate["inputs"]), list(delegate["outputs"])
+        while todo:
+            tensor = todo.pop()
+            if tensor not in stop and tensor in maker and maker[tensor]["index"] not in taken:
+                taken.add(maker[tensor]["index"])
+                todo.extend(maker[tensor]["inputs"])
+    return [n["op_name"] for n in own if n["index"] not in taken]
+
+
+def figures(name: str, content: bytes) -> dict[str, Any]:
+    """What is asked of one graph."""
+    dims = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim
+    shape = [d.dim_value for d in dims][1:]
+    x = random_samples(shape, 1, seed=1)
+    expected = run_onnx(content, x)
+    started = time.process_time()
+    fp32 = write_tflite(content)
+    written = time.process_time()
+    int8 = quantise_tflite(fp32, random_samples(shape))
+    quantised = time.process_time()
+    y, left = run_tflite(fp32, x)
+    z, left_int8 = run_tflite(int8, x)
+    signal, noise = (np.square(v, dtype=np.float64).sum() for v in (expected, expected - z))
+    return {
+        "graph": name,
+        "error": float(np.abs(y - expected).max() / np.abs(expected).max()),
+        "sqnr_db": float(10 * np.log10(signal / noise)),
+        "left": left,
+        "left_int8": left_int8,
+        "write_s": written - started,
+        "quantise_s": quantised - written,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    worst = max(rows, key=lambda r: r["error"])
+    noisiest = min(rows, key=lambda r: r["sqnr_db"])
+    return {
+        "graphs": len(rows),
+        "largest_error": [worst["error"], worst["graph"]],
+        "smallest_sqnr_db": [noisiest["sqnr_db"], noisiest["graph"]],
+        "median_sqnr_db": statistics.median(r["sqnr_db"] for r in rows),
+        "graphs_with_nodes_left": sum(bool(r["left"]) for r in rows),
+        "int8_graphs_with_nodes_left": sum(bool(r["left_int8"]) for r in rows),
+        "median_write_s": statistics.median(r["write_s"] for r in rows),
+        "median_quantise_s": statistics.median(r["quantise_s"] for r in rows),
+        "cpu_s": sum(r["write_s"] + r["quantise_s"] for r in rows),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="imagenet224")
+    parser.add_argument("--gate", choices=GATES, default=GATES[0])
+    parser.add_argument("--networks", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    arguments = parser.parse_args()
+    rows, networks = [], []
+    for name, content in graphs(arguments.backbone, arguments.gate, arguments.networks):
+        row = figures(name, content)
+        (networks if name.startswith("random") else rows).append(row)
+        if not arguments.json:
+            print(
+                f"{name:<32} error {row['error']:.1e}  SQNR {row['sqnr_db']:.1f} dB"
+                f"  left {len(row['left'])}, {len(row['left_int8'])}"
+            )
+    result = {
+        "backbone": arguments.backbone,
+        "gate": arguments.gate,
+        "machine": platform.processor() or platform.machine(),
+        "ai_edge_litert": ai_edge_litert.__version__,
+        "rows": summary(rows),
+        "networks": networks,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Static int8 of a `.tflite` file, by litert-quantizer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import BadRequest, HurricaneError
+from .flatbuffer import SIGNATURE, pack_model, schema, unpack_model
+from .scales import restore_biases, widen_ranges
+
+CALIBRATION_SAMPLES = 16
+"""Random samples where no images are given. With fewer, ranges of small outputs (ten logits) miss
+values; with more, those of large ones grow by outliers, and calibration takes longer."""
+
+_STDERR = 2
+
+
+def random_samples(
+    shape: Sequence[int], count: int = CALIBRATION_SAMPLES, seed: int = 0
+) -> np.ndarray:
+    """Calibration data where no images are given: uniform in [-1, 1).
+
+    Args:
+        shape: of one sample, (channels, height, width).
+        count: how many.
+        seed: equal seeds, equal values.
+
+    Returns:
+        float32 [count, channels, height, width].
+    """
+    random = np.random.Generator(np.random.PCG64(seed))
+    return random.random((count, *shape), dtype=np.float32) * np.float32(2) - np.float32(1)
+
+
+def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:
+    """Quantises a file to static int8: weights by channel, inputs and outputs int8 as well.
+
+    While it runs, what the process writes to stderr is held back, since litert-quantizer and the
+    runtime write there; call it from one thread at a time.
+
+    Args:
+        tflite: an fp32 file that `write_tflite` wrote, with one input and batch 1.
+        samples: calibration data as ONNX takes it, [samples, channels, height, width].
+
+    Returns:
+        The int8 file's bytes, in the same layout as the fp32 one's. Equal request, equal bytes
+        on one kind of CPU: ranges come from running the model.
+
+    Raises:
+        BadRequest: the file is no such file, or the samples do not fit its input.
+        HurricaneError: litert-quantizer failed.
+    """
+    model = unpack_model(tflite)
+    name, shape = _input_of(model)
+    images = np.ascontiguousarray(np.moveaxis(_checked(samples, shape), 1, -1), np.float32)
+    with _held_back() as messages:
+        try:
+            content = _quantise(tflite, model, [{name: image[np.newaxis]} for image in images])
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # a library's, of any kind
+            messages.seek(0)
+            said = [line for line in (str(error), *messages) if line.strip()]
+            raise HurricaneError(f"litert-quantizer failed: {said[0].strip()}") from error
+    quantised = unpack_model(content)
+    restore_biases(quantised, model)
+    return pack_model(quantised)
+
+
+def _quantise(tflite: bytes, model: Any, feeds: list[dict[str, np.ndarray]]) -> bytes:
+    from litert_quantizer import calibrator, quantizer, recipe, recipe_manager
+    from litert_quantizer.utils import qsv_utils
+
+    chosen = recipe.static_wi8_ai8()
+    manager = recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(chosen)
+    # The default, a moving average, keeps 95% of the first sample's range and clips the others'.
+    # One thread: sums in another order could give other ranges.
+    calibration = calibrator.Calibrator(
+        tflite, num_threads=1, qsv_update_func=qsv_utils.min_max_update
+    )
+    calibration.calibrate({SIGNATURE: feeds}, manager)
+    ranges = calibration.get_model_qsvs()
+    widen_ranges(model, ranges)
+    work = quantizer.Quantizer(tflite, chosen)
+    result = work.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    assert result.quantized_model is not None
+    return bytes(result.quantized_model)
+
+
+def _input_of(model: Any) -> tuple[str, tuple[int, ...]]:
+    """Name and shape [1, height, width, channels] of a model's one input."""
+    signatures = {s.signatureKey: s for s in model.signatureDefs or []}
+    signature = signatures.get(SIGNATURE.encode())
+    if signature is None or len(signature.inputs) != 1:
+        raise BadRequest(f"this .tflite file has no signature {SIGNATURE!r} with one input")
+    types = {t.type for t in model.subgraphs[signature.subgraphIndex].tensors}
+    if types - {schema.TensorType.FLOAT32, schema.TensorType.INT32}:
+        raise BadRequest("this .tflite file is no fp32 one; quantise what was written with fp32")
+    tensor = model.subgraphs[signature.subgraphIndex].tensors[signature.inputs[0].tensorIndex]
+    return signature.inputs[0].name.decode(), tuple(int(size) for size in tensor.shape)
+
+
+def _checked(samples: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    wanted = (shape[-1], *shape[1:-1])
+    if len(samples) == 0 or samples.shape[1:] != wanted or shape[0] != 1:
+        raise BadRequest(
+            f"calibration data of shape {list(samples.shape)} does not fit the model's input; "
+            f"it takes [samples, {', '.join(map(str, wanted))}] and at least one sample"
+        )
+    if not np.isfinite(samples).all() or not samples.any():
+        raise BadRequest("calibration data has values that are not finite, or nothing but zeros")
+    return samples
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[IO[str]]:
+    """Takes what is written to stderr meanwhile, by Python and by C++, into a file."""
+    with tempfile.TemporaryFile("w+") as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = os.dup(_STDERR)
+        os.dup2(log.fileno(), _STDERR)
+        try:
+            with contextlib.redirect_stderr(log):
+                yield log
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)
