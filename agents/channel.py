@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -52,10 +53,17 @@ class Message:
 
 
 class Channel:
-    """One end of a socket pair. One thread at a time may use it."""
+    """One end of a socket pair. One thread at a time may use it.
 
-    def __init__(self, socket_: socket.socket) -> None:
+    Args:
+        socket_: the end.
+        stall_s: how long a message may take once it has begun; None: any time.
+    """
+
+    def __init__(self, socket_: socket.socket, stall_s: Optional[float] = None) -> None:
         self._socket = socket_
+        self._stall_s = stall_s
+        self._socket.settimeout(stall_s)
         self._poll = select.poll()
         self._poll.register(socket_, select.POLLIN)
 
@@ -63,8 +71,7 @@ class Channel:
     def pair(cls) -> tuple[Channel, socket.socket]:
         """Our end, and the other as the socket that a child process inherits."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.settimeout(STALL_S)
-        return cls(ours), theirs
+        return cls(ours, STALL_S), theirs
 
     def send(
         self,
@@ -108,6 +115,7 @@ class Channel:
         if not self._poll.poll(wait_ms):
             return None
         descriptors: list[int] = []
+        self._until_s = time.monotonic() + (self._stall_s or math.inf)
         try:
             sizes, descriptors = self._first_bytes()
             head_bytes, size = _SIZES.unpack(sizes)
@@ -120,6 +128,7 @@ class Channel:
         except OSError as error:
             raise ChannelClosed(str(error)) from error
         finally:
+            self._socket.settimeout(self._stall_s)
             for descriptor in descriptors:
                 os.close(descriptor)
 
@@ -143,6 +152,9 @@ class Channel:
         data = bytearray(size)
         view, filled = memoryview(data), 0
         while filled < size:
+            if self._stall_s is not None:
+                # Of the message, not of each of its bytes.
+                self._socket.settimeout(max(1e-3, self._until_s - time.monotonic()))
             count = self._socket.recv_into(view[filled:])
             if not count:
                 raise ChannelClosed("the other side is gone")

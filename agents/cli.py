@@ -96,6 +96,13 @@ _simulate_option = click.option(
 @click.option(
     "--user", default="", help="Run graphs as this user; the agent has to be started as root."
 )
+@click.option(
+    "--allow-read",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(exists=True, resolve_path=True),
+    help="Leave a path open to runtimes, such as their libraries in an unusual place (repeatable).",
+)
 @click.option("--private", is_flag=True, hidden=True)
 def serve(
     listen: str,
@@ -110,6 +117,7 @@ def serve(
     tls_client_ca: Optional[Path],
     insecure: bool,
     user: str,
+    allow_read: tuple[str, ...],
     private: bool,
 ) -> int:
     # Private: the token comes on stdin, the address goes to stdout as JSON, and the agent ends
@@ -117,7 +125,7 @@ def serve(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     stopped = _Stopped()
     token = sys.stdin.readline().strip() if private else _read_token(token_file)
-    context = Context(device_name, simulate, seed, pace, user)
+    context = Context(device_name, simulate, seed, pace, user, allow_read)
     security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
     hide_memory()
     server = AgentServer(listen, context, security, Limits(), store)

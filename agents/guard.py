@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Callable, TypeVar
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2
 
 from . import wire
 from .errors import AgentError, BadRequest, ErrorKind, Internal, TimedOut
@@ -30,7 +32,7 @@ WRITE_S = 20.0
 
 _T = TypeVar("_T")
 _END: Any = getattr(grpc.aio, "EOF")  # noqa: B009 - which its type stubs do not know
-_OPEN = "/grpc.health.v1.Health/Check"
+_HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 _NO_TOKEN = "the agent wants a token, and another one than this"
 _STATUS = {
     ErrorKind.BAD_REQUEST: grpc.StatusCode.INVALID_ARGUMENT,
@@ -45,11 +47,14 @@ class Guard(grpc.aio.ServerInterceptor):
     """Lets callers with the token through, and serves their calls.
 
     Args:
-        token: what callers must know; empty: nothing. Health checks need none.
+        token: what callers must know; empty: nothing. Others are told the agent's health and no
+            more, whatever they send, which is not read.
+        stopping: set when the agent no longer serves.
     """
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, stopping: threading.Event) -> None:
         self._expected = f"Bearer {token}".encode() if token else None
+        self._stopping = stopping
 
     async def intercept_service(
         self,
@@ -57,18 +62,24 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         if not self._lets_through(handler_call_details):
-            return grpc.stream_stream_rpc_method_handler(_refuse)
+            health = handler_call_details.method == _HEALTH_CHECK
+            return grpc.stream_stream_rpc_method_handler(self._tell_health if health else _refuse)
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
         return grpc.stream_stream_rpc_method_handler(_Call(handler).serve)
 
     def _lets_through(self, details: Any) -> bool:
-        if self._expected is None or details.method == _OPEN:
+        if self._expected is None:
             return True
         given = dict(details.invocation_metadata or ()).get(wire.TOKEN_METADATA, "")
         given = given if isinstance(given, bytes) else given.encode("utf-8", "replace")
         return hmac.compare_digest(given, self._expected)
+
+    async def _tell_health(self, requests: Any, context: Any) -> None:
+        serving, status = not self._stopping.is_set(), health_pb2.HealthCheckResponse
+        answer = status(status=status.SERVING if serving else status.NOT_SERVING)
+        await context.write(answer.SerializeToString())
 
 
 async def _refuse(requests: Any, context: Any) -> None:
@@ -90,6 +101,8 @@ class _Call:
             await context.abort(status, sent.message)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
+        except grpc.aio.BaseError as error:
+            log.info("a caller is gone: %s", type(error).__name__)
         except Exception:
             log.exception("a call failed")
             await context.abort(grpc.StatusCode.INTERNAL, "the agent failed; its log says why")
@@ -139,7 +152,7 @@ class _Call:
             raise Internal(f"an answer of {len(raw)} bytes; at most {wire.MAX_MESSAGE_BYTES}")
         try:
             await asyncio.wait_for(context.write(raw), WRITE_S)
-        except TimeoutError:
+        except asyncio.TimeoutError:
             log.warning("a caller who reads no answers is dropped")
             raise asyncio.CancelledError from None
 
@@ -147,5 +160,5 @@ class _Call:
 async def _within(limit_s: float, awaitable: Awaitable[_T], what: str) -> _T:
     try:
         return await asyncio.wait_for(awaitable, limit_s)
-    except TimeoutError:
+    except asyncio.TimeoutError:
         raise TimedOut(f"{what} within {limit_s:g} s") from None

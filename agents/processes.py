@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import site
 import sys
+from pathlib import Path
 
 # What reaches a worker; anything else may hold a secret, or change what it runs.
 _NAMES = ("PATH", "LD_LIBRARY_PATH", "ADSP_LIBRARY_PATH", "TZ", "OPENBLAS_CORETYPE")
@@ -16,9 +18,11 @@ _SETTINGS = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 _START = (
-    "import json, sys; sys.dont_write_bytecode = True; "
-    # What is left at the end are entries of editable installations, which are no folders.
-    "sys.path[:] = dict.fromkeys([*json.loads(sys.argv.pop(1)), *sys.path]); "
+    "import json, site, sys; sys.dont_write_bytecode = True; given = json.loads(sys.argv.pop(1)); "
+    # Editable installations are found by what lies in these folders; what they add to the path
+    # need be no folder, so whatever is there by now stays, behind the rest.
+    "[site.addsitedir(folder) for folder in given['sites']]; "
+    "sys.path[:] = dict.fromkeys([*given['path'], *sys.path]); "
     "from {module} import main; main()"
 )
 
@@ -29,15 +33,20 @@ def python_command(module: str, *arguments: str) -> list[str]:
     The current folder is not searched, nor is anything read from PYTHON… variables: a file that
     happens to be called numpy.py must not be run.
     """
-    return [
-        sys.executable, "-I", "-c", _START.format(module=module), json.dumps(search_path()),
-        *arguments,
-    ]  # fmt: skip
+    sites = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    given = json.dumps({"path": search_path(), "sites": sites})
+    return [sys.executable, "-I", "-c", _START.format(module=module), given, *arguments]
 
 
 def search_path() -> list[str]:
-    """``sys.path`` without the current folder, and without the one of the program that runs."""
+    """``sys.path`` without the current folder, and without the one of the program that runs.
+
+    Unless it is where this package lies: then its neighbours are trusted as much.
+    """
     left_out = {os.path.dirname(os.path.realpath((sys.argv or [""])[0])), _current_folder()}
+    home = Path(__file__).resolve().parent.parent
+    if home.name == "hurricane":
+        left_out.discard(str(home.parent))
     return [
         path
         for path in dict.fromkeys(sys.path)

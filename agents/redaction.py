@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from .text import printable
@@ -15,9 +17,10 @@ _LIMIT = 2000  # characters of a message that leaves this machine
 # Top folders of the systems that agents run on. Names of nodes often begin with a slash, too, so
 # not everything that looks like a path is one.
 _TOPS = (
-    "apex", "bin", "boot", "data", "dev", "etc", "home", "lib", "lib32", "lib64", "media", "mnt",
-    "nix", "opt", "private", "proc", "root", "run", "sbin", "sdcard", "snap", "srv", "storage",
-    "sys", "system", "tmp", "usr", "var", "vendor", "Users", "Volumes",
+    "apex", "app", "bin", "boot", "code", "content", "data", "dev", "etc", "home", "lib", "lib32",
+    "lib64", "media", "mnt", "nix", "opt", "private", "proc", "root", "run", "sbin", "scratch",
+    "sdcard", "snap", "srv", "storage", "sys", "system", "tmp", "usr", "var", "vendor", "work",
+    "workspace", "Users", "Volumes",
 )  # fmt: skip
 
 
@@ -26,17 +29,23 @@ def redact(text: str) -> str:
     return _paths().sub(_last_part, printable(text, _LIMIT))
 
 
+def _own_paths() -> Iterator[str]:
+    yield from (sys.prefix, sys.base_prefix, os.path.realpath(__file__), tempfile.gettempdir())
+    # A folder that was removed, a user without a home: their paths are in no message.
+    with contextlib.suppress(OSError):
+        yield os.getcwd()
+    with contextlib.suppress(RuntimeError, OSError):
+        yield str(Path.home())
+
+
 @functools.cache
 def _paths() -> re.Pattern[str]:
-    own = (sys.prefix, sys.base_prefix, __file__, str(Path.home()), os.getcwd())
-    tops = {
-        Path(path).parts[1] for path in (*own, tempfile.gettempdir()) if len(Path(path).parts) > 1
-    }
-    names = "|".join(sorted(re.escape(top) for top in {*tops, *_TOPS}))
+    own = {Path(path).parts[1] for path in _own_paths() if len(Path(path).parts) > 1}
+    tops = "|".join(sorted(re.escape(top) for top in own.union(_TOPS)))
     # In quotes, a path may have spaces; else it ends where a word does.
-    return re.compile(
-        rf"(?<=['\"])/(?:{names})(?:/[^'\"]*)?(?=['\"])|(?<![\w.])/(?:{names})\b(?:/[^\s'\"`:;,()<>\[\]{{}}|]*)?"
-    )
+    quoted = rf"(?<=['\"])/(?:{tops})(?:/[^'\"]*)?(?=['\"])"
+    plain = rf"(?<![\w.])/(?:{tops})\b(?:/[^\s'\"`:;,()<>\[\]{{}}|]*)?"
+    return re.compile(f"{quoted}|{plain}")
 
 
 def _last_part(match: re.Match[str]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,7 +69,7 @@ _MAX_UPLOADS = 32  # at once
 _MAX_CHUNK_BYTES = 4 * 1024 * 1024
 # What a caller on a poor network still manages; a slower upload is given up.
 _SLOWEST_UPLOAD_BYTES_S = 64 * 1024
-_UPLOAD_S = 120.0
+_UPLOAD_S = 30.0
 _SPARE_FILES = 256  # for workers, artefacts and Python
 _MAX_CONNECTIONS = 8192
 _GRACE_S = 2.0
@@ -172,7 +173,7 @@ class AgentServer:
     async def _make(
         self, token: str, host: str, port: int, credentials: Optional[grpc.ServerCredentials]
     ) -> tuple[grpc.aio.Server, str]:
-        server = grpc.aio.server(interceptors=[Guard(token)], options=_options())
+        server = grpc.aio.server(interceptors=[Guard(token, self._stopping)], options=_options())
         pb_grpc.add_AgentServicer_to_server(self._service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -260,7 +261,7 @@ class AgentService(pb_grpc.AgentServicer):
         self._uploads += 1
         try:
             await asyncio.wait_for(self._take(first, request_iterator), _upload_limit_s(first.size))
-        except TimeoutError:
+        except asyncio.TimeoutError:
             raise TimedOut(f"artefact {first.sha256[:12]} did not arrive in time") from None
         finally:
             self._uploads -= 1
@@ -270,7 +271,7 @@ class AgentService(pb_grpc.AgentServicer):
         self, request: pb.BenchmarkRequest, context: Any
     ) -> AsyncIterator[pb.BenchmarkEvent]:
         gone = threading.Event()
-        events = self._benchmark(request, self._cancelled(gone))
+        events = self._benchmark(request, context.peer(), self._cancelled(gone))
         loop = asyncio.get_running_loop()
         step: Optional[asyncio.Future[Optional[pb.BenchmarkEvent]]] = None
         try:
@@ -290,7 +291,7 @@ class AgentService(pb_grpc.AgentServicer):
     async def Run(self, request: pb.RunRequest, context: Any) -> pb.RunResponse:  # noqa: N802
         gone = threading.Event()
         work = asyncio.get_running_loop().run_in_executor(
-            self._threads, self._run, request, self._cancelled(gone)
+            self._threads, self._run, request, context.peer(), self._cancelled(gone)
         )
         try:
             return await asyncio.shield(work)
@@ -304,18 +305,22 @@ class AgentService(pb_grpc.AgentServicer):
     async def _take(
         self, first: pb.UploadRequest, requests: AsyncIterator[pb.UploadRequest]
     ) -> None:
-        with self._store.incoming(first.sha256, first.size) as incoming:
+        room = self._store.incoming(first.sha256, first.size)
+        incoming = await self._of_files(room.__enter__)
+        try:
             await self._of_files(incoming.write, _chunk(first))
             async for request in requests:
                 await self._of_files(incoming.write, _chunk(request))
             await self._of_files(incoming.finish)
+        finally:
+            await self._of_files(room.__exit__, *sys.exc_info())
 
     def _benchmark(
-        self, request: pb.BenchmarkRequest, cancelled: Callable[[], bool]
+        self, request: pb.BenchmarkRequest, caller: str, cancelled: Callable[[], bool]
     ) -> Generator[pb.BenchmarkEvent, None, None]:
         """Events of a batch, the last one whether it failed."""
         try:
-            target, opening = self._open(request.target)
+            target, opening = self._open(request.target, caller)
             digests = _checked_batch(request.sha256)
             batch = Batch(
                 digests,
@@ -349,9 +354,11 @@ class AgentService(pb_grpc.AgentServicer):
             yield wire.event_to_wire(event)
         log.info("%s: done, %d of %d failed", opening.name, failed, size)
 
-    def _run(self, request: pb.RunRequest, cancelled: Callable[[], bool]) -> pb.RunResponse:
+    def _run(
+        self, request: pb.RunRequest, caller: str, cancelled: Callable[[], bool]
+    ) -> pb.RunResponse:
         try:
-            target, opening = self._open(request.target)
+            target, opening = self._open(request.target, caller)
             inputs = wire.tensors_from_wire(request.inputs)
             check_digest(request.sha256)
             with self._store.pinned([request.sha256]):
@@ -386,7 +393,7 @@ class AgentService(pb_grpc.AgentServicer):
         limit_s = self._limits.timeout_s(protocol.artifact_timeout_s, 0.0)
         return replace(protocol, artifact_timeout_s=limit_s)
 
-    def _open(self, spec: pb.TargetSpec) -> tuple[TargetInfo, Opening]:
+    def _open(self, spec: pb.TargetSpec, caller: str) -> tuple[TargetInfo, Opening]:
         target = self._targets.get(spec.name)
         if target is None:
             raise BadRequest(
@@ -400,7 +407,7 @@ class AgentService(pb_grpc.AgentServicer):
         check_options(target.name, target.options, spec.options)
         options = tuple(sorted(spec.options.items()))
         backend = self._found.backend_of[target]
-        return target, Opening(backend, target.name, options, threads)
+        return target, Opening(backend, target.name, options, threads, caller)
 
     def _check_size(self, target: TargetInfo, paths: Sequence[Path]) -> None:
         size = sum(path.stat().st_size for path in paths)
@@ -465,6 +472,7 @@ def _options() -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", 100),  # of a connection; a client has one or two
         # Beyond so many connections new ones are refused, before files for workers run out.
         ("grpc.max_allowed_incoming_connections", _max_connections()),
         ("grpc.server_handshake_timeout_ms", 10_000),

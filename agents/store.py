@@ -53,8 +53,8 @@ class Store:
         self, folder: Optional[Path], max_artifact_bytes: int, max_bytes: Optional[int] = None
     ) -> None:
         self._temporary = folder is None
+        _remove_stale()
         if folder is None:
-            _remove_stale()
             folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
         self._lock_file = _lock(folder)
         self._folder = folder
@@ -145,6 +145,9 @@ class Store:
         finally:
             with self._mutex:
                 self._pinned.subtract(digests)
+                for digest in digests:
+                    if self._pinned[digest] <= 0:
+                        del self._pinned[digest]
 
     def close(self) -> None:
         """Removes a temporary folder."""

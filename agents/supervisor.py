@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar, Union
 
@@ -108,12 +108,16 @@ class _WorkerDied(Exception):
 
 @dataclass(frozen=True)
 class Opening:
-    """What a worker has opened; two requests with equal openings can share one."""
+    """What a worker has opened, and for which connection; requests with equal openings share one.
+
+    Another caller gets a worker that has never seen the first one's graphs.
+    """
 
     backend: str
     target: str
     options: tuple[tuple[str, str], ...]
     threads: int
+    caller: str = ""
 
     @property
     def name(self) -> str:
@@ -894,7 +898,16 @@ def _time_ms(value: object) -> float:
 
 
 def _conditions(fields: dict[str, Any]) -> Conditions:
-    return Conditions(**{**fields, "ticks": tuple(fields["ticks"])})
+    # As it goes over the wire: without the ticks, which shares were made of.
+    known = {
+        "temperature_c": float, "frequency_mhz": float, "load_1m": float, "steal_share": float,
+        "busy_share": float, "throttle_events": int, "governor": str,
+    }  # fmt: skip
+    conditions = Conditions(**{name: kind(fields[name]) for name, kind in known.items()})
+    numbers = (v for v in vars(conditions).values() if isinstance(v, (int, float)))
+    if not all(math.isfinite(number) for number in numbers) or conditions.throttle_events < 0:
+        raise ValueError("not conditions")
+    return replace(conditions, governor=one_line(conditions.governor, _MAX_NAME))
 
 
 def run(

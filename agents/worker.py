@@ -42,7 +42,7 @@ from .errors import (
 )
 from .formats import checker_of
 from .results import Protocol
-from .sandbox import Needs, become, enter, limit_memory
+from .sandbox import Needs, advice, become, enter, limit_memory
 from .telemetry import turn_off_telemetry
 
 Fetch = Callable[[str], bytes]
@@ -341,7 +341,7 @@ def as_agent_error(error: BaseException) -> AgentError:
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory(f"out of memory: {one_line(str(error)) or 'no details'}")
-    return RuntimeCrashed(f"{type(error).__name__}: {one_line(str(error))}")
+    return RuntimeCrashed(f"{type(error).__name__}: {one_line(str(error))}{advice(error)}")
 
 
 @contextlib.contextmanager
@@ -485,6 +485,7 @@ class _Server:
         if self._backend is None:
             self._backend = load_backend(name)
             files = [path for path in context.simulate if os.path.isabs(path)]
+            files += context.read
             needs = getattr(self._backend, "NEEDS", Needs())
             self._isolation = asdict(enter(needs, [*_code_of(self._backend), *files]))
         return self._backend
@@ -504,7 +505,7 @@ def _memory_bytes() -> int:
 
 def _context(request: dict[str, Any]) -> Context:
     fields = dict(request["context"])
-    fields["simulate"] = tuple(fields["simulate"])
+    fields["simulate"], fields["read"] = tuple(fields["simulate"]), tuple(fields["read"])
     return Context(**fields)
 
 

@@ -38,7 +38,7 @@ from hurricane.agents.errors import BadRequest, DeviceLost, UnsupportedOperator
 RESIDENT = "dsp-faulty-fp32"
 ONE_AT_A_TIME = "npu-faulty-fp32"
 BROKEN = "vpu-faulty-fp32"
-_OPTIONS = ("refuse", "pid_file")
+_OPTIONS = ("refuse", "pid_file", "killed_at_open")
 # Tests watch and steer what happens here through files.
 NEEDS = Needs(write=(os.environ.get("HURRICANE_BACKEND_FOLDER", ""),), file_bytes=1 << 20)
 
@@ -83,6 +83,13 @@ def open_target(
     check_options(target, _OPTIONS, options)
     if options.get("refuse"):
         raise DeviceLost("the device does not answer")
+    if options.get("killed_at_open"):
+        # As often as the file says, and no more.
+        left = Path(options["killed_at_open"])
+        count = int(left.read_text())
+        left.write_text(str(count - 1))
+        if count > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
     if options.get("pid_file"):
         Path(options["pid_file"]).write_text(str(os.getpid()))
     return FaultySession(device_time=target == RESIDENT)

@@ -8,6 +8,7 @@ Some attempts are against the agent: they answer in its stead, over the worker's
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import resource
@@ -197,6 +198,26 @@ def _signal() -> str:
     return "done"
 
 
+def _lower_priority() -> str:
+    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+    return "done"
+
+
+def _reschedule() -> str:
+    os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))
+    return "done"
+
+
+def _signal_by_file(command: str) -> str:
+    reading, writing = os.pipe()
+    try:
+        fcntl.fcntl(reading, getattr(fcntl, command), os.getppid())
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return "done"
+
+
 def _raise_limit() -> str:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
     return "done"
@@ -301,6 +322,16 @@ def _silent() -> str:
     raise AssertionError
 
 
+def _steal(digest: str) -> str:
+    """Asks the agent for an artefact, as the worker does for its own."""
+    os.write(_channel(), _frame({"need": digest}))
+    end = socket.socket(fileno=os.dup(_channel()))
+    sizes, descriptors, _, _ = socket.recv_fds(end, 16, 1)
+    end.recv(sum(struct.unpack("=QQ", sizes)))
+    with open(descriptors[0], "rb") as file:
+        return file.read().decode()
+
+
 def _hand_over() -> str:
     end = socket.socket(fileno=os.dup(_channel()))
     socket.send_fds(end, [_frame({"compute_unit": "x"})], [0])
@@ -321,6 +352,7 @@ ATTEMPTS: dict[str, Attempt] = {
     "fork-bomb": _fork_bomb,
     "hand-over": _hand_over,
     "limits": _limits,
+    "lower-priority": _lower_priority,
     "list": _list,
     "many-files": _many_files,
     "mount": lambda: _libc("mount", b"none", b"/mnt", b"tmpfs", 0, None),
@@ -328,12 +360,15 @@ ATTEMPTS: dict[str, Attempt] = {
     "raise-limit": _raise_limit,
     "read": _read,
     "read-memory": _read_memory,
+    "reschedule": _reschedule,
     "say": _say,
     "shrink-heartbeat": _shrink_heartbeat,
     "signal": _signal,
+    "signal-by-file": _signal_by_file,
     "silent": _silent,
     "socket": _socket,
     "socket-pair": lambda: str(bool(socket.socketpair())),
+    "steal": _steal,
     "threads": _threads_outside,
     "trace": _trace,
     "unshare": lambda: _libc("unshare", 0x10000000),

@@ -24,7 +24,7 @@ from hurricane.agents.backends.base import (
 )
 from hurricane.agents.errors import BadRequest, Busy, Internal
 from hurricane.agents.machine import read_device
-from hurricane.agents.store import Store
+from hurricane.agents.store import WORKER_PREFIX, Store
 
 
 def add(store: Store, content: bytes) -> str:
@@ -79,7 +79,7 @@ def test_temporary_stores_go_with_their_agent_and_after_a_kill(
     program = (
         "import os, tempfile\n"
         f"tempfile.tempdir = {str(tmp_path)!r}\n"
-        "from hurricane.agents.store import Store\n"
+        "from hurricane.agents.store import WORKER_PREFIX, Store\n"
         "store = Store(None, 100)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -92,6 +92,20 @@ def test_temporary_stores_go_with_their_agent_and_after_a_kill(
     living.close()
     other.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_workers_that_were_killed_go_with_the_next_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left_over, living = (tmp_path / f"{WORKER_PREFIX}{n}-x" for n in (gone.pid, os.getpid()))
+    left_over.mkdir()
+    living.mkdir()
+    Store(tmp_path / "kept", 100).close()
+    assert not left_over.exists()
+    assert living.exists()
 
 
 def test_one_agent_a_store(tmp_path: Path) -> None:

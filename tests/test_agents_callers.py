@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -22,9 +23,12 @@ import grpc.aio
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx", reason="onnx, which simulated devices need, is not installed")
+pytest.importorskip("onnx", reason="onnx, which makes the test graphs, is not installed")
 
-from hurricane.agents import guard, wire
+import onnx
+
+from hurricane.agents import guard, server, wire
+from hurricane.agents.channel import Channel, ChannelClosed
 from hurricane.agents.client import AgentClient, Progress, Protocol, Queued
 from hurricane.agents.errors import AgentError, BadRequest, Busy, ErrorKind
 from hurricane.agents.proto import agent_pb2 as pb
@@ -96,6 +100,14 @@ class HalfOpen:
         )
         return channels, calls
 
+    def codes(self) -> set[grpc.StatusCode]:
+        """How all of them ended."""
+
+        async def ended() -> set[grpc.StatusCode]:
+            return set(await asyncio.gather(*(call.code() for call in self._calls)))
+
+        return asyncio.run_coroutine_threadsafe(ended(), self._loop).result(ANSWER_S)
+
     def close(self) -> None:
         async def end() -> None:
             for call in self._calls:
@@ -121,6 +133,9 @@ def test_half_open_calls_keep_nobody_waiting(agent: Agent, count: int, token: st
                 assert client.describe(timeout_s=ANSWER_S).targets
                 digest = put(client)
                 assert client.benchmark([digest], RESIDENT, protocol=ONCE)[digest].error is None
+        if token != TOKEN:  # they are not waited for at all
+            refused = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE}
+            assert calls.codes() <= refused
     finally:
         calls.close()
     assert agent.peak_bytes() < MEMORY_BYTES
@@ -189,6 +204,50 @@ def test_random_and_mutated_messages_get_typed_errors_only() -> None:
         assert agent.peak_bytes() < MEMORY_BYTES
 
 
+def test_whoever_has_no_token_is_told_the_health_and_not_read(agent: Agent) -> None:
+    large = bytes(50 << 20)
+    for _ in range(10):
+        with grpc.insecure_channel(agent.address) as channel:
+            check = channel.stream_stream("/grpc.health.v1.Health/Check")
+            assert next(check(iter([large]))) == b"\x08\x01"
+    assert agent.peak_bytes() < MEMORY_BYTES
+
+
+def test_errors_stay_typed_where_the_agents_folder_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    with serving(cwd=folder) as agent, AgentClient(agent.address) as client:
+        folder.rmdir()
+        with pytest.raises(BadRequest, match="SHA-256"):
+            client.missing(["zz"])
+        digest = client.upload(relu_model().SerializeToString())
+        with pytest.raises(BadRequest, match="no target"):
+            client.benchmark([digest], "cpu-nothing-fp32")
+
+
+def test_another_caller_gets_a_worker_of_its_own(
+    agent: Agent, client: AgentClient, tmp_path: Path
+) -> None:
+    keep = Protocol(rounds=1, calls_per_visit=1, warmup_calls=1, keep_loaded=True)
+    pid_file = tmp_path / "pid"
+    options = {"pid_file": str(pid_file)}
+    digest = put(client)
+    pids = []
+    for _ in range(2):
+        client.benchmark([digest], RESIDENT, options=options, protocol=keep)
+        pids.append(pid_file.read_text())
+    request = pb.BenchmarkRequest(
+        sha256=[digest],
+        target=pb.TargetSpec(name=RESIDENT, options=options),
+        protocol=wire.protocol_to_wire(keep),
+    )
+    # Clients of one process share a connection unless they are told not to.
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(agent.address, options=own) as channel:
+        list(pb_grpc.AgentStub(channel).Benchmark(request, metadata=bearer()))
+    assert pids[0] == pids[1] != pid_file.read_text()
+
+
 def test_watching_the_agents_health_takes_a_token_and_asking_for_it_does_not(agent: Agent) -> None:
     with grpc.insecure_channel(agent.address) as channel:
         watch = channel.unary_stream("/grpc.health.v1.Health/Watch")
@@ -239,6 +298,47 @@ def test_five_million_samples_pass_through_a_small_agent(agent: Agent, client: A
         assert results[digest].wall_ms.shape == (1000, 1000)
         assert np.all(results[digest].wall_ms == 1 + n)
     assert agent.peak_bytes() < MEMORY_BYTES
+
+
+def test_outputs_of_a_gigabyte_stay_with_the_worker(agent: Agent, client: AgentClient) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ConstantOfShape", ["shape"], ["y"])],
+        "large",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1 << 28])],
+        [onnx.helper.make_tensor("shape", onnx.TensorProto.INT64, [1], [1 << 28])],
+    )
+    opset = onnx.helper.make_opsetid("", 13)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=7)
+    digest = client.upload(model.SerializeToString(), "onnx")
+    with pytest.raises(BadRequest, match="outputs take"):
+        client.run(digest, "cpu-onnxruntime-fp32", {"x": np.ones(1, np.float32)})
+    assert agent.peak_bytes() < MEMORY_BYTES
+
+
+def test_uploads_beyond_what_goes_on_at_once_are_refused(agent: Agent, client: AgentClient) -> None:
+    first = pb.UploadRequest(sha256="", size=1000, chunk=b"begun")
+
+    async def begin(count: int) -> list[grpc.StatusCode]:
+        async with grpc.aio.insecure_channel(agent.address) as channel:
+            calls = []
+            for number in range(count):
+                call = pb_grpc.AgentStub(channel).Upload(metadata=bearer())
+                request = pb.UploadRequest()
+                request.CopyFrom(first)
+                request.sha256 = f"{number:064x}"
+                await call.write(request)
+                calls.append(call)
+            refused = [await call.code() for call in calls[limit:]]
+            for call in calls:
+                call.cancel()
+        return refused
+
+    limit = server._MAX_UPLOADS
+    wanted = [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+    assert asyncio.run(asyncio.wait_for(begin(limit + 3), DEADLINE_S)) == wanted
+    wait_until(lambda: bool(put(client)))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +415,37 @@ def test_uploads_that_are_not_finished_count_in_the_store(tmp_path: Path) -> Non
             third.__enter__()
     with store.incoming("c" * 64, 100):
         assert store.missing(["c" * 64]) == ["c" * 64]
+
+
+def test_digests_that_are_not_held_leave_nothing_behind(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_artifact_bytes=100)
+    with pytest.raises(BadRequest, match="upload them"), store.pinned(["a" * 64, "b" * 64]):
+        raise AssertionError
+    assert not store._pinned
+
+
+def test_a_message_that_comes_byte_by_byte_has_a_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    channel, stopped, sent = Channel(ours, stall_s=0.2), threading.Event(), [0]
+
+    def drip() -> None:
+        for byte in struct.pack("=QQ", 4000, 0) + bytes(4000):
+            if stopped.wait(0.01):
+                return
+            theirs.send(bytes([byte]))
+            sent[0] += 1
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        with pytest.raises(ChannelClosed):
+            channel.receive(DEADLINE_S)
+        assert sent[0] < 1000
+    finally:
+        stopped.set()
+        thread.join(DEADLINE_S)
+        theirs.close()
+        channel.close()
 
 
 def test_a_full_disk_is_a_typed_error(tmp_path: Path) -> None:

@@ -167,6 +167,20 @@ def test_a_backend_that_dies_when_asked_is_shown_and_costs_nothing(tmp_path: Pat
     assert targets[TARGET]["availability"] == "simulated"
 
 
+def test_a_backend_that_the_sandbox_stops_is_told_what_to_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text("{}")
+    backend = tmp_path / "mine.py"
+    backend.write_text(
+        "from pathlib import Path\n"
+        "def targets(context): return Path(__file__).with_name('settings.json').read_text()\n"
+        "def open_target(*given): pass\n"
+    )
+    result = agent_command("info", "--json", HURRICANE_BACKENDS=str(backend))
+    (mine,) = (t for t in json.loads(result.stdout)["targets"] if t["name"] == "mine")
+    if "landlock" in str(json.loads(result.stdout)["isolation"]["means"]):
+        assert "NEEDS" in mine["reason"]
+
+
 def test_a_port_in_use_is_told_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

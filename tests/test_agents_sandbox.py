@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +18,10 @@ from hurricane.agents.client import AgentClient, Protocol
 from hurricane.agents.errors import AgentError, RuntimeCrashed
 
 from .agents_hostile_backend import TARGET
-from .agents_support import Agent, serving
+from .agents_support import AGENT, DEADLINE_S, Agent, serving
 
 BACKEND = Path(__file__).with_name("agents_hostile_backend.py")
+OLD_KERNEL = Path(__file__).with_name("old_kernel.py")
 TOKEN = "canary-token-canary-token"
 CANARY = "canary-of-the-environment"
 ONCE = Protocol(rounds=1, calls_per_visit=1, warmup_calls=1)
@@ -80,10 +84,20 @@ def needs(client: AgentClient, means: str) -> None:
         pytest.skip(f"this system has no {means}, as the agent says")
 
 
-@pytest.mark.parametrize("name", ["fork", "execute", "trace", "read-memory", "signal"])
+@pytest.mark.parametrize(
+    "name",
+    ["fork", "execute", "trace", "read-memory", "signal", "lower-priority", "reschedule"],
+)
 def test_other_processes_are_out_of_reach(client: AgentClient, name: str) -> None:
     needs(client, "seccomp")
     assert said(client, name).removeprefix("refused: ") in REFUSALS
+
+
+@pytest.mark.parametrize("command", ["F_SETOWN", "F_SETSIG"])
+def test_no_file_sends_signals_to_others(client: AgentClient, command: str) -> None:
+    needs(client, "seccomp")
+    answer = said(client, "signal-by-file", command=command)
+    assert answer.removeprefix("refused: ") in REFUSALS
 
 
 def test_a_fork_bomb_has_no_child(client: AgentClient, agent: Agent) -> None:
@@ -166,6 +180,16 @@ def test_other_artefacts_are_out_of_reach(client: AgentClient, agent: Agent) -> 
     assert (Path(store) / digest).is_file()
     assert said(client, "read", path=f"{store}/{digest}").removeprefix("refused: ") in REFUSALS
     assert said(client, "list", path=store).removeprefix("refused: ") in REFUSALS
+
+
+def test_a_worker_is_handed_the_artefacts_of_its_request_and_no_others(client: AgentClient) -> None:
+    other = put(client, "nothing")
+    with pytest.raises(RuntimeCrashed, match="not in the request"):
+        said(client, "steal", digest=other)
+    mine = put(client, "nothing")
+    stolen = client.upload(json.dumps({"name": "steal", "digest": mine}).encode())
+    result = client.benchmark([mine, stolen], TARGET, protocol=ONCE)[stolen]
+    assert result.error is None
 
 
 def test_the_environment_tells_nothing(client: AgentClient) -> None:
@@ -264,3 +288,40 @@ def test_an_open_file_is_taken_from_no_worker(client: AgentClient) -> None:
     with pytest.raises(RuntimeCrashed, match="no sense"):
         client.run(put(client, "hand-over"), TARGET, {})
     assert said(client, "nothing") == "done"
+
+
+LANDLOCK, SECCOMP = "444,445,446", "277" if platform.machine() == "aarch64" else "317"
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="other numbers of system calls"
+)
+@pytest.mark.parametrize(
+    ("lacking", "numbers"),
+    [("landlock", LANDLOCK), ("seccomp", SECCOMP), ("landlock seccomp", f"{LANDLOCK},{SECCOMP}")],
+)
+def test_what_a_kernel_lacks_is_told_and_the_rest_holds(lacking: str, numbers: str) -> None:
+    command = (sys.executable, str(OLD_KERNEL), numbers, *AGENT)
+    environment = {"HURRICANE_BACKENDS": str(BACKEND)}
+    with (
+        serving(command=command, environment=environment) as agent,
+        AgentClient(agent.address) as client,
+    ):
+        for means in ("landlock", "seccomp"):
+            assert missing(client, means) == (means in lacking)
+        # What is open then, and what holds without.
+        hostname = said(client, "read", path="/proc/1/cmdline")
+        assert ("refused" in hostname) == ("landlock" not in lacking)
+        assert ("refused" in said(client, "fork")) == ("seccomp" not in lacking)
+        assert said(client, "fill", folder="/tmp", size=1 << 20).startswith("refused")
+        assert "HURRICANE_BACKENDS" not in said(client, "environment")
+    info = subprocess.run(
+        [*command, "info"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=True,
+        timeout=DEADLINE_S,
+    ).stdout
+    for means in lacking.split():
+        assert f"  no {means} (Function not implemented)" in info or f"no {means} (the" in info

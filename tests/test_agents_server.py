@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from hurricane.agents import server as server_module
-from hurricane.agents import wire
+from hurricane.agents import supervisor, wire
 from hurricane.agents.backends import ENVIRONMENT_VARIABLE
 from hurricane.agents.backends.base import Context
 from hurricane.agents.client import (
@@ -270,6 +270,34 @@ def test_killing_the_worker_twice_at_one_artefact_costs_it(
     assert error.kind == ErrorKind.RUNTIME_CRASHED
     assert "SIGKILL" in str(error)
     assert np.array_equal(results[good].wall_ms, np.full((3, 2), 3.0))
+
+
+@pytest.mark.parametrize(("kills", "opens"), [(1, True), (2, True), (3, False)])
+def test_a_worker_that_is_killed_while_it_opens_its_target_is_started_again(
+    agent: AgentClient, tmp_path: Path, kills: int, opens: bool
+) -> None:
+    left = tmp_path / "left"
+    left.write_text(str(kills))
+    options = {"killed_at_open": str(left)}
+    digest = put(agent)
+    if opens:
+        result = agent.benchmark([digest], RESIDENT, options=options, protocol=QUICK)[digest]
+        assert result.error is None
+    else:
+        with pytest.raises(AgentError, match="SIGKILL"):
+            agent.benchmark([digest], RESIDENT, options=options, protocol=QUICK)
+
+
+def test_results_are_taken_in_a_bounded_time(
+    agent: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_DELIVERY_S", 0.0)
+    monkeypatch.setattr(supervisor, "_SLOWEST_DELIVERY_BYTES_S", 1e15)
+    digests = [put(agent) for _ in range(3)]
+    with pytest.raises(TimedOut, match="took longer"):
+        agent.benchmark(digests, RESIDENT, protocol=QUICK)
+    monkeypatch.undo()
+    assert agent.benchmark(digests, RESIDENT, protocol=QUICK)[digests[2]].error is None
 
 
 def wait_for(events: Iterator[object], progress: Progress) -> bool:

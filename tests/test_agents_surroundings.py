@@ -161,6 +161,31 @@ def test_two_users_share_a_temporary_folder(
     assert len(list(shared.glob("*-private-*"))) == 4
 
 
+def test_an_installation_for_one_user_is_found(
+    for_everybody: tuple[list[str], Mapping[str, str]], tmp_path: Path
+) -> None:
+    command, environment = for_everybody
+    # As pip install --user --editable leaves it: a folder that is found by a .pth file alone.
+    version = "{}.{}".format(*sys.version_info)
+    folder = tmp_path / "lib" / f"python{version}" / "site-packages"
+    folder.mkdir(parents=True)
+    library = environment["PYTHONPATH"].partition(":")[0]
+    hook = f"import sys; sys.path.append({library!r}) if {library!r} not in sys.path else None"
+    (folder / "ours.pth").write_text(f"{hook}\n{sysconfig.get_path('purelib')}\n")
+    personal = {"PYTHONUSERBASE": str(tmp_path), "PYTHONPATH": ""}
+    for cwd in ("/", library):
+        info = subprocess.run(
+            [*command, "info", "--json"],
+            env={**environment, **personal},
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        assert info.returncode == 0, info.stderr
+        assert {t["availability"] for t in json.loads(info.stdout)["targets"]} >= {"simulated"}
+
+
 def test_graphs_run_as_another_user(for_everybody: tuple[list[str], Mapping[str, str]]) -> None:
     command, environment = for_everybody
     account = pwd.getpwnam(NOBODY)

@@ -38,6 +38,7 @@ import numpy as np
 from ..conditions import Conditions, read_conditions
 from ..errors import BadRequest
 from ..sandbox import Needs as Needs
+from ..sandbox import advice
 
 
 class Availability(enum.IntEnum):
@@ -60,6 +61,7 @@ class Context:
         pace: ``virtual`` (a batch takes no longer than computing it) or ``real`` (simulated
             devices wait as a board would).
         user: name of the user that child processes run as; empty: the agent's own.
+        read: paths that their sandbox leaves open for reading, beside what backends need.
     """
 
     device_name: str = ""
@@ -67,6 +69,7 @@ class Context:
     seed: int = 0
     pace: str = "virtual"
     user: str = ""
+    read: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -302,7 +305,7 @@ def runtime_version(module: str, extra: str) -> tuple[str, str]:
             return "", f"{module} does not import: {error}"
         return "", f"{module} is not installed; run: pip install 'hurricane-nas[{extra}]'"
     except Exception as error:  # a broken installation may raise anything
-        return "", f"{module} does not import: {error}"
+        return "", f"{module} does not import: {error}{advice(error)}"
 
 
 def allowed_cores() -> list[int]:

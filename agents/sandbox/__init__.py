@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 import sysconfig
@@ -32,7 +33,7 @@ _SYSTEM = (
     "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib",
     "/usr/share/locale", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime",
     "/system/lib", "/system/lib64", "/system/vendor/lib", "/system/vendor/lib64",
-    "/vendor/lib", "/vendor/lib64", "/apex",
+    "/vendor/lib", "/vendor/lib64", "/apex", "/nix/store", "/gnu/store",
 )  # fmt: skip
 # What runtimes and `conditions` ask about the machine. Of other processes there is nothing here.
 _MACHINE = (
@@ -43,6 +44,7 @@ _MACHINE = (
 )  # fmt: skip
 _RANDOM = ("/dev/random", "/dev/urandom", "/dev/zero")
 _NULL = ("/dev/null",)
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
         )
     means, missing = _limit_resources(needs)
     abi = landlock.abi()
-    if abi:
+    try:
+        if not abi:
+            raise OSError(errno.ENOSYS, "the kernel has none")
         landlock.restrict(
             abi,
             read=[*_SYSTEM, *_MACHINE, *_RANDOM, *_libraries(), *modules, *needs.read],
@@ -134,14 +138,26 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
             network=needs.network,
         )
         means.append(f"landlock (ABI {abi})")
-    else:
-        missing.append("landlock: files that this user can read are open to a hostile runtime")
-    if seccomp.available():
+    except OSError as error:
+        missing.append(
+            f"landlock ({error.strerror}): files that this user can read are open to a hostile "
+            "graph; agent serve --user helps"
+        )
+    try:
         seccomp.restrict(processes=needs.processes, network=needs.network)
         means.append("seccomp")
-    else:
-        missing.append("seccomp: sockets and processes are open to a hostile runtime")
+    except OSError as error:
+        missing.append(
+            f"seccomp ({error.strerror}): sockets and processes are open to a hostile graph"
+        )
     return Isolation(tuple(means), tuple(missing))
+
+
+def advice(error: BaseException) -> str:
+    """What to add to the words of an error that the sandbox may have made; else empty."""
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return " (the agent's sandbox? what a backend needs stands in its NEEDS)"
+    return ""
 
 
 def limit_memory(limit_bytes: int) -> None:

@@ -6,14 +6,12 @@ mode; everything else stays, for runtimes use what they like. Files are Landlock
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import platform
 import struct
 import sys
-from pathlib import Path
 
 # Numbers on x86-64 and on 64-bit Arm; None: there is no such call.
 _NETWORK: dict[str, tuple[int | None, int | None]] = {
@@ -29,7 +27,8 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "process_madvise": (440, 440), "process_mrelease": (448, 448), "kcmp": (312, 272),
     "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_open": (434, 434), "pidfd_getfd": (438, 438), "pidfd_send_signal": (424, 424),
-    "move_pages": (279, 239), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "migrate_pages": (256, 238), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "get_robust_list": (274, 100),
     # What outlives this process.
     "shmget": (29, 194), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
@@ -41,6 +40,7 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "removexattrat": (466, 466), "utime": (132, None), "utimes": (235, None),
     "utimensat": (280, 88), "futimesat": (261, None),
     "open_by_handle_at": (304, 265), "name_to_handle_at": (303, 264),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
     # The kernel's settings, and its parts with the longest record of holes.
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "setns": (308, 268), "unshare": (272, 97), "mount_setattr": (442, 442),
@@ -58,34 +58,34 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
 }  # fmt: skip
 _OWN_PROCESS: dict[str, tuple[int | None, int | None]] = {"kill": (62, 129), "tgkill": (234, 131)}
-_PRLIMIT = (302, 261)
+# With 0, or its own id, the process means itself. (Cores are not here: runtimes pin threads by
+# their ids, which the filter cannot know.)
+_ABOUT_A_PROCESS: dict[str, tuple[int, int]] = {
+    "prlimit64": (302, 261), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274), "setpgid": (109, 154),
+}  # fmt: skip
+# Signals by way of a file: F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP.
+_COMMANDS: dict[str, tuple[int, int, tuple[int, ...]]] = {
+    "fcntl": (72, 25, (8, 10, 15)), "ioctl": (16, 29, (0x8901, 0x8902)),
+}  # fmt: skip
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _CLONE_THREAD = 0x00010000
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32 = 0x40000000  # a second set of call numbers on x86-64
 
 # Of the data that a filter reads.
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _LOAD, _RETURN = 0x20, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SYSCALL = (317, 277)
-_SET_MODE_FILTER, _GET_ACTION_AVAILABLE = 1, 2
+_SET_MODE_FILTER = 1
 _ALL_THREADS = 1 << 0
 # Else older kernels turn speculative loads off for a process with a filter, which makes it slower
 # than the same graph is in anybody's application.
 _LEAVE_SPECULATION = 1 << 2
-
-
-def available() -> bool:
-    """Whether a filter can be set here: 64-bit Linux on x86 or Arm with seccomp."""
-    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
-        return False
-    with contextlib.suppress(OSError):
-        return "kill_process" in Path("/proc/sys/kernel/seccomp/actions_avail").read_text()
-    return False
 
 
 def restrict(processes: bool, network: bool) -> None:
@@ -96,18 +96,27 @@ def restrict(processes: bool, network: bool) -> None:
         network: sockets may be opened.
 
     Raises:
-        OSError: the kernel refuses.
+        OSError: the kernel refuses, or this is no 64-bit Linux on x86 or Arm.
     """
+    if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
+        raise OSError(errno.ENOSYS, f"not on {sys.platform}, {platform.machine()}")
     code = _program(platform.machine(), os.getpid(), processes, network)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(word) for word in (1, 0, 0, 0))) != 0:
-        raise OSError(ctypes.get_errno(), "no_new_privs")
+        raise _error()
     index, _ = _ARCHITECTURES[platform.machine()]
-    flags = _ALL_THREADS | _LEAVE_SPECULATION
-    if _set_filter(libc, _SYSCALL[index], flags, program) != 0:
-        raise OSError(ctypes.get_errno(), "seccomp")
+    for flags in (_ALL_THREADS | _LEAVE_SPECULATION, _ALL_THREADS):  # before 4.17: no such flag
+        if _set_filter(libc, _SYSCALL[index], flags, program) == 0:
+            return
+        if ctypes.get_errno() != errno.EINVAL:
+            break
+    raise _error()
+
+
+def _error() -> OSError:
+    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _set_filter(libc: ctypes.CDLL, number: int, flags: int, program: bytes) -> int:
@@ -155,9 +164,25 @@ def _program(machine: str, process: int, processes: bool, network: bool) -> byte
             number = numbers[index]
             assert number is not None
             code += _only_own(number, [process], refuse)
-    code += _only_own(_PRLIMIT[index], [0, process], refuse)
+        for *numbers, values in _COMMANDS.values():
+            code += _never(numbers[index], values, refuse)
+    for numbers in _ABOUT_A_PROCESS.values():
+        code += _only_own(numbers[index], [0, process], refuse)
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _never(number: int, refused: tuple[int, ...], refuse: int) -> list[tuple[int, int, int, int]]:
+    """Refuses a call with one of these second arguments."""
+    count = len(refused)
+    tests = [(_EQUAL, count - i, 0, value) for i, value in enumerate(refused)]
+    return [
+        (_EQUAL, 0, count + 3, number),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        *tests,
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]
 
 
 def _only_own(number: int, allowed: list[int], refuse: int) -> list[tuple[int, int, int, int]]:
