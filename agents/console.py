@@ -31,6 +31,9 @@ _EXTRA_OF = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "PIL": "search",
+    "ai_edge_litert": "tflite",
+    "flatbuffers": "tflite",
+    "litert_quantizer": "tflite",
     "sklearn": "search",
 }
 _DEFAULT_EXTRA = "host"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import hurricane.agents
-from hurricane.agents.client import AgentClient, Protocol
+from hurricane.agents.client import AgentClient, Protocol, private_agent
 
 from .agents_hostile_backend import TARGET
 from .agents_support import DEADLINE_S, serving
@@ -68,6 +68,17 @@ def test_files_called_like_modules_are_not_run(trap: Path, tmp_path: Path) -> No
             check=False,
         )
         assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_notebook_in_a_folder_with_such_files_starts_a_clean_agent(
+    trap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where Python itself searches the current folder, as in a notebook or with python -m.
+    monkeypatch.chdir(trap)
+    monkeypatch.setattr(sys, "path", ["", str(trap), *sys.path])
+    with private_agent() as client:
+        assert "666" not in {target.runtime_version for target in client.describe().targets}
     assert not (tmp_path / "mark").exists()
 
 
