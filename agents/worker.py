@@ -483,11 +483,12 @@ class _Server:
     def _enter(self, name: str, context: Context) -> ModuleType:
         """Imports the backend and closes the sandbox that it needs."""
         if self._backend is None:
-            self._backend = load_backend(name)
+            backend = load_backend(name)
             files = [path for path in context.simulate if os.path.isabs(path)]
             files += context.read
-            needs = getattr(self._backend, "NEEDS", Needs())
-            self._isolation = asdict(enter(needs, [*_code_of(self._backend), *files]))
+            needs = getattr(backend, "NEEDS", Needs())
+            self._isolation = asdict(enter(needs, [*_code_of(backend), *files]))
+            self._backend = backend  # never without the sandbox
         return self._backend
 
 

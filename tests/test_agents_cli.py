@@ -167,6 +167,20 @@ def test_a_backend_that_dies_when_asked_is_shown_and_costs_nothing(tmp_path: Pat
     assert targets[TARGET]["availability"] == "simulated"
 
 
+def test_a_backend_whose_threads_would_stay_outside_is_not_used(tmp_path: Path) -> None:
+    backend = tmp_path / "early.py"
+    backend.write_text(
+        "import threading\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "def targets(context): raise AssertionError\n"
+        "def open_target(*given): raise AssertionError\n"
+    )
+    result = agent_command("info", "--json", HURRICANE_BACKENDS=str(backend))
+    (early,) = (t for t in json.loads(result.stdout)["targets"] if t["name"] == "early")
+    assert early["availability"] == "unavailable"
+    assert "threads run before the sandbox" in early["reason"]
+
+
 def test_a_backend_that_the_sandbox_stops_is_told_what_to_ask_for(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text("{}")
     backend = tmp_path / "mine.py"
