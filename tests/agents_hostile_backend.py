@@ -276,11 +276,15 @@ def _frame(header: Any, payload: bytes = b"", arrays: Any = ()) -> bytes:
 def _say(what: str, digest: str = "", other: str = "") -> str:
     """Answers in the agent's stead with what makes no sense, and goes on as if nothing were."""
     times = [["wall_ms", "<f8", [1]], ["device_ms", "<f8", [0]]]
+    conditions = {
+        "temperature_c": 0.0, "frequency_mhz": 0.0, "load_1m": 0.0, "steal_share": 0.0,
+        "throttle_events": 0, "governor": "", "busy_share": 0.0,
+    }  # fmt: skip
     result = {
         "sha256": digest, "load_ms": 1.0, "first_call_ms": 1.0, "compute_unit": "\x1b[31mEVIL",
-        "flags": ["x" * 10_000] * 1000, "before": {}, "after": {},
+        "flags": ["\x1b[2J" * 1000] * 100, "before": conditions, "after": conditions,
     }  # fmt: skip
-    one = struct.pack("<d", 1.0)
+    one = struct.pack("<d", 7.0)
     messages = {
         "zeros": bytes(16),
         "noise": bytes(range(256)) * 4,
@@ -301,12 +305,18 @@ def _say(what: str, digest: str = "", other: str = "") -> str:
         "path-need": _frame({"need": "../../etc/passwd"}),
         "list-need": _frame({"need": [digest]}),
         "foreign-result": _frame({"result": {**result, "sha256": other}}, one, times),
-        "bad-conditions": _frame({"result": result}, one, times),
+        "bad-conditions": _frame({"result": {**result, "after": {}}}, one, times),
+        "endless-load": _frame({"result": {**result, "load_ms": 1e400}}, one, times),
+        "negative-load": _frame({"result": {**result, "first_call_ms": -1.0}}, one, times),
+        "many-flags": _frame({"result": {**result, "flags": ["x" * 10_000] * 1000}}, one, times),
+        "two-results": _frame({"result": result}, one, times) * 2,
+        "texts-for-numbers": _frame({"result": result}, b"1.0 ", [["wall_ms", "|S4", [1]]]),
+        "integers": _frame({"result": result}, one, [["wall_ms", "<i8", [1]], times[1]]),
+        "more-samples": _frame({"result": result}, one * 2, [["wall_ms", "<f8", [2]], times[1]]),
         "no-arrays": _frame({"result": result}),
         "negative-time": _frame({"result": result}, struct.pack("<d", -1.0), times),
         "no-number": _frame({"result": result}, struct.pack("<d", float("nan")), times),
         "done-already": _frame({"done": True, "elapsed_ms": 1.0}),
-        "endless-time": _frame({"done": True, "elapsed_ms": 1e400}),
         "lost-far-away": _frame({"lost": 10**9, "error": {"kind": 6, "message": "x"}}),
         "lost-nowhere": _frame({"lost": None, "error": {"kind": 6, "message": "x"}}),
         "error-of-no-kind": _frame({"error": {"kind": "x", "message": [1]}}),

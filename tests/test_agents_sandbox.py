@@ -256,32 +256,37 @@ NONSENSE = [
     "zeros", "noise", "huge-header", "huge-payload", "half", "no-json", "deep-json",
     "long-number", "list", "empty", "object-array", "negative-shape", "endless-shape",
     "more-array-than-data", "less-array-than-data", "foreign-need", "path-need", "list-need",
-    "foreign-result", "bad-conditions", "no-arrays", "negative-time", "no-number",
-    "done-already", "endless-time", "lost-far-away", "lost-nowhere", "error-of-no-kind",
-    "error-of-many-words",
+    "foreign-result", "bad-conditions", "endless-load", "negative-load", "many-flags",
+    "two-results", "texts-for-numbers", "integers", "more-samples", "no-arrays", "negative-time",
+    "no-number", "done-already", "error-of-no-kind",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", NONSENSE)
-def test_whatever_a_worker_says_the_agent_answers_with_a_typed_error(
+def test_whatever_a_worker_says_costs_only_what_it_worked_on(
     client: AgentClient, agent: Agent, what: str
 ) -> None:
-    other = put(client, "nothing")
-    content = {"name": "say", "what": what, "other": other, "salt": next(_salt)}
-    digest = client.upload(json.dumps(content).encode())
-    try:
-        result = client.benchmark([digest], TARGET, protocol=ONCE)[digest]
-        error = result.error
-    except AgentError as caught:
-        error = caught
-    if error is not None:
-        assert "\x1b" not in str(error)
-        assert len(str(error)) < 3000
-    # The next one finds an agent that is well.
-    good = put(client, "nothing")
-    assert np.all(client.benchmark([good], TARGET, protocol=ONCE)[good].wall_ms == 1.0)
-    assert agent.process.poll() is None
+    good, other = put(client, "nothing"), put(client, "nothing")
+    # While it loads the second one, it answers for the first.
+    bad = put(client, "say", what=what, digest=good, other=other)
+    results = client.benchmark([good, bad], TARGET, protocol=ONCE)
+    error = results[bad].error
+    assert isinstance(error, RuntimeCrashed)
+    assert "no sense" in str(error)
+    if what != "two-results":  # the first of them could be right
+        assert np.all(results[good].wall_ms == 1.0)
     assert agent.peak_bytes() < 300 << 20
+
+
+@pytest.mark.parametrize("what", ["lost-far-away", "lost-nowhere", "error-of-many-words"])
+def test_what_a_worker_says_of_itself_is_told_in_a_few_printable_words(
+    client: AgentClient, what: str
+) -> None:
+    with pytest.raises(AgentError) as caught:
+        client.benchmark([put(client, "say", what=what)], TARGET, protocol=ONCE)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 3000
+    assert said(client, "nothing") == "done"
 
 
 def test_an_open_file_is_taken_from_no_worker(client: AgentClient) -> None:
