@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from .sandbox.kernel import PR_SET_DUMPABLE, prctl
 
 
 @dataclass(frozen=True)
@@ -79,5 +81,5 @@ def hide_memory() -> None:
     """Keeps other processes of the same user, those of workers first, from reading this one's
     memory and environment: they hold the token."""
     if sys.platform.startswith("linux"):
-        pr_set_dumpable = 4
-        ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
+        with contextlib.suppress(OSError):
+            prctl(PR_SET_DUMPABLE, 0)

@@ -390,7 +390,7 @@ class AgentService(pb_grpc.AgentServicer):
                 f"{samples} samples of each of {artifacts} artefacts; at most "
                 f"{_MAX_SAMPLES_OF_ONE} of one and {_MAX_SAMPLES} in a batch: take fewer rounds"
             )
-        limit_s = self._limits.timeout_s(protocol.artifact_timeout_s, 0.0)
+        limit_s = min(protocol.artifact_timeout_s, self._limits.max_timeout_s)
         return replace(protocol, artifact_timeout_s=limit_s)
 
     def _open(self, spec: pb.TargetSpec, caller: str) -> tuple[TargetInfo, Opening]:

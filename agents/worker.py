@@ -9,7 +9,6 @@ nothing has to be sent, and no process woken, while calls are timed.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import math
 import mmap
@@ -43,6 +42,7 @@ from .errors import (
 from .formats import checker_of
 from .results import Protocol
 from .sandbox import Needs, advice, become, enter, limit_memory
+from .sandbox.kernel import PR_SET_PDEATHSIG, prctl
 from .telemetry import turn_off_telemetry
 
 Fetch = Callable[[str], bytes]
@@ -513,8 +513,8 @@ def _context(request: dict[str, Any]) -> Context:
 def _die_with_parent(parent: int) -> None:
     """Asks the kernel to kill this process when its parent dies, even by kill -9."""
     if sys.platform.startswith("linux"):
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 

@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from hurricane.agents.client import (
 from hurricane.agents.errors import AgentError, BadRequest, Unreachable
 from hurricane.agents.server import Security, split_address
 
+from .agents_support import process_gone, wait_until
 from .certificates import make_certificates
 
 DEADLINE_S = 30.0
@@ -81,20 +81,6 @@ def served(*args: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     finally:
         process.terminate()
         process.communicate(timeout=DEADLINE_S)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def process_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def errors_of(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -363,7 +349,7 @@ def test_kill_9_of_the_agent_leaves_no_child(tmp_path: Path) -> None:
         process.kill()
         with pytest.raises(Unreachable):
             list(events)
-        wait_until(lambda: process_gone(int(pid_file.read_text())))
+        wait_until(lambda: process_gone(int(pid_file.read_text())), DEADLINE_S)
 
 
 def test_a_kept_store_holds_artefacts_over_a_restart(tmp_path: Path) -> None:
@@ -421,7 +407,7 @@ def test_a_private_agent_ends_with_its_owner_even_by_kill_9(tmp_path: Path) -> N
             return True
         return False
 
-    wait_until(refused)
+    wait_until(refused, DEADLINE_S)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +45,8 @@ from hurricane.agents.errors import (
 from hurricane.agents.proto import agent_pb2 as pb
 from hurricane.agents.proto import agent_pb2_grpc as pb_grpc
 from hurricane.agents.server import AgentServer, Limits, Security
+
+from .agents_support import process_gone, wait_until
 
 BACKEND = Path(__file__).with_name("agents_faulty_backend.py")
 RESIDENT = "dsp-faulty-fp32"
@@ -92,20 +93,6 @@ _salt = iter(range(10**9))
 def put(agent: AgentClient, **content: object) -> str:
     """Uploads an artefact of its own that behaves as told."""
     return agent.upload(json.dumps({**content, "salt": next(_salt)}).encode())
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
-def process_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 def test_a_batch_may_hold_a_quarter_of_a_small_boards_memory() -> None:
@@ -369,7 +356,7 @@ def test_other_options_or_threads_get_a_worker_of_their_own(
         pids.append(pid_file.read_text())
         assert len(pids) == index + 1
     assert pids[0] == pids[1] != pids[2]
-    wait_until(lambda: process_gone(int(pids[0])))
+    wait_until(lambda: process_gone(int(pids[0])), DEADLINE_S)
 
 
 def test_a_kept_worker_that_dies_is_replaced(agent: AgentClient, tmp_path: Path) -> None:
@@ -388,7 +375,7 @@ def test_an_idle_worker_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     with serving() as server, AgentClient(server.address) as agent:
         keep = Protocol(rounds=1, calls_per_visit=1, keep_loaded=True)
         agent.benchmark([put(agent)], RESIDENT, options={"pid_file": str(pid_file)}, protocol=keep)
-        wait_until(lambda: process_gone(int(pid_file.read_text())))
+        wait_until(lambda: process_gone(int(pid_file.read_text())), DEADLINE_S)
 
 
 def test_requests_for_one_processor_queue_and_are_told_their_place(
@@ -410,7 +397,7 @@ def test_requests_for_one_processor_queue_and_are_told_their_place(
 
     thread = threading.Thread(target=second)
     thread.start()
-    wait_until(lambda: bool(places))
+    wait_until(lambda: bool(places), DEADLINE_S)
     assert places[0] == Queued(1)
     # Another processor is free meanwhile.
     assert agent.benchmark([digest := put(agent)], ONE_AT_A_TIME, protocol=QUICK)[digest].wall
@@ -424,7 +411,7 @@ def test_requests_for_one_processor_queue_and_are_told_their_place(
 def test_describe_tells_what_runs_and_how_many_wait(
     server: AgentServer, agent: AgentClient, tmp_path: Path
 ) -> None:
-    wait_until(lambda: agent.describe().activity == Activity())
+    wait_until(lambda: agent.describe().activity == Activity(), DEADLINE_S)
     gate = tmp_path / "gate"
     blocked = put(agent, gate=str(gate), gate_at=1)  # in its second visit of three
     first = agent.benchmark_events([blocked], RESIDENT, threads=2, protocol=QUICK)
@@ -466,7 +453,7 @@ def test_cancelling_frees_the_processor_and_kills_the_worker(
     )
     assert isinstance(next(blocked), Progress)
     blocked.close()
-    wait_until(lambda: process_gone(int(pid_file.read_text())))
+    wait_until(lambda: process_gone(int(pid_file.read_text())), DEADLINE_S)
     digest = put(agent)
     assert agent.benchmark([digest], RESIDENT, protocol=QUICK)[digest].error is None
 

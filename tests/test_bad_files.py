@@ -46,28 +46,10 @@ from hurricane.search.rundir import RunDirectory, read_config
 from hurricane.search.space import SearchSpace
 from hurricane.search.training import read_saved, write_atomically
 
+from .test_search_pipeline import BACKBONE as BACKBONE_TEXT
 from .test_search_report import BACKBONE, CPU, make_run, make_table
 
-BACKBONE_FILE = """
-classes = 10
-split = 1
-exploring_layers = 1
-[input]
-channels = 1
-height = 8
-width = 8
-[[stem]]
-channels = 8
-kernel = 3
-stride = 1
-[[stages]]
-channels = 16
-repeats = 3
-stride = 2
-[head]
-channels = 16
-dropout = 0.1
-"""
+BACKBONE_FILE = f"{BACKBONE_TEXT}dropout = 0.1\n"
 BOARDS_FILE = """
 [boards.desk]
 agent = "127.0.0.1:50051"

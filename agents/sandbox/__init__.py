@@ -8,7 +8,6 @@ and runtimes start theirs when they are imported.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from ..errors import BadRequest, Internal
 from . import landlock, seccomp
+from .kernel import PR_SET_DUMPABLE, prctl
 
 try:
     import resource
@@ -99,8 +99,8 @@ def become(user: str) -> None:
         os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
     except (KeyError, OSError) as error:
         raise BadRequest(f"graphs cannot be run as user '{user}': {error}") from error
-    pr_set_dumpable = 4  # else what /proc tells of this process is root's
-    ctypes.CDLL(None).prctl(pr_set_dumpable, 1, 0, 0, 0)
+    with contextlib.suppress(OSError):
+        prctl(PR_SET_DUMPABLE, 1)  # else what /proc tells of this process is root's
     for file in (os.__file__, __file__):
         if not os.access(file, os.R_OK):
             raise BadRequest(

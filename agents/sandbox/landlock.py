@@ -6,18 +6,18 @@ See Documentation/userspace-api/landlock.rst of the kernel; there is no wrapper 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
 import struct
 import sys
 from collections.abc import Iterable
 
+from .kernel import PR_SET_NO_NEW_PRIVS, prctl, syscall
+
 # The same numbers on every architecture.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _RULE_PATH_BENEATH = 1
 _QUERY_VERSION = 1
-_PR_SET_NO_NEW_PRIVS = 38
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
@@ -37,7 +37,10 @@ def abi() -> int:
     """Version of the kernel's Landlock; 0: it has none, or it is off."""
     if not sys.platform.startswith("linux"):
         return 0
-    return max(0, _syscall(_CREATE_RULESET, None, 0, _QUERY_VERSION))
+    try:
+        return syscall(_CREATE_RULESET, None, 0, _QUERY_VERSION)
+    except OSError:
+        return 0
 
 
 def restrict(
@@ -59,16 +62,15 @@ def restrict(
         ports = _known(_NETWORK, abi)
         scopes |= _known(_ABSTRACT_SOCKETS, abi)
     attributes = struct.pack("=QQQ", files, ports, scopes)
-    rules = _checked(_CREATE_RULESET, attributes, len(attributes), 0)
+    rules = syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         reading = _READ_FILE | _READ_DIR | (_EXECUTE if execute else 0)
         for path in dict.fromkeys(read):
             _allow(rules, path, reading & files)
         for path in dict.fromkeys(write):
             _allow(rules, path, files & ~_EXECUTE)
-        if _prctl(_PR_SET_NO_NEW_PRIVS, 1) != 0:
-            raise OSError(ctypes.get_errno(), "no_new_privs")
-        _checked(_RESTRICT_SELF, rules, 0)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        syscall(_RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
 
@@ -84,30 +86,9 @@ def _allow(rules: int, path: str, access: int) -> None:
             access &= _FILE_ACCESS
         rule = struct.pack("=Qi", access, descriptor)
         try:
-            _checked(_ADD_RULE, rules, _RULE_PATH_BENEATH, rule, 0)
+            syscall(_ADD_RULE, rules, _RULE_PATH_BENEATH, rule, 0)
         finally:
             if path.startswith("/proc/"):
                 _KEPT.append(descriptor)
             else:
                 os.close(descriptor)
-
-
-def _checked(*arguments: object) -> int:
-    result = _syscall(*arguments)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
-def _syscall(number: object, *arguments: object) -> int:
-    words = [a if isinstance(a, bytes) else ctypes.c_long(a or 0) for a in arguments]  # type: ignore[arg-type]
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    call.restype = ctypes.c_long
-    return call(ctypes.c_long(number), *words)  # type: ignore[arg-type]
-
-
-def _prctl(option: int, value: int) -> int:
-    return ctypes.CDLL(None, use_errno=True).prctl(
-        ctypes.c_int(option), *(ctypes.c_ulong(word) for word in (value, 0, 0, 0))
-    )

@@ -13,6 +13,8 @@ import platform
 import struct
 import sys
 
+from .kernel import PR_SET_NO_NEW_PRIVS, prctl, syscall
+
 # Numbers on x86-64 and on 64-bit Arm; None: there is no such call.
 _NETWORK: dict[str, tuple[int | None, int | None]] = {
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
@@ -79,7 +81,6 @@ _LOAD, _RETURN = 0x20, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000
 
-_PR_SET_NO_NEW_PRIVS = 38
 _SYSCALL = (317, 277)
 _SET_MODE_FILTER = 1
 _ALL_THREADS = 1 << 0
@@ -103,26 +104,15 @@ def restrict(processes: bool, network: bool) -> None:
     code = _program(platform.machine(), os.getpid(), processes, network)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(word) for word in (1, 0, 0, 0))) != 0:
-        raise _error()
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
     index, _ = _ARCHITECTURES[platform.machine()]
-    for flags in (_ALL_THREADS | _LEAVE_SPECULATION, _ALL_THREADS):  # before 4.17: no such flag
-        if _set_filter(libc, _SYSCALL[index], flags, program) == 0:
-            return
-        if ctypes.get_errno() != errno.EINVAL:
-            break
-    raise _error()
-
-
-def _error() -> OSError:
-    return OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _set_filter(libc: ctypes.CDLL, number: int, flags: int, program: bytes) -> int:
-    libc.syscall.restype = ctypes.c_long
-    words = (ctypes.c_long(word) for word in (number, _SET_MODE_FILTER, flags))
-    return libc.syscall(*words, program)
+    set_filter = (_SYSCALL[index], _SET_MODE_FILTER)
+    try:
+        syscall(*set_filter, _ALL_THREADS | _LEAVE_SPECULATION, program)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # before Linux 4.17 there is no such flag
+            raise
+        syscall(*set_filter, _ALL_THREADS, program)
 
 
 def _program(machine: str, process: int, processes: bool, network: bool) -> bytes:
