@@ -27,10 +27,11 @@ import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 
 from hurricane.ops.backbone import load_backbone
+from hurricane.ops.calibration import random_samples
 from hurricane.ops.export import export_architecture, export_operator
 from hurricane.ops.graph import Piece, prepare_templates
 from hurricane.ops.pool import GATES, POOL
-from hurricane.ops.tflite import quantise_tflite, random_samples, write_tflite
+from hurricane.ops.tflite import quantise_tflite, write_tflite
 
 
 def graphs(backbone: str, gate: str, networks: int) -> Iterator[tuple[str, bytes]]:

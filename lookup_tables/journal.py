@@ -23,7 +23,7 @@ from .files import sync_folder
 from .table import LookupTable, Row, RowKey, TableError, Target
 
 SUFFIX = ".journal"
-FORMAT = 1
+FORMAT = 2
 
 
 def journal_path(table_path: str | Path) -> Path:

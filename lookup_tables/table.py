@@ -184,6 +184,8 @@ class Row:
     params: int | None = None
     graph_sha256: str = ""
     artifact_sha256: str = ""
+    converter: str = ""
+    calibration: str = ""
     agent_version: str = ""
     temperature_before_c: float | None = None
     temperature_after_c: float | None = None
@@ -258,19 +260,24 @@ class Row:
         return _csv_line([_cell(getattr(self, name)) for name in COLUMNS])
 
     @classmethod
-    def from_line(cls, line: str) -> Row:
+    def from_line(cls, line: str, columns: Sequence[str] | None = None) -> Row:
         """Reads one line of CSV (with or without its line end).
+
+        Args:
+            line: of the file.
+            columns: the file's header; None: `COLUMNS`.
 
         Raises:
             TableError: too few or too many cells, or a cell breaks the format.
         """
+        columns = columns or COLUMNS
         cells = _split(line.rstrip("\r\n"))
         if cells == [""]:
             _fail("is an empty line; take it out")
-        if len(cells) != len(COLUMNS):
-            problem = "cut off?" if len(cells) < len(COLUMNS) else "a comma too many?"
-            _fail(f"has {len(cells)} cells where the header has {len(COLUMNS)} ({problem})")
-        values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+        if len(cells) != len(columns):
+            problem = "cut off?" if len(cells) < len(columns) else "a comma too many?"
+            _fail(f"has {len(cells)} cells where the header has {len(columns)} ({problem})")
+        values: dict[str, Any] = dict(zip(columns, cells, strict=True))
         for name, cell in values.items():
             if len(cell) > MAX_CELL:
                 _fail(f"{name} has {len(cell):,} characters; a cell has at most {MAX_CELL:,}")
@@ -322,7 +329,8 @@ class Row:
             digest = getattr(self, name)
             if digest and not _SHA256.fullmatch(digest):
                 _fail(f"{name} is {digest!r}; it has 64 hexadecimal digits in lower case")
-        _check_text("agent_version", self.agent_version)
+        for name in ("converter", "calibration", "agent_version"):
+            _check_text(name, getattr(self, name))
         for name in ("temperature_before_c", "temperature_after_c"):
             value = getattr(self, name)
             if value is not None:
@@ -339,6 +347,9 @@ class Row:
 
 COLUMNS = tuple(f.name for f in fields(Row))
 """The header of a table."""
+
+EARLIER_COLUMNS = tuple(name for name in COLUMNS if name not in ("converter", "calibration"))
+"""The header of tables by version 0.1.0, which are still read."""
 
 IDENTITY_COLUMNS = COLUMNS[: COLUMNS.index("batch") + 1]
 VALUE_COLUMNS = COLUMNS[COLUMNS.index("latency_ms") : COLUMNS.index("estimator") + 1]
@@ -633,7 +644,8 @@ def _read(path: str | Path) -> tuple[list[Row], list[str]]:
     if not text:
         return [], [f"{path}:1: the file is empty; a table begins with its header"]
     lines = text.split("\n")
-    problem = _header_problem([cell.strip("\r") for cell in lines[0].split(",")])
+    names = tuple(cell.strip("\r") for cell in lines[0].split(","))
+    problem = None if names == EARLIER_COLUMNS else _header_problem(names)
     if problem:
         return [], [f"{path}:1: {problem}"]
 
@@ -643,7 +655,7 @@ def _read(path: str | Path) -> tuple[list[Row], list[str]]:
     rest = lines.pop()
     for number, line in enumerate(lines[1:], start=2):
         try:
-            row = Row.from_line(line)
+            row = Row.from_line(line, names)
         except TableError as error:
             problems.append(f"{path}:{number}: {error}")
             continue

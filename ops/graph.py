@@ -217,7 +217,7 @@ def _cached(piece: Piece) -> onnx.ModelProto | None:
     return model if model.graph.node and model.graph.output else None
 
 
-def _ignore_interrupt() -> None:
+def ignore_interrupt() -> None:
     """In a worker: the interrupt is the main process's to handle, in one voice."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -250,9 +250,7 @@ def prepare_templates(pieces: Sequence[Piece], progress=None) -> None:
         context.set_forkserver_preload(
             ["torch.onnx", "hurricane.ops.blocks", "hurricane.ops.graph"]
         )
-        with ProcessPoolExecutor(
-            workers, mp_context=context, initializer=_ignore_interrupt
-        ) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_interrupt) as pool:
             for _ in pool.map(_trace_to_cache, missing, chunksize=4):
                 done += 1
                 if progress:

@@ -7,7 +7,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,17 @@ from ..agents.errors import AgentError
 from ..lookup_tables.journal import read_journal
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.errors import BadRequest, HurricaneError
-from ..ops.graph import prepare_templates
 from .boards import Answer, Board, Boards, ask
 from .measuring import Bench, MeasuringSettings, TargetRequest, connect
 from .plan import PlannedRow
-from .profile import ProfileProgress, ProfileResult, missing_rows, profile, speed_of
+from .profile import (
+    ProfileProgress,
+    ProfileResult,
+    missing_rows,
+    prepare_artifacts,
+    profile,
+    speed_of,
+)
 
 _CONNECT_S = 5.0
 _END_S = 5.0
@@ -296,7 +302,7 @@ def fill(
     if len(together) == 1:
         work(together[0])
     else:
-        _prepare(kinds, paths, rows, retry, lambda done, total: note("export", 0.0))
+        _prepare(kinds, paths, rows, retry, lambda what, share: note(what, 0.0))
         ended = [threading.Event() for _ in together]
 
         def work_and_tell(lane: Sequence[int], event: threading.Event) -> None:
@@ -332,15 +338,14 @@ def _prepare(
     paths: Sequence[Path],
     rows: Sequence[PlannedRow],
     retry: bool,
-    on_progress: Callable[[int, int], None],
+    on_progress: ProfileProgress,
 ) -> None:
-    """Traces what any of the kinds needs: in one process, torch traces one graph at a time."""
-    pieces = set()
+    """Makes what any of the kinds needs: torch traces, and quantisers work, one graph at a time
+    in a process."""
     for kind, path in zip(kinds, paths, strict=True):
         table = LookupTable.load_with_journal(path)
         missing = missing_rows(rows, table, kind.target, retry)
-        pieces |= {piece for row in missing for graph in row.graphs for piece in graph}
-    prepare_templates(sorted(pieces, key=lambda piece: piece.key), on_progress)
+        prepare_artifacts(kind.benches[0], missing, on_progress)
 
 
 def rows_done(kinds: Sequence[Kind], paths: Sequence[Path], rows: Sequence[PlannedRow]) -> int:

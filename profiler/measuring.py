@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,19 +16,18 @@ from ..agents.backends._simulation_device import device_names
 from ..agents.backends.base import Availability, TargetInfo
 from ..agents.client import AgentClient, check_artifact, private_agent
 from ..agents.conditions import Conditions
-from ..agents.errors import AgentError, BadAnswer
+from ..agents.errors import AgentError, BadAnswer, UnsupportedOperator
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
 from ..lookup_tables.table import Target, format_options, parse_options
-from ..ops.errors import BadRequest
+from ..ops.artifacts import Artifact, ArtifactInfo, Recipe, choose_recipe
+from ..ops.artifacts.cache import Make, cached, fill
+from ..ops.errors import BadRequest, UnsupportedNode
 from ..ops.export import sha256
 from ..ops.pool import GATES
 from .boards import Board, Boards
 from .plan import Graph, graph_bytes
 
 _THREADS = re.compile(r"(?P<name>.+)-t(?P<threads>[1-9][0-9]*)")
-
-FORMAT = "onnx"
-"""Of every artefact that is sent from here."""
 
 GATE_OPTION = "gate"
 """In a table's options, where squeeze-and-excitation has another gate than the default."""
@@ -240,6 +240,7 @@ class Bench:
         client: the agent.
         request: what was asked for.
         target: the target as a table names it.
+        recipe: how artefacts for it are made.
         resident: whether the target keeps many graphs loaded.
         max_bytes: artefact bytes that one batch may hold.
         agent_version: for provenance.
@@ -250,12 +251,14 @@ class Bench:
     client: AgentClient
     request: TargetRequest
     target: Target
+    recipe: Recipe
     resident: bool
     max_bytes: int
     agent_version: str
     spent_ms: float = 0.0
     machine: Machine = field(default_factory=Machine)
-    _digests: dict[object, str] = field(default_factory=dict, repr=False)
+    _known: dict[object, ArtifactInfo] = field(default_factory=dict, repr=False)
+    _sent: set[str] = field(default_factory=set, repr=False)
     _refused: dict[str, AgentError] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -276,6 +279,10 @@ class Bench:
             )
         if found.availability not in ORIGIN:
             raise BadRequest(f"{request.name} is not available: {found.reason}")
+        try:
+            recipe = choose_recipe(found.formats, found.precision)
+        except BadRequest as error:
+            raise BadRequest(f"{request.name} cannot be measured from here: {error}") from error
         if request.threads > found.max_threads:
             raise BadRequest(
                 f"{request.name} takes 1 to {found.max_threads} threads, not {request.threads}"
@@ -297,37 +304,67 @@ class Bench:
             client,
             request,
             target,
+            recipe,
             found.resident,
             description.max_resident_bytes,
             description.agent_version,
         )
 
+    def prepare(
+        self, makes: Iterable[Make], on_progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Makes artefacts ahead, on all cores, where making them takes time.
+
+        Args:
+            makes: give the ONNX graphs; `info_of` and `send` then find the artefacts.
+            on_progress: called with (done, total).
+        """
+        fill(makes, self.recipe, on_progress)
+
+    def info_of(self, graph: Graph, copy: int = 0) -> ArtifactInfo:
+        """What is known of the artefact of a graph; nothing is sent."""
+        return self._info((graph, copy), partial(graph_bytes, graph, copy))[0]
+
     def digest_of(self, graph: Graph, copy: int = 0) -> str:
-        """Makes sure that the agent holds a copy of a graph, and gives its digest."""
-        return self.send((graph, copy), lambda: graph_bytes(graph, copy))
+        """Makes sure that the agent holds a copy of a graph, and gives its artefact's digest."""
+        return self.send((graph, copy), partial(graph_bytes, graph, copy))
 
-    def send(self, key: object, make: Callable[[], bytes]) -> str:
-        """Makes sure that the agent holds an artefact, and gives its digest.
+    def send(self, key: object, make: Make) -> str:
+        """Makes sure that the agent holds a graph's artefact, and gives the artefact's digest.
 
-        One that breaks its format is not sent; `time` says so of it, and times the others.
+        One that the target's format cannot express, or that breaks it, is not sent; `time` says
+        so of it, and times the others.
 
         Args:
             key: known by this bench from its first sending on; `make` is then not called.
-            make: gives the artefact.
+            make: gives the ONNX graph.
         """
-        digest = self._digests.get(key)
-        if digest is None:
-            content = make()
-            digest = sha256(content)
+        info, artifact = self._info(key, make)
+        digest = info.artifact_sha256
+        if digest not in self._sent and digest not in self._refused:
             if self.client.missing([digest]):
+                content = (artifact or cached(make, self.recipe)).content
                 try:
-                    check_artifact(content, FORMAT)
+                    check_artifact(content, self.recipe.format)
                 except AgentError as error:
                     self._refused[digest] = error
-                else:
-                    self.client.upload(content)
-            self._digests[key] = digest
+                    return digest
+                self.client.upload(content)
+            self._sent.add(digest)
         return digest
+
+    def _info(self, key: object, make: Make) -> tuple[ArtifactInfo, Artifact | None]:
+        """What is known of an artefact, and the artefact itself if it was made just now."""
+        if key in self._known:
+            return self._known[key], None
+        try:
+            artifact = cached(make, self.recipe)
+        except UnsupportedNode as error:
+            digest = sha256(make())  # there is no artefact: the graph stands for it
+            self._refused[digest] = UnsupportedOperator(str(error))
+            artifact = Artifact(b"", ArtifactInfo(digest, digest, self.recipe.converter))
+        self._known[key] = artifact.info
+        return artifact.info, artifact
 
     def time(
         self,
@@ -359,7 +396,7 @@ class Bench:
                 threads=self.request.threads,
                 options=self.request.runtime_options,
                 protocol=protocol,
-                format=FORMAT,
+                format=self.recipe.format,
                 on_event=watch,
             )
         answer = next((result for result in results.values() if result.error is None), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,6 +13,7 @@ from ..agents.errors import AgentError
 from ..agents.results import ArtifactResult, Protocol
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.verdict import ErrorFigures, GroupCheck
+from ..ops.artifacts.cache import Make
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
 from ..ops.export import export_architecture
@@ -146,18 +148,22 @@ def time_networks(
     note = on_progress or (lambda what, share: None)
     if len({(n.group, n.label) for n in networks}) != len(networks):
         raise BadRequest("two networks to be timed have the same name")
+    makes: list[Make] = []
+    for network in networks:
+        made = (contents or {}).get(network.label)
+        if made is not None:
+            makes.append(partial(bytes, made))
+        else:
+            operators, gate = network.operators, network.gate
+            makes.append(partial(export_architecture, backbone, operators, gate=gate))
+    bench.prepare(makes, lambda done, n: note("convert", 0.2 * done / n))
     digests: list[str] = []
     sizes: list[int] = []
-    for index, network in enumerate(networks):
-        made = (contents or {}).get(network.label)
-
-        def make(network: WholeNetwork = network, made: bytes | None = made) -> bytes:
-            return made or export_architecture(backbone, network.operators, gate=network.gate)
-
-        key = (backbone, network.operators, network.gate, None if made is None else network.label)
-        digests.append(bench.send(key, make))
+    for index, (network, make) in enumerate(zip(networks, makes, strict=True)):
+        given = network.label if network.label in (contents or {}) else None
+        digests.append(bench.send((backbone, network.operators, network.gate, given), make))
         sizes.append(4 * backbone.params(network.operators))
-        note("send", 0.3 * (index + 1) / len(networks))
+        note("send", 0.2 + 0.1 * (index + 1) / len(networks))
     # Where not all of them can be loaded at once, every batch is timed several times over, so
     # that a slow time does not fall on one batch alone.
     room, most = bench.max_bytes // 2, len(networks)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from ..lookup_tables.table import (
 )
 from ..ops.backbone import is_stem, row_costs
 from ..ops.errors import BadRequest, HurricaneError
-from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .estimate import location_ms
 from .measuring import Bench, Machine, MeasuringSettings, gate_of
@@ -65,6 +65,9 @@ BOARD_SPREAD = 0.05
 
 REJOIN_S = 5.0
 """How long a run waits for a board to come back when it has no other left."""
+
+PREPARING = 0.1
+"""Share of a run, as its progress is told, that making graphs and artefacts takes."""
 
 LATE_S = 30.0
 """How long a board may be later with its anchors than most, at least; it joins when it is done."""
@@ -224,10 +227,8 @@ def profile(
             and found.ok
         }
         if missing or any(found.cold_ms is None for found in kept.values()):
-            graphs = [*anchor_graphs(missing), *(g for row in missing for g in row.graphs)]
-            pieces = {piece for graph in graphs for piece in graph}
-            prepare_templates(
-                sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.1 * done / n)
+            prepare_artifacts(
+                benches[0], missing, lambda what, share: note(what, PREPARING * share)
             )
             pool = _Pool(
                 benches,
@@ -237,7 +238,7 @@ def profile(
                 journal,
                 [row for row in table.rows if row.target == target and row.ok],
                 reference_ms,
-                lambda what, s: note(what, 0.1 + 0.9 * s),
+                lambda what, s: note(what, PREPARING + (1 - PREPARING) * s),
             )
             pool.run()
         if pool or journal.rows:
@@ -263,6 +264,29 @@ def profile(
         pool.referred_to if pool and pool.levels else "",
         float(np.median(list(pool.levels.values()))) if pool and pool.levels else 1.0,
         pool.runs if pool else (),
+    )
+
+
+def prepare_artifacts(
+    bench: Bench, rows: Sequence[PlannedRow], on_progress: ProfileProgress | None = None
+) -> None:
+    """Makes what rows need of graphs and artefacts, on all cores, before anything is timed.
+
+    Args:
+        bench: one of those that will measure them.
+        rows: of a plan.
+        on_progress: called with (what, share).
+    """
+    note = on_progress or (lambda what, share: None)
+    graphs = [(graph, copy) for graph in anchor_graphs(rows) for copy in range(COPIES)]
+    graphs += [(graph, 0) for row in rows for graph in row.graphs]
+    pieces = {piece for graph, _ in graphs for piece in graph}
+    prepare_templates(
+        sorted(pieces, key=lambda p: p.key), lambda done, n: note("export", 0.5 * done / n)
+    )
+    bench.prepare(
+        [partial(graph_bytes, *graph) for graph in graphs],
+        lambda done, n: note("convert", 0.5 + 0.5 * done / n),
     )
 
 
@@ -380,11 +404,11 @@ class _Pool:
         self._failure: Exception | None = None
         # A resumed run goes on at the level of the one before it.
         self._known = load_anchors(journal.table_path, self.benches[0].target) if there else {}
-        own = _digests(self._anchors)
+        own = _digests(self.benches[0], self._anchors)
         if rows and self._known and own.isdisjoint(self._known):
             # Other layers than those that are there: some of their anchors ride along.
             self._anchors = tuple(dict.fromkeys((*self._anchors, *_links(there))))
-            own = _digests(self._anchors)
+            own = _digests(self.benches[0], self._anchors)
         before = {digest: ms for digest, ms in self._known.items() if digest in own}
         self._reference: Mapping[str, float] = before
         self.referred_to = "rows from before" if before else ""
@@ -836,13 +860,15 @@ def _reviewed(
 def _table_row(bench: Bench, found: Found) -> Row:
     """The row of the table, without the plain timings."""
     planned = found.row
-    digest = bench.digest_of(planned.alone)
+    artifact = bench.info_of(planned.alone)
     costs = row_costs(planned.name, planned.shape)
     values: dict[str, Any] = {
         "macs": sum(c.macs for c in costs),
         "params": sum(c.params for c in costs),
-        "graph_sha256": digest,
-        "artifact_sha256": digest,
+        "graph_sha256": artifact.graph_sha256,
+        "artifact_sha256": artifact.artifact_sha256,
+        "converter": artifact.converter,
+        "calibration": artifact.calibration,
         "agent_version": bench.agent_version,
         "measured_at": _now(),
     }
@@ -907,8 +933,9 @@ def _links(rows: Sequence[Row]) -> tuple[Graph, ...]:
     return anchor_graphs([plan_row(NEIGHBOURS[0], row.shape, gate_of(row.target)) for row in some])
 
 
-def _digests(graphs: Sequence[Graph]) -> set[str]:
-    return {sha256(graph_bytes(graph)) for graph in graphs}
+def _digests(bench: Bench, graphs: Sequence[Graph]) -> set[str]:
+    """Digests of the graphs' artefacts."""
+    return {bench.info_of(graph).artifact_sha256 for graph in graphs}
 
 
 def _with_plain(row: Row, result: ArtifactResult, skipped: int) -> Row:

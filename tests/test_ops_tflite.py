@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from hurricane.ops.backbone import POOL_NAME, load_backbone, shipped_backbones
+from hurricane.ops.calibration import random_samples
 from hurricane.ops.errors import BadRequest, HurricaneError, UnsupportedNode
 from hurricane.ops.export import export_architecture, export_operator
 from hurricane.ops.pool import POOL, Operator
 from hurricane.ops.shapes import LayerShape
-from hurricane.ops.tflite import quantise_tflite, random_samples, write_tflite
+from hurricane.ops.tflite import quantise_tflite, write_tflite
 from hurricane.ops.tflite import writer as writer_module
 from hurricane.ops.tflite.flatbuffer import pack_model, schema, unpack_model
 
@@ -299,7 +300,8 @@ def test_writing_twice_gives_equal_bytes_in_another_process_too(tmp_path):
     code = (
         "import hashlib, sys\n"
         "from pathlib import Path\n"
-        "from hurricane.ops.tflite import quantise_tflite, random_samples, write_tflite\n"
+        "from hurricane.ops.calibration import random_samples\n"
+        "from hurricane.ops.tflite import quantise_tflite, write_tflite\n"
         "for file in sys.argv[1:]:\n"
         "    content = Path(file).read_bytes()\n"
         "    fp32 = write_tflite(content, metadata={'b': b'2', 'a': b'1'})\n"

@@ -31,6 +31,7 @@ from hurricane.lookup_tables.cli import table_group
 from hurricane.lookup_tables.journal import read_journal
 from hurricane.lookup_tables.runs import Run, load_runs, runs_path, save_runs
 from hurricane.lookup_tables.table import LookupTable, Target
+from hurricane.ops.artifacts import ArtifactInfo
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import select_operators
 from hurricane.profiler import kinds as kinds_module
@@ -124,6 +125,13 @@ class StandIn:
 
     def digest_of(self, graph: Graph, copy: int = 0) -> str:
         return self._digests.setdefault((graph, copy), f"{len(self._digests):064x}")
+
+    def info_of(self, graph: Graph, copy: int = 0) -> ArtifactInfo:
+        digest = self.digest_of(graph, copy)
+        return ArtifactInfo(digest, digest)
+
+    def prepare(self, graphs: Any, on_progress: Any = None) -> None:
+        pass
 
     def time(self, digests: Sequence[str], protocol: Protocol, on_progress: Any = None):
         number = len(self.requests)

@@ -30,6 +30,7 @@ from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.shapes import LayerShape
 
 GOLDEN = Path(__file__).parent / "golden" / "table.csv"
+EARLIER_GOLDEN = GOLDEN.with_name("table-0.1.0.csv")
 SHAPE = LayerShape(56, 56, 64, 64, 1)
 SMALL = LayerShape(7, 7, 640, 640, 1)
 CPU = Target("bench", "cpu", "onnxruntime", "1.20.0")
@@ -60,6 +61,8 @@ FULL = ok_row(
     params=4672,
     graph_sha256="ab" * 32,
     artifact_sha256="cd" * 32,
+    converter="hurricane-nas 0.1.0 + litert-quantizer 0.11.0",
+    calibration="16 random samples",
     agent_version="0.1.0",
     temperature_before_c=41.5,
     temperature_after_c=43,
@@ -90,6 +93,7 @@ def test_the_columns_are_those_of_the_contract():
     assert ",".join(COLUMNS[len(IDENTITY_COLUMNS) :]) == (
         "status,latency_ms,ci_low_ms,ci_high_ms,call_ms,warm_ms,cold_ms,p10_ms,p90_ms,device_ms,"
         "samples,rounds,estimator,flags,compute_unit,macs,params,graph_sha256,artifact_sha256,"
+        "converter,calibration,"
         "agent_version,temperature_before_c,temperature_after_c,frequency_before_mhz,"
         "frequency_after_mhz,measured_at"
     )
@@ -99,6 +103,18 @@ def test_a_table_is_written_as_the_golden_file():
     table = LookupTable(reversed(golden_rows()))
     assert table.to_csv() == GOLDEN.read_text("utf-8")
     assert LookupTable.load(GOLDEN) == table
+
+
+def test_a_table_of_the_first_version_is_read_and_written_with_all_columns(tmp_path):
+    rows = [dataclasses.replace(row, converter="", calibration="") for row in golden_rows()]
+    table = LookupTable.load(EARLIER_GOLDEN)
+    assert table == LookupTable(rows)
+    table.save(tmp_path / "t.csv")
+    assert (tmp_path / "t.csv").read_text().split("\n")[0] == ",".join(COLUMNS)
+    lines = EARLIER_GOLDEN.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "long.csv").write_text(lines[0] + lines[1].rstrip("\n") + ",\n")
+    with pytest.raises(TableError, match=r"long.csv:2: has 41 cells where the header has 40"):
+        LookupTable.load(tmp_path / "long.csv")
 
 
 def test_pandas_reads_the_golden_file_as_it_is():

@@ -138,6 +138,18 @@ class ModelBuilder:
         return unique
 
 
+def tensor_type(code: int) -> str:
+    """numpy's name of a `schema.TensorType`.
+
+    Raises:
+        BadRequest: it is none of ours.
+    """
+    for dtype, known in {**_TENSOR_TYPES, np.dtype(np.int8): schema.TensorType.INT8}.items():
+        if known == code:
+            return dtype.name
+    raise BadRequest(f"this .tflite file has tensors of the unknown type {code}")
+
+
 def pack_model(model: Any) -> bytes:
     """The bytes of a `schema.ModelT`: operator versions set, buffers inside and aligned."""
     _set_versions(model)

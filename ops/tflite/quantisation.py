@@ -6,7 +6,7 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -15,28 +15,7 @@ from ..errors import BadRequest, HurricaneError
 from .flatbuffer import SIGNATURE, pack_model, schema, unpack_model
 from .scales import restore_biases, widen_ranges
 
-CALIBRATION_SAMPLES = 16
-"""Random samples where no images are given. With fewer, ranges of small outputs (ten logits) miss
-values; with more, those of large ones grow by outliers, and calibration takes longer."""
-
 _STDERR = 2
-
-
-def random_samples(
-    shape: Sequence[int], count: int = CALIBRATION_SAMPLES, seed: int = 0
-) -> np.ndarray:
-    """Calibration data where no images are given: uniform in [-1, 1).
-
-    Args:
-        shape: of one sample, (channels, height, width).
-        count: how many.
-        seed: equal seeds, equal values.
-
-    Returns:
-        float32 [count, channels, height, width].
-    """
-    random = np.random.Generator(np.random.PCG64(seed))
-    return random.random((count, *shape), dtype=np.float32) * np.float32(2) - np.float32(1)
 
 
 def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:

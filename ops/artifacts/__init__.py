@@ -1,0 +1,243 @@
+"""Artefacts: what a target's runtime loads, made from the canonical ONNX graph.
+
+One module in this folder for each format::
+
+    FORMAT: str                             # as targets list it
+    PRECISIONS: tuple[str, ...] | None      # that it can be made with; None: any, by the target
+    CALIBRATED: tuple[str, ...]             # those of them that need calibration data
+    SOURCES: tuple[str, ...]                # files and folders of `ops` that it is made by
+    def converter(precision: str) -> str    # what makes it, with versions; empty: nothing does
+    def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes
+    def edges(content: bytes) -> Edges      # how its inputs and outputs are encoded
+
+Making an artefact is a function of the graph, the format, the precision and the calibration data.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+
+from ..calibration import SAMPLES, random_samples
+from ..errors import BadRequest
+
+RANDOM_SOURCE = f"{SAMPLES} random samples"
+"""What is said of calibration data where nobody gives images."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a target needs of its artefacts.
+
+    Attributes:
+        format: ``onnx``, ``onnx-qdq``, ``tflite``, …
+        precision: of the target; ``fp32``, ``fp16`` or ``int8``.
+    """
+
+    format: str
+    precision: str
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether making it takes calibration data, and time."""
+        return self.precision in _modules()[self.format].CALIBRATED
+
+    @property
+    def converter(self) -> str:
+        """What makes it, with versions; empty for the canonical graph itself."""
+        return _modules()[self.format].converter(self.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Calibration data.
+
+    Attributes:
+        values: float32 [samples, channels, height, width].
+        source: where they come from, as a table's column ``calibration`` says it.
+    """
+
+    values: np.ndarray
+    source: str
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the values."""
+        return hashlib.sha256(self.values.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ArtifactInfo:
+    """What is known of an artefact beside its bytes.
+
+    Attributes:
+        graph_sha256: digest of the ONNX graph that it was made of.
+        artifact_sha256: digest of the artefact.
+        converter: what made it, with versions; empty where it is the graph itself.
+        calibration: source of the calibration data; empty where there was none.
+    """
+
+    graph_sha256: str
+    artifact_sha256: str
+    converter: str = ""
+    calibration: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artefact's bytes, and what is known of it."""
+
+    content: bytes
+    info: ArtifactInfo
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An input or output of an artefact.
+
+    Attributes:
+        name: as the runtime names it.
+        shape: as the runtime takes it.
+        dtype: numpy's name.
+        scale: of the quantisation, real = scale · (stored - zero_point); 0 for floats.
+        zero_point: the stored value of zero.
+        channels_last: whether four dimensions are NHWC, where ONNX has NCHW.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float = 0.0
+    zero_point: int = 0
+    channels_last: bool = False
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Real values in ONNX's layout (NCHW) as the artefact takes them."""
+        if self.channels_last and values.ndim == 4:
+            values = values.transpose(0, 2, 3, 1)
+        if self.scale:
+            limits = np.iinfo(self.dtype)
+            stored = np.round(values / np.float32(self.scale)) + self.zero_point
+            values = np.clip(stored, limits.min, limits.max)
+        return np.ascontiguousarray(values, self.dtype)
+
+    def decode(self, values: np.ndarray) -> np.ndarray:
+        """What the artefact gives, as float32 real values in ONNX's layout (NCHW)."""
+        if self.scale:
+            values = (values.astype(np.float32) - self.zero_point) * np.float32(self.scale)
+        if self.channels_last and values.ndim == 4:
+            values = values.transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(values, np.float32)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Inputs and outputs of an artefact, in order."""
+
+    inputs: tuple[Edge, ...]
+    outputs: tuple[Edge, ...]
+
+
+def choose_recipe(formats: Sequence[str], precision: str) -> Recipe:
+    """The first of a target's formats that can be made here with its precision.
+
+    Raises:
+        BadRequest: none can.
+    """
+    for format in formats:
+        module = _modules().get(format)
+        if module is not None and (module.PRECISIONS is None or precision in module.PRECISIONS):
+            return Recipe(format, precision)
+    known = ", ".join(
+        f"{name} ({', '.join(module.PRECISIONS or ('any precision',))})"
+        for name, module in _modules().items()
+    )
+    raise BadRequest(
+        f"no artefact of {precision} can be made as {' or '.join(formats) or 'nothing'}; "
+        f"this version makes {known}"
+    )
+
+
+def formats() -> tuple[str, ...]:
+    """The formats that can be made."""
+    return tuple(_modules())
+
+
+def prepare(model: bytes, recipe: Recipe, samples: Samples | None = None) -> Artifact:
+    """Makes an artefact.
+
+    Args:
+        model: the canonical ONNX graph.
+        recipe: what to make.
+        samples: calibration data, for recipes that need some; None: seeded random values.
+
+    Raises:
+        UnsupportedNode: the format cannot express a node of the graph.
+        HurricaneError: a converter failed, or is not installed.
+    """
+    values = None
+    if recipe.calibrated:
+        values = _random_samples(model) if samples is None else samples.values
+    content = _modules()[recipe.format].convert(model, recipe.precision, values)
+    return Artifact(content, info_of(model, content, recipe, samples))
+
+
+def info_of(
+    model: bytes, content: bytes, recipe: Recipe, samples: Samples | None = None
+) -> ArtifactInfo:
+    """What is known of an artefact that `prepare` made of a graph with these samples."""
+    source = RANDOM_SOURCE if samples is None else samples.source
+    return ArtifactInfo(
+        hashlib.sha256(model).hexdigest(),
+        hashlib.sha256(content).hexdigest(),
+        recipe.converter,
+        source if recipe.calibrated else "",
+    )
+
+
+def _random_samples(model: bytes) -> np.ndarray:
+    """Calibration data where nobody gives images: seeded random values at the graph's input.
+
+    Raises:
+        BadRequest: the graph has no input of fixed size [1, channels, height, width].
+    """
+    (value, *_) = onnx.load_from_string(model).graph.input
+    shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+    if len(shape) != 4 or not all(size > 0 for size in shape):
+        raise BadRequest(f"the graph's input {value.name!r} has no fixed size [1, C, H, W]")
+    return random_samples(shape[1:])
+
+
+def edges(content: bytes, format: str) -> Edges:
+    """How an artefact's inputs and outputs are encoded."""
+    return _modules()[format].edges(content)
+
+
+@functools.cache
+def source_sha256(format: str) -> str:
+    """Digest of our own source files that a format is made by."""
+    module, ops = _modules()[format], Path(__file__).parent.parent
+    paths = [ops / "calibration.py", *(ops / name for name in module.SOURCES)]
+    files = [file for path in paths for file in ([path] if path.is_file() else path.glob("*.py"))]
+    digest = hashlib.sha256(Path(module.__file__ or "").read_bytes())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _modules() -> Mapping[str, ModuleType]:
+    found = [
+        importlib.import_module(f"{__name__}.{module.name}")
+        for module in pkgutil.iter_modules(__path__)
+    ]
+    return {module.FORMAT: module for module in found if hasattr(module, "FORMAT")}

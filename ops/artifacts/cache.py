@@ -1,0 +1,151 @@
+"""Artefacts that take time to make, kept on the disk and made on all cores.
+
+A file's name is a digest of all that it depends on: the graph, the format, the precision, the
+calibration data, the converter's version and our own source files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from ..errors import HurricaneError
+from ..graph import CACHE_VARIABLE, cache_folder, ignore_interrupt
+from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
+
+MAX_BYTES = 4 * 2**30
+"""Of all files; the least recently used ones go first. A table's artefacts take some 0.2 GB."""
+
+_WORTH_A_POOL = 4
+"""Below this many artefacts, starting processes costs more than it saves."""
+
+_MAKING = threading.Lock()  # quantisers redirect the process's stderr
+
+Make = Callable[[], bytes]
+"""Gives an ONNX graph; it can be pickled."""
+
+
+def cached(make: Make, recipe: Recipe, samples: Samples | None = None) -> Artifact:
+    """An artefact from the cache, or made now and put there.
+
+    Raises:
+        UnsupportedNode: the format cannot express a node of the graph.
+        HurricaneError: a converter failed or is not installed, or the cache cannot be written.
+    """
+    model = make()
+    if not recipe.calibrated:
+        return prepare(model, recipe)
+    file = _file(model, recipe, samples)
+    content = _read(file)
+    if content is None:
+        with _MAKING:
+            artifact = prepare(model, recipe, samples)
+        _write(file, artifact.content)
+        return artifact
+    return Artifact(content, info_of(model, content, recipe, samples))
+
+
+def fill(
+    makes: Iterable[Make],
+    recipe: Recipe,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Makes what the cache lacks, on all cores, with random calibration data.
+
+    Graphs that a format cannot express are left out: `cached` says so of each.
+
+    Args:
+        makes: of the graphs.
+        recipe: of all of them.
+        on_progress: called with (done, total).
+    """
+    if not recipe.calibrated:
+        return
+    missing = []
+    for make in makes:
+        if not _file(make(), recipe, None).is_file():
+            missing.append(make)
+    work = functools.partial(_make, recipe=recipe)
+    workers = min(os.cpu_count() or 1, len(missing))
+    with contextlib.ExitStack() as stack:
+        run = map
+        if len(missing) >= _WORTH_A_POOL and workers > 1:
+            context = get_context("forkserver")
+            context.set_forkserver_preload([__name__, "hurricane.ops.tflite"])
+            pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
+            run = functools.partial(stack.enter_context(pool).map, chunksize=2)
+        for done, _ in enumerate(run(work, missing), start=1):
+            if on_progress:
+                on_progress(done, len(missing))
+    if missing:
+        _prune(cache_folder() / "artifacts", MAX_BYTES)
+
+
+def _make(make: Make, recipe: Recipe) -> None:
+    from ..errors import UnsupportedNode
+
+    with contextlib.suppress(UnsupportedNode):
+        cached(make, recipe)
+
+
+def _file(model: bytes, recipe: Recipe, samples: Samples | None) -> Path:
+    parts = (
+        hashlib.sha256(model).hexdigest(),
+        recipe.format,
+        recipe.precision,
+        "random" if samples is None else samples.sha256,
+        recipe.converter,
+        source_sha256(recipe.format),
+    )
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return cache_folder() / "artifacts" / digest[:2] / digest
+
+
+def _read(file: Path) -> bytes | None:
+    """The content of a cached file; its digest stands before it, so that half a file is none."""
+    try:
+        stored = file.read_bytes()
+    except OSError:
+        return None
+    digest, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(file)  # the least recently used ones are removed first
+    return content
+
+
+def _write(file: Path, content: bytes) -> None:
+    temporary = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise HurricaneError(
+            f"the cache of artefacts in {cache_folder()} cannot be written: "
+            f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
+        ) from error
+
+
+def _prune(folder: Path, limit_bytes: int) -> None:
+    """Removes the files that were not used for longest, until the others take no more."""
+    files = []
+    for path in folder.glob("*/*"):
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            files.append((facts.st_mtime, facts.st_size, path))
+    excess = sum(size for _, size, _ in files) - limit_bytes
+    for _, size, path in sorted(files):
+        if excess <= 0:
+            return
+        with contextlib.suppress(OSError):
+            path.unlink()
+            excess -= size

@@ -1,0 +1,39 @@
+"""The format ``onnx``: the canonical graph as it is; a runtime lowers its precision itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from . import Edge, Edges
+
+FORMAT = "onnx"
+PRECISIONS = None
+CALIBRATED = ()
+SOURCES = ()
+
+
+def converter(precision: str) -> str:
+    """Nothing makes it of the graph."""
+    return ""
+
+
+def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
+    """The graph itself."""
+    return model
+
+
+def edges(content: bytes) -> Edges:
+    """Inputs and outputs of a graph."""
+    graph = onnx.load_from_string(content).graph
+    weights = {tensor.name for tensor in graph.initializer}
+
+    def edge(value: onnx.ValueInfoProto) -> Edge:
+        tensor = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        return Edge(value.name, tuple(d.dim_value for d in tensor.shape.dim), str(dtype))
+
+    return Edges(
+        tuple(edge(value) for value in graph.input if value.name not in weights),
+        tuple(edge(value) for value in graph.output),
+    )
