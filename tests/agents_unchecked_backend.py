@@ -22,7 +22,7 @@ def targets(context: Context) -> list[TargetInfo]:
     return [
         dataclasses.replace(target, name=_name(target.runtime), formats=("unchecked",))
         for target in found
-        if target.availability == Availability.AVAILABLE
+        if target.availability == Availability.AVAILABLE and target.precision == "fp32"
     ]
 
 

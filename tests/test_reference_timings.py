@@ -131,7 +131,7 @@ def test_openvino_is_used_without_its_telemetry():
         "import sys\n"
         "from hurricane.agents.backends import openvino_cpu\n"
         "from hurricane.agents.backends.base import Availability, Context\n"
-        "(target,) = openvino_cpu.targets(Context())\n"
+        "target = openvino_cpu.targets(Context())[0]\n"
         "assert target.availability is Availability.AVAILABLE, target.reason\n"
         "openvino_cpu.open_target(Context(), target.name, {}, 1)\n"
         "assert 'openvino' in sys.modules\n"

@@ -40,6 +40,9 @@ from ..errors import BadRequest
 from ..sandbox import Needs as Needs
 from ..sandbox import advice
 
+EIGHT_BITS = ("int8", "uint8")
+"""Numpy's names of the types that inputs of an int8 graph have."""
+
 
 class Availability(enum.IntEnum):
     """Whether a target can be used; names and numbers are those of agent.proto."""
@@ -208,13 +211,17 @@ def time_calls(run: Callable[[], object], count: int) -> list[Sample]:
 
 def random_inputs(inputs: Sequence[TensorInfo], seed: int = 0) -> dict[str, np.ndarray]:
     """Fixed inputs for timing: uniform in [0.1, 1) for floats, so neither zeros nor denormals
-    (both can be faster or far slower than real data); small non-negative integers otherwise."""
+    (both can be faster or far slower than real data); all values that 8 bits have; else small
+    non-negative integers."""
     generator = np.random.default_rng(seed)
     arrays = {}
     for tensor in inputs:
         dtype = np.dtype(tensor.dtype)
         if dtype.kind == "f":
             array = generator.uniform(0.1, 1.0, tensor.shape).astype(dtype)
+        elif tensor.dtype in EIGHT_BITS:
+            limits = np.iinfo(dtype)
+            array = generator.integers(limits.min, limits.max, tensor.shape, dtype, endpoint=True)
         else:
             array = generator.integers(0, 2 if dtype.kind == "b" else 100, tensor.shape)
             array = array.astype(dtype)
@@ -273,6 +280,35 @@ def check_format(target: str, formats: Sequence[str], format: str) -> None:
     """
     if format not in formats:
         raise BadRequest(f"target '{target}' takes {', '.join(formats)}, not '{format}'")
+
+
+def check_eight_bits(target: str, inputs: Sequence[TensorInfo]) -> None:
+    """Refuses a graph that is not quantised, for a target of precision int8.
+
+    Raises:
+        BadRequest: an input is not of 8 bits.
+    """
+    for tensor in inputs:
+        if tensor.dtype not in EIGHT_BITS:
+            raise BadRequest(
+                f"target '{target}' takes graphs quantised to 8 bits, "
+                f"and input '{tensor.name}' is {tensor.dtype}"
+            )
+
+
+def precision_flags(precisions: Sequence[str], expected: Sequence[str]) -> tuple[str, ...]:
+    """Flags for convolutions and matrix products that run in another precision.
+
+    Args:
+        precisions: of each, as the runtime tells it.
+        expected: those that the target's precision stands for.
+
+    Returns:
+        ``precision:f32-2/5`` where 2 of 5 run in f32; one flag for each other precision.
+    """
+    others = sorted(set(precisions) - set(expected))
+    count = len(precisions)
+    return tuple(f"precision:{other}-{precisions.count(other)}/{count}" for other in others)
 
 
 def choice_of(options: Mapping[str, str], name: str, values: Sequence[str]) -> str:

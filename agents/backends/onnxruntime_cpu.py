@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, fp32: target ``cpu-onnxruntime-fp32``."""
+"""ONNX Runtime on the CPU: targets ``cpu-onnxruntime-fp32`` and ``cpu-onnxruntime-int8``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from ..formats.onnx_file import operators_of
 from .base import (
     Availability,
     Context,
@@ -21,6 +22,7 @@ from .base import (
     TargetInfo,
     TensorInfo,
     allowed_cores,
+    check_eight_bits,
     check_format,
     check_inputs,
     check_options,
@@ -28,6 +30,7 @@ from .base import (
     choice_of,
     one_line,
     pin,
+    precision_flags,
     random_inputs,
     runtime_version,
     time_calls,
@@ -38,8 +41,7 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-NAME = "cpu-onnxruntime-fp32"
-_FORMATS = ("onnx",)
+_FORMATS = {"fp32": ("onnx",), "int8": ("onnx-qdq",)}  # by the target's precision
 _LINUX = sys.platform == "linux"
 _GROWTH_FAULTS = 2  # a call that gets as many pages had more memory made for it
 _return_memory = getattr(ctypes.CDLL(None), "malloc_trim", None) if _LINUX else None  # glibc's
@@ -49,7 +51,17 @@ _OPTIMIZATION = {
     "basic": "ORT_ENABLE_BASIC",
     "disabled": "ORT_DISABLE_ALL",
 }
-_OPTIONS = ("graph_optimization", "spinning")
+_OPTIONS = {
+    "fp32": ("graph_optimization", "spinning"),
+    # On x86 without VNNI the kernels that everybody gets cut sums of two products off at 16 bits;
+    # x64_exact=1 takes slower, exact ones there, and changes nothing elsewhere.
+    "int8": ("graph_optimization", "spinning", "x64_exact"),
+}
+# Parts of the names of operators with weights: QLinearConv, QGemm, MatMulInteger, FusedConv …
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_PRECISIONS = {"fp32": ("f32",), "int8": ("u8",)}
+_QUANTISED = (b"Linear", b"Integer")  # in the name of every operator that makes or takes 8 bits
+_IN_8_BITS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -65,49 +77,59 @@ _DTYPES = {
 
 
 def targets(context: Context) -> list[TargetInfo]:
-    """The one target of this backend, with the reason where the runtime is not there."""
+    """The targets of this backend, with the reason where the runtime is not there."""
     version, reason = runtime_version("onnxruntime", extra="onnxruntime")
     return [
         TargetInfo(
-            name=NAME,
+            name=f"cpu-onnxruntime-{precision}",
             device=context.device_name,
             processor="cpu",
             runtime="onnxruntime",
             runtime_version=version,
-            precision="fp32",
+            precision=precision,
             availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
             reason=reason,
-            formats=_FORMATS,
-            options=_OPTIONS,
+            formats=formats,
+            options=_OPTIONS[precision],
             max_threads=len(allowed_cores()),
         )
+        for precision, formats in _FORMATS.items()
     ]
 
 
 def open_target(
     context: Context, target: str, options: Mapping[str, str], threads: int
 ) -> OnnxruntimeSession:
-    """Opens the target.
+    """Opens a target.
 
     Args:
-        options: ``graph_optimization`` (all, extended, basic, disabled; all) and ``spinning``
-            (1 or 0: whether waiting threads spin; 1).
+        options: ``graph_optimization`` (all, extended, basic, disabled; all), ``spinning``
+            (1 or 0: whether waiting threads spin; 1) and for int8 ``x64_exact`` (0 or 1; 0).
         threads: threads within an operator, each pinned to a core of its own.
 
     Raises:
         BadRequest: an unknown option or value, or too many threads.
     """
-    check_options(target, _OPTIONS, options)
+    check_options(target, _OPTIONS[_precision_of(target)], options)
     check_threads(target, threads, len(allowed_cores()))
     optimization = choice_of(options, "graph_optimization", tuple(_OPTIMIZATION))
     spinning = choice_of(options, "spinning", ("1", "0"))
-    return OnnxruntimeSession(threads, optimization, spinning)
+    exact = choice_of(options, "x64_exact", ("0", "1"))
+    return OnnxruntimeSession(threads, optimization, spinning, target, exact)
 
 
 class OnnxruntimeSession(Session):
     """Makes sessions of ONNX Runtime that differ in nothing but the graph."""
 
-    def __init__(self, threads: int, optimization: str, spinning: str) -> None:
+    def __init__(
+        self,
+        threads: int,
+        optimization: str,
+        spinning: str,
+        target: str = "cpu-onnxruntime-fp32",
+        exact: str = "0",
+    ) -> None:
+        self._target, self._precision = target, _precision_of(target)
         cores = pin(threads)
         import onnxruntime
 
@@ -123,6 +145,7 @@ class OnnxruntimeSession(Session):
         # Else it looks into the bytes, and may find its own format.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+        options.add_session_config_entry("session.x64quantprecision", exact)
         # One arena for all graphs: inside a network an operator finds its buffers where the one
         # before it left them, in the caches; in an arena of its own it would find them cold.
         onnxruntime.create_and_register_allocator(
@@ -145,14 +168,41 @@ class OnnxruntimeSession(Session):
         self._memory = _Memory(onnxruntime)
 
     def load(self, content: bytes, format: str) -> OnnxruntimeGraph:
-        check_format(NAME, _FORMATS, format)
+        check_format(self._target, _FORMATS[self._precision], format)
         try:
             session = self._runtime.InferenceSession(
                 content, sess_options=self._options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise _typed(error) from error
-        return OnnxruntimeGraph(self._runtime, session, self._memory)
+        flags = ()
+        if self._precision == "int8":
+            check_eight_bits(self._target, [_tensor_info(node) for node in session.get_inputs()])
+        if self._precision == "int8" or any(word in content for word in _QUANTISED):
+            flags = self._precision_flags(content)
+        return OnnxruntimeGraph(self._runtime, session, self._memory, flags)
+
+    def _precision_flags(self, content: bytes) -> tuple[str, ...]:
+        """Flags for convolutions and matrix products that run in another precision.
+
+        A session does not tell what it made of its graph; the compiler of newer versions, given
+        the same options, does, at the price of a second loading.
+        """
+        try:
+            compiler = self._runtime.ModelCompiler(
+                self._options,
+                content,
+                graph_optimization_level=self._options.graph_optimization_level,
+            )
+            operators = operators_of(compiler.compile_to_bytes())
+        except Exception:  # older, or it cannot: what is not known is not claimed
+            return ("precision:unknown",)
+        precisions = [
+            "u8" if any(word in kind for word in _IN_8_BITS) else "f32"
+            for kind in operators
+            if any(word in kind for word in _WEIGHTED)
+        ]
+        return precision_flags(precisions, _PRECISIONS[self._precision])
 
     def renew(self) -> None:
         self._memory.renew()
@@ -223,7 +273,10 @@ class OnnxruntimeGraph(Loaded):
 
     compute_unit = "CPU"
 
-    def __init__(self, runtime: Any, session: Any, memory: _Memory) -> None:
+    def __init__(
+        self, runtime: Any, session: Any, memory: _Memory, flags: tuple[str, ...] = ()
+    ) -> None:
+        self.flags = flags
         self._runtime = runtime
         self._session = session
         self._inputs = tuple(_tensor_info(node) for node in session.get_inputs())
@@ -276,6 +329,10 @@ class OnnxruntimeGraph(Loaded):
     def close(self) -> None:
         self._memory.remove(self)
         del self._binding, self._session
+
+
+def _precision_of(target: str) -> str:
+    return target.rpartition("-")[2]
 
 
 def _page_faults() -> int:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, fp32: target ``cpu-openvino-fp32``."""
+"""OpenVINO on the CPU: targets ``cpu-openvino-fp32`` and ``cpu-openvino-int8``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .base import (
     TargetInfo,
     TensorInfo,
     allowed_cores,
+    check_eight_bits,
     check_format,
     check_inputs,
     check_options,
@@ -25,39 +26,42 @@ from .base import (
     choice_of,
     one_line,
     pin,
+    precision_flags,
     random_inputs,
     runtime_version,
 )
 
-NAME = "cpu-openvino-fp32"
-_FORMATS = ("onnx",)
+_FORMATS = {"fp32": ("onnx",), "int8": ("onnx-qdq",)}  # by the target's precision
 _OPTIONS = ("denormals_optimization",)
+_WEIGHTED = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_PRECISIONS = {"fp32": ("f32",), "int8": ("u8", "i8")}  # of what these read
 
 
 def targets(context: Context) -> list[TargetInfo]:
-    """The one target of this backend, with the reason where the runtime is not there."""
+    """The targets of this backend, with the reason where the runtime is not there."""
     version, reason = runtime_version("openvino", extra="openvino")
     return [
         TargetInfo(
-            name=NAME,
+            name=f"cpu-openvino-{precision}",
             device=context.device_name,
             processor="cpu",
             runtime="openvino",
             runtime_version=version,
-            precision="fp32",
+            precision=precision,
             availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
             reason=reason,
-            formats=_FORMATS,
+            formats=formats,
             options=_OPTIONS,
             max_threads=len(allowed_cores()),
         )
+        for precision, formats in _FORMATS.items()
     ]
 
 
 def open_target(
     context: Context, target: str, options: Mapping[str, str], threads: int
 ) -> OpenvinoSession:
-    """Opens the target.
+    """Opens a target.
 
     Args:
         options: ``denormals_optimization`` (0 or 1: flush denormal numbers to zero; 0).
@@ -68,13 +72,15 @@ def open_target(
     """
     check_options(target, _OPTIONS, options)
     check_threads(target, threads, len(allowed_cores()))
-    return OpenvinoSession(threads, choice_of(options, "denormals_optimization", ("0", "1")) == "1")
+    denormals = choice_of(options, "denormals_optimization", ("0", "1")) == "1"
+    return OpenvinoSession(target, threads, denormals)
 
 
 class OpenvinoSession(Session):
     """One OpenVINO core whose compiled graphs differ in nothing but the graph."""
 
-    def __init__(self, threads: int, denormals_optimization: bool) -> None:
+    def __init__(self, target: str, threads: int, denormals_optimization: bool) -> None:
+        self._target, self._precision = target, target.rpartition("-")[2]
         # Before the import: OpenVINO looks once at the cores that it may use.
         pin(threads)
         import openvino
@@ -87,16 +93,17 @@ class OpenvinoSession(Session):
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": True,
-            # Else it takes bf16 or f16 where the processor has it, and says nothing.
+            # Else it takes bf16 or f16 where the processor has it, and says nothing. What a graph
+            # has quantised runs in 8 bits all the same.
             "INFERENCE_PRECISION_HINT": "f32",
             "CPU_DENORMALS_OPTIMIZATION": denormals_optimization,
         }
 
     def load(self, content: bytes, format: str) -> OpenvinoGraph:
-        check_format(NAME, _FORMATS, format)
+        check_format(self._target, _FORMATS[self._precision], format)
         try:
             # Not `read_model`, which looks into the bytes for any of the formats that it knows.
-            frontend = self._frontends.load_by_framework(format)
+            frontend = self._frontends.load_by_framework("onnx")
             model = frontend.convert(frontend.load(io.BytesIO(content)))
         except Exception as error:
             raise _typed(error, "read") from error
@@ -104,7 +111,11 @@ class OpenvinoSession(Session):
             compiled = self._core.compile_model(model, "CPU", self._settings)
         except Exception as error:
             raise _typed(error, "compile") from error
-        return OpenvinoGraph(compiled)
+        graph = OpenvinoGraph(compiled)
+        if self._precision == "int8":
+            check_eight_bits(self._target, graph.inputs())
+        graph.flags += precision_flags(_precisions(compiled), _PRECISIONS[self._precision])
+        return graph
 
 
 class OpenvinoGraph(Loaded):
@@ -152,6 +163,16 @@ class OpenvinoGraph(Loaded):
 
     def close(self) -> None:
         del self._request, self._compiled
+
+
+def _precisions(compiled: Any) -> list[str]:
+    """Precision of each convolution and matrix product of a compiled graph."""
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return [
+        fact["runtimePrecision"].astype(str)
+        for fact in facts
+        if fact["layerType"].astype(str) in _WEIGHTED
+    ]
 
 
 def _tensor_info(port: Any) -> TensorInfo:

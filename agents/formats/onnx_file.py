@@ -1,4 +1,4 @@
-"""Checks ONNX files, format ``onnx``, before a runtime reads them.
+"""Checks ONNX files, formats ``onnx`` and ``onnx-qdq``, before a runtime reads them.
 
 What is accepted is one graph of standard operators with all its weights inside, and fixed sizes at
 its inputs. Runtimes accept more: files of the board as weights, addresses in memory, operators of
@@ -17,7 +17,7 @@ from . import Content
 from ._onnx_schema import SCHEMA
 from ._protobuf import Limits, Message, Numbers, Span, parse, shown
 
-NAMES = ("onnx",)
+NAMES = ("onnx", "onnx-qdq")
 
 _LIMITS = Limits(
     fields=1_000_000,  # a network of 2,000 nodes has some 30,000; a million take 2 seconds
@@ -162,6 +162,12 @@ def check(content: Content) -> None:
         raise BadRequest("the artefact is no ONNX file: it does not begin with its ir_version")
     checks = {"TensorProto": _refuse_external_data}
     _check_model(parse(content, SCHEMA, "ModelProto", _LIMITS, checks))
+
+
+def operators_of(content: Content) -> list[str]:
+    """Operator of each node of a file's graph, of any domain; the file is not checked."""
+    model = parse(content, SCHEMA, "ModelProto", _LIMITS)
+    return [node.get("op_type", "") for node in model["graph"].get("node", ())]
 
 
 def _refuse_external_data(tensor: Message) -> None:

@@ -6,7 +6,8 @@ One module in this folder for each format::
     PRECISIONS: tuple[str, ...] | None      # that it can be made with; None: any, by the target
     CALIBRATED: tuple[str, ...]             # those of them that need calibration data
     SOURCES: tuple[str, ...]                # files and folders of `ops` that it is made by
-    def converter(precision: str) -> str    # what makes it, with versions; empty: nothing does
+    EXTRA: str                              # of this distribution, that brings what is needed
+    def packages(precision: str) -> tuple[str, ...]    # distributions that make it
     def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes
     def edges(content: bytes) -> Edges      # how its inputs and outputs are encoded
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +29,11 @@ from types import ModuleType
 import numpy as np
 import onnx
 
-from ..calibration import SAMPLES, random_samples
-from ..errors import BadRequest
+from ..calibration import CALIBRATION_SAMPLES, random_samples
+from ..edges import Edges
+from ..errors import BadRequest, HurricaneError
 
-RANDOM_SOURCE = f"{SAMPLES} random samples"
+RANDOM_SOURCE = f"{CALIBRATION_SAMPLES} random samples"
 """What is said of calibration data where nobody gives images."""
 
 
@@ -51,10 +54,23 @@ class Recipe:
         """Whether making it takes calibration data, and time."""
         return self.precision in _modules()[self.format].CALIBRATED
 
-    @property
+    @functools.cached_property
     def converter(self) -> str:
-        """What makes it, with versions; empty for the canonical graph itself."""
-        return _modules()[self.format].converter(self.precision)
+        """What makes it, with versions; empty for the canonical graph itself.
+
+        Raises:
+            HurricaneError: some of that is not installed.
+        """
+        module, versions = _modules()[self.format], []
+        for package in module.packages(self.precision):
+            try:
+                versions.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError as error:
+                raise HurricaneError(
+                    f"making artefacts of the format {self.format} needs {package}, which is not "
+                    f"installed here; run: pip install 'hurricane-nas[{module.EXTRA}]'"
+                ) from error
+        return " + ".join(versions)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,53 +116,6 @@ class Artifact:
     info: ArtifactInfo
 
 
-@dataclass(frozen=True)
-class Edge:
-    """An input or output of an artefact.
-
-    Attributes:
-        name: as the runtime names it.
-        shape: as the runtime takes it.
-        dtype: numpy's name.
-        scale: of the quantisation, real = scale · (stored - zero_point); 0 for floats.
-        zero_point: the stored value of zero.
-        channels_last: whether four dimensions are NHWC, where ONNX has NCHW.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: float = 0.0
-    zero_point: int = 0
-    channels_last: bool = False
-
-    def encode(self, values: np.ndarray) -> np.ndarray:
-        """Real values in ONNX's layout (NCHW) as the artefact takes them."""
-        if self.channels_last and values.ndim == 4:
-            values = values.transpose(0, 2, 3, 1)
-        if self.scale:
-            limits = np.iinfo(self.dtype)
-            stored = np.round(values / np.float32(self.scale)) + self.zero_point
-            values = np.clip(stored, limits.min, limits.max)
-        return np.ascontiguousarray(values, self.dtype)
-
-    def decode(self, values: np.ndarray) -> np.ndarray:
-        """What the artefact gives, as float32 real values in ONNX's layout (NCHW)."""
-        if self.scale:
-            values = (values.astype(np.float32) - self.zero_point) * np.float32(self.scale)
-        if self.channels_last and values.ndim == 4:
-            values = values.transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(values, np.float32)
-
-
-@dataclass(frozen=True)
-class Edges:
-    """Inputs and outputs of an artefact, in order."""
-
-    inputs: tuple[Edge, ...]
-    outputs: tuple[Edge, ...]
-
-
 def choose_recipe(formats: Sequence[str], precision: str) -> Recipe:
     """The first of a target's formats that can be made here with its precision.
 
@@ -184,6 +153,7 @@ def prepare(model: bytes, recipe: Recipe, samples: Samples | None = None) -> Art
         UnsupportedNode: the format cannot express a node of the graph.
         HurricaneError: a converter failed, or is not installed.
     """
+    _ = recipe.converter  # says what is not installed
     values = None
     if recipe.calibrated:
         values = _random_samples(model) if samples is None else samples.values

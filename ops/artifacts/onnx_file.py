@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from . import Edge, Edges
+from ..edges import Edge, Edges
 
 FORMAT = "onnx"
 PRECISIONS = None
 CALIBRATED = ()
+EXTRA = "host"
 SOURCES = ()
 
 
-def converter(precision: str) -> str:
-    """Nothing makes it of the graph."""
-    return ""
+def packages(precision: str) -> tuple[str, ...]:
+    """None: it is the graph itself."""
+    return ()
 
 
 def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:

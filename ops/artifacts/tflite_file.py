@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import Any
 
 import numpy as np
 
-from ..errors import HurricaneError
-from . import Edge, Edges
+from ..edges import Edge, Edges
 
 FORMAT = "tflite"
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATED = ("int8",)
+EXTRA = "tflite"
 SOURCES = ("tflite",)
 
 
-def converter(precision: str) -> str:
-    """Our own writer, and the quantiser."""
-    names = ["hurricane-nas", *(["litert-quantizer"] if precision in CALIBRATED else [])]
-    try:
-        return " + ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    except importlib.metadata.PackageNotFoundError as error:
-        raise _not_installed(error) from error
+def packages(precision: str) -> tuple[str, ...]:
+    """Our writer, and the quantiser."""
+    writers = ("hurricane-nas", "ai-edge-litert")
+    return (*writers, "litert-quantizer") if precision in CALIBRATED else writers
 
 
 def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
     """Writes the file, and quantises it for int8."""
-    try:
-        from ..tflite import quantise_tflite, write_tflite
+    from ..tflite import quantise_tflite, write_tflite
 
-        content = write_tflite(model, weights="fp16" if precision == "fp16" else "fp32")
-        return content if samples is None else quantise_tflite(content, samples)
-    except ModuleNotFoundError as error:
-        raise _not_installed(error) from error
+    content = write_tflite(model, weights="fp16" if precision == "fp16" else "fp32")
+    return content if samples is None else quantise_tflite(content, samples)
 
 
 def edges(content: bytes) -> Edges:
@@ -61,10 +54,4 @@ def edges(content: bytes) -> Edges:
     return Edges(
         tuple(edge(entry) for entry in signature.inputs),
         tuple(edge(entry) for entry in signature.outputs),
-    )
-
-
-def _not_installed(error: Exception) -> HurricaneError:
-    return HurricaneError(
-        f"writing .tflite needs more packages ({error}); run: pip install 'hurricane-nas[tflite]'"
     )

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..calibration import check_samples
 from ..errors import BadRequest, HurricaneError
 from .flatbuffer import SIGNATURE, pack_model, schema, unpack_model
 from .scales import restore_biases, widen_ranges
@@ -38,7 +39,8 @@ def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:
     """
     model = unpack_model(tflite)
     name, shape = _input_of(model)
-    images = np.ascontiguousarray(np.moveaxis(_checked(samples, shape), 1, -1), np.float32)
+    check_samples(samples, (shape[0], shape[-1], *shape[1:-1]))
+    images = np.ascontiguousarray(np.moveaxis(samples, 1, -1), np.float32)
     with _held_back() as messages:
         try:
             content = _quantise(tflite, model, [{name: image[np.newaxis]} for image in images])
@@ -85,18 +87,6 @@ def _input_of(model: Any) -> tuple[str, tuple[int, ...]]:
         raise BadRequest("this .tflite file is no fp32 one; quantise what was written with fp32")
     tensor = model.subgraphs[signature.subgraphIndex].tensors[signature.inputs[0].tensorIndex]
     return signature.inputs[0].name.decode(), tuple(int(size) for size in tensor.shape)
-
-
-def _checked(samples: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    wanted = (shape[-1], *shape[1:-1])
-    if len(samples) == 0 or samples.shape[1:] != wanted or shape[0] != 1:
-        raise BadRequest(
-            f"calibration data of shape {list(samples.shape)} does not fit the model's input; "
-            f"it takes [samples, {', '.join(map(str, wanted))}] and at least one sample"
-        )
-    if not np.isfinite(samples).all() or not samples.any():
-        raise BadRequest("calibration data has values that are not finite, or nothing but zeros")
-    return samples
 
 
 @contextlib.contextmanager

@@ -1,0 +1,123 @@
+"""What LiteRT made of a graph: which nodes a delegate took, and what they compute in.
+
+The interpreter lists a graph's own nodes, whoever runs them, and behind them a ``DELEGATE`` node
+for each part of the graph that a delegate took.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+
+_DELEGATE = "DELEGATE"
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+_PRECISIONS = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "int8": "int8",
+    "uint8": "int8",
+    "int16": "int16",
+}
+_MISSING = -1  # the index of an optional tensor that is not there
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: its operator, its tensors by index, and their numpy dtype names."""
+
+    operator: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    input_types: tuple[str, ...] = ()
+    output_types: tuple[str, ...] = ()
+
+
+def nodes_of(interpreter: Any) -> Optional[tuple[Node, ...]]:
+    """The nodes of an interpreter; None where it does not tell them."""
+    try:
+        details = interpreter._get_ops_details()
+    except (AttributeError, ValueError):  # not offered; a tensor of no type
+        return None
+    return tuple(
+        Node(
+            operator=str(node["op_name"]),
+            inputs=_indices(node["inputs"]),
+            outputs=_indices(node["outputs"]),
+            input_types=_names(node["operand_types"]),
+            output_types=_names(node["result_types"]),
+        )
+        for node in details
+    )
+
+
+def own_nodes(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The nodes that stand in the file."""
+    return tuple(node for node in nodes if node.operator != _DELEGATE)
+
+
+def nodes_left(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """The graph's own nodes that no delegate took.
+
+    A part that was taken is what lies between the outputs and the inputs of its ``DELEGATE``.
+    A node whose outputs nothing reads counts as left, whoever runs it.
+    """
+    own = own_nodes(nodes)
+    makers = {tensor: index for index, node in enumerate(own) for tensor in node.outputs}
+    taken: set[int] = set()
+    for delegate in nodes:
+        if delegate.operator != _DELEGATE:
+            continue
+        given = set(delegate.inputs)
+        wanted = list(delegate.outputs)
+        while wanted:
+            tensor = wanted.pop()
+            maker = makers.get(tensor)
+            if tensor in given or maker is None or maker in taken:
+                continue
+            taken.add(maker)
+            wanted += own[maker].inputs
+    return tuple(node for index, node in enumerate(own) if index not in taken)
+
+
+def precision_of(nodes: Sequence[Node], input_types: Iterable[str]) -> str:
+    """What most nodes compute in: ``fp32``, ``int8`` or another precision.
+
+    Args:
+        nodes: of the graph.
+        input_types: numpy dtype names of its inputs, which tell where no node does.
+    """
+    computed = [node.output_types[0] for node in _computing(nodes) if node.output_types]
+    known = [_PRECISIONS[dtype] for dtype in computed if dtype in _PRECISIONS]
+    known = known or [_PRECISIONS.get(dtype, dtype) for dtype in input_types] or ["unknown"]
+    return Counter(known).most_common(1)[0][0]
+
+
+def other_precisions(nodes: Sequence[Node], precision: str) -> tuple[str, ...]:
+    """Flags for what a graph of ``fp32`` or ``int8`` holds of other precisions."""
+    if precision == "int8":
+        types = {dtype for node in _computing(nodes) for dtype in node.output_types}
+        return ("precision:fp32",) if "float32" in types else ()
+    types = {dtype for node in own_nodes(nodes) for dtype in node.input_types + node.output_types}
+    flags = []
+    if types & {"int8", "uint8", "int16"}:
+        # Of weights, too: XNNPACK then quantises the values as well, and says nothing.
+        flags.append("precision:int8")
+    if "float16" in types:
+        flags.append("weights:fp16")
+    return tuple(flags)
+
+
+def _computing(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    return tuple(node for node in own_nodes(nodes) if node.operator not in _CONVERSIONS)
+
+
+def _indices(tensors: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(int(tensor) for tensor in tensors if tensor != _MISSING)
+
+
+def _names(types: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(np.dtype(dtype).name for dtype in types)
