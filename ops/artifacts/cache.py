@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from ..errors import HurricaneError
+from ..errors import HurricaneError, UnsupportedNode
 from ..graph import CACHE_VARIABLE, cache_folder, ignore_interrupt
 from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
 
@@ -68,11 +68,7 @@ def fill(
     """
     if not recipe.calibrated:
         return
-    missing = []
-    for make in makes:
-        if not _file(make(), recipe, None).is_file():
-            missing.append(make)
-    work = functools.partial(_make, recipe=recipe)
+    missing = [make for make in makes if not _file(make(), recipe, None).is_file()]
     workers = min(os.cpu_count() or 1, len(missing))
     with contextlib.ExitStack() as stack:
         run = map
@@ -81,18 +77,22 @@ def fill(
             context.set_forkserver_preload([__name__, "hurricane.ops.tflite"])
             pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
             run = functools.partial(stack.enter_context(pool).map, chunksize=2)
-        for done, _ in enumerate(run(work, missing), start=1):
+        contents = run(functools.partial(_content, recipe=recipe), missing)
+        for done, (make, content) in enumerate(zip(missing, contents, strict=True), start=1):
+            if content is not None:
+                _write(_file(make(), recipe, None), content)
             if on_progress:
                 on_progress(done, len(missing))
     if missing:
         _prune(cache_folder() / "artifacts", MAX_BYTES)
 
 
-def _make(make: Make, recipe: Recipe) -> None:
-    from ..errors import UnsupportedNode
-
-    with contextlib.suppress(UnsupportedNode):
-        cached(make, recipe)
+def _content(make: Make, recipe: Recipe) -> bytes | None:
+    """An artefact's bytes; None where the format cannot express the graph."""
+    try:
+        return prepare(make(), recipe).content
+    except UnsupportedNode:
+        return None
 
 
 def _file(model: bytes, recipe: Recipe, samples: Samples | None) -> Path:
