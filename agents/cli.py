@@ -203,6 +203,16 @@ def info(
     emit(result, as_json, _info_text(version, device, targets, activity, isolation))
 
 
+# In the order of `agent info`: what can be used, from hardware to none.
+_LISTED = (
+    Availability.AVAILABLE,
+    Availability.EMULATED,
+    Availability.ESTIMATED,
+    Availability.SIMULATED,
+    Availability.UNAVAILABLE,
+)
+
+
 def _info_text(
     version: str,
     device: DeviceInfo,
@@ -219,10 +229,10 @@ def _info_text(
         "",
     ]
     width = max((len(target.name) for target in targets), default=0)
-    for target in targets:
+    for target in sorted(targets, key=lambda target: _LISTED.index(target.availability)):
         runtime = f"{target.runtime} {target.runtime_version}".strip()
         facts = target.reason or ", ".join(
-            [runtime, target.device, f"up to {target.max_threads} threads"]
+            [runtime, target.device, f"up to {target.max_threads} threads", *target.defaults]
         )
         lines.append(f"{target.name:<{width}}  {target.availability.name.lower():<11}  {facts}")
     return "\n".join(lines)

@@ -72,6 +72,8 @@ __all__ = [
     "private_agent",
 ]
 
+# Their times are not those of this world's clock.
+_ON_ANOTHER_CLOCK = (Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED)
 _CONNECT_TIMEOUT_S = 5.0
 # Upload, Missing: short work on the agent's side, but boards and networks are slow.
 _CALL_TIMEOUT_S = 120.0
@@ -352,7 +354,7 @@ class AgentClient:
             format=format,
         )
         availability = self._availability.get(target)
-        virtual = availability in (Availability.SIMULATED, Availability.EMULATED)
+        virtual = availability in _ON_ANOTHER_CLOCK
         batch = _Batch(unique, protocol, virtual or target.startswith("sim-"))
         patience_s = _SILENT_STEPS * protocol.artifact_timeout_s + _SILENCE_S
         with self._typed_errors():

@@ -418,13 +418,14 @@ class AgentService(pb_grpc.AgentServicer):
             )
 
     def _lane(self, target: TargetInfo) -> Lane:
-        # A simulation on a virtual clock is work for this machine's own processor, and would
-        # disturb what is measured there; one that waits as a board would hardly is.
+        # A simulation on a virtual clock, an emulator and an estimator are work for this machine's
+        # own processor, and would disturb what is measured there; a simulation that waits as a
+        # board would hardly is.
         simulated = target.availability == Availability.SIMULATED
         virtual = simulated and self._context.pace == "virtual"
-        emulated = target.availability == Availability.EMULATED
+        here = target.availability in (Availability.EMULATED, Availability.ESTIMATED)
         own = target.name if simulated else target.processor
-        key = "cpu" if virtual or emulated else own
+        key = "cpu" if virtual or here else own
         with self._lanes_mutex:
             return self._lanes.setdefault(key, Lane(self._context))
 

@@ -468,6 +468,7 @@ def _target_from_json(fields: dict[str, Any]) -> TargetInfo:
             "availability": Availability(fields["availability"]),
             "formats": tuple(fields["formats"]),
             "options": tuple(fields["options"]),
+            "defaults": tuple(fields["defaults"]),
         }
     )
 

@@ -129,6 +129,7 @@ def target_from_wire(target: pb.Target) -> TargetInfo:
     in_range("a highest number of threads", target.max_threads, 1, _MAX_THREADS)
     fields["formats"] = _texts("formats", target.formats)
     fields["options"] = _texts("options", target.options)
+    fields["defaults"] = _texts("defaults", target.defaults)
     fields["reason"] = sentence(target.reason)
     return TargetInfo(**_printable_fields(fields, ("reason",)))
 

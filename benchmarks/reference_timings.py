@@ -41,6 +41,7 @@ from hurricane.agents.client import private_agent
 from hurricane.agents.errors import AgentError
 from hurricane.agents.results import Protocol
 from hurricane.agents.telemetry import turn_off_telemetry
+from hurricane.ops.artifacts.cache import cached
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import select_operators
@@ -118,14 +119,15 @@ def run(arguments: argparse.Namespace) -> dict:
     core = allowed_cores()[-1]  # the one that the agent takes
     with tempfile.TemporaryDirectory() as folder, private_agent() as client:
         bench = Bench.open(client, request)
-        paths = {graph: Path(folder) / f"{i}.onnx" for i, graph in enumerate(graphs)}
-        for graph, path in paths.items():
-            path.write_bytes(graph_bytes(graph))
+        suffix = bench.recipe.format.partition("-")[0]
+        paths = {graph: Path(folder) / f"{i}.{suffix}" for i, graph in enumerate(graphs)}
+        for graph, path in paths.items():  # the very files that the agent gets
+            path.write_bytes(cached(partial(graph_bytes, graph), bench.recipe).content)
         tools: dict[str, Tool] = {
             AGENT: partial(time_by_agent, bench),
             LOOP: partial(time_by_loop, request.name, core, paths),
         }
-        if request.name == "cpu-openvino-fp32":
+        if request.name.startswith("cpu-openvino"):
             tools[BENCHMARK_APP] = partial(time_by_benchmark_app, find_benchmark_app(), core, paths)
         overhead = time_batch(bench, batch)
         times = time_in_turns(tools, graphs, arguments.repetitions, arguments.seed)
@@ -339,7 +341,8 @@ def _onnxruntime_call(file: str) -> Callable[[], float]:
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (node,) = session.get_inputs()
     binding = session.io_binding()
-    binding.bind_cpu_input(node.name, _image(node.shape))
+    dtype = "uint8" if node.type == "tensor(uint8)" else "float32"
+    binding.bind_cpu_input(node.name, _image(node.shape, dtype))
     for output in session.get_outputs():
         binding.bind_output(output.name)
 
@@ -359,7 +362,9 @@ def _openvino_call(file: str) -> Callable[[], float]:
     options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(file, "CPU", options)
     request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(_image(compiled.input(0).shape)))
+    port = compiled.input(0)
+    image = _image(port.shape, np.dtype(port.element_type.to_dtype()).name)
+    request.set_input_tensor(openvino.Tensor(image))
 
     def call() -> float:
         # Neither a copy into numpy nor Python's call counts: benchmark_app leaves them out too.
@@ -369,11 +374,40 @@ def _openvino_call(file: str) -> Callable[[], float]:
     return call
 
 
-def _image(shape: Iterable[int]) -> np.ndarray:
-    return np.random.default_rng(1).random(tuple(shape), np.float32)
+def _litert_call(file: str) -> Callable[[], float]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=file, num_threads=1)
+    interpreter.allocate_tensors()
+    (details,) = interpreter.get_input_details()
+    image = _image(details["shape"], np.dtype(details["dtype"]).name)
+    interpreter.set_tensor(details["index"], image)
+
+    def call() -> float:
+        start = time.perf_counter()
+        interpreter.invoke()
+        return 1e3 * (time.perf_counter() - start)
+
+    return call
 
 
-LOOPS = {"cpu-onnxruntime-fp32": _onnxruntime_call, "cpu-openvino-fp32": _openvino_call}
+def _image(shape: Iterable[int], dtype: str) -> np.ndarray:
+    draw = np.random.default_rng(1)
+    if dtype == "float32":
+        return draw.random(tuple(shape), np.float32)
+    limits = np.iinfo(dtype)
+    return draw.integers(limits.min, limits.max, tuple(shape), dtype, endpoint=True)
+
+
+LOOPS = {
+    f"cpu-{runtime}-{precision}": call
+    for runtime, call in (
+        ("onnxruntime", _onnxruntime_call),
+        ("openvino", _openvino_call),
+        ("litert", _litert_call),
+    )
+    for precision in ("fp32", "int8")
+}
 """Targets, and how a plain loop calls a file on them; the call returns the ms it took."""
 
 

@@ -38,8 +38,8 @@ def quantise_onnx(content: bytes, samples: np.ndarray) -> bytes:
         samples: calibration data, float32 [samples, channels, height, width].
 
     Returns:
-        ONNX of the same opset. Equal request, equal bytes on one kind of CPU: ranges come from
-        running the model.
+        ONNX of the same opset. Equal request, equal bytes with one version of onnxruntime on one
+        kind of CPU: ranges come from running the model.
 
     Raises:
         BadRequest: this is no such graph, or the samples do not fit its input.
@@ -194,7 +194,8 @@ def _ranges(model: onnx.ModelProto, samples: np.ndarray) -> dict[str, tuple[Any,
 
 
 def _quantise(model: onnx.ModelProto, ranges: dict[str, tuple[Any, Any]]) -> onnx.ModelProto:
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.quant_utils import add_infer_metadata
 
     add_infer_metadata(model)  # else it infers shapes again, by way of a file

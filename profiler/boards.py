@@ -172,7 +172,7 @@ class Answer:
 
     @property
     def targets(self) -> Mapping[str, str]:
-        """Origin of what each available target gives: measured, simulated or emulated."""
+        """Origin of what each available target gives: measured, simulated …"""
         from .measuring import ORIGIN
 
         known = self.description.targets if self.description else ()

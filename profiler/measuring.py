@@ -36,6 +36,7 @@ ORIGIN = {
     Availability.AVAILABLE: "measured",
     Availability.EMULATED: "emulated",
     Availability.SIMULATED: "simulated",
+    Availability.ESTIMATED: "estimated",
 }
 
 
@@ -406,13 +407,18 @@ class Bench:
 
 
 def table_target(info: TargetInfo, request: TargetRequest) -> Target:
-    """The target as a table's identity columns name it."""
+    """The target as a table's identity columns name it.
+
+    Raises:
+        TableError: the agent describes it as no table can.
+    """
+    defaults = parse_options(";".join(sorted(info.defaults)))
     return Target(
         device=info.device,
         processor=info.processor,
         runtime=info.runtime,
         runtime_version=info.runtime_version,
-        options=format_options(request.options),
+        options=format_options({**defaults, **request.options}),
         precision=info.precision,
         threads=request.threads,
         origin=ORIGIN[info.availability],

@@ -104,6 +104,11 @@ class Lap:
         """Why a graph could not be timed."""
         return next((r.error for r in self.results[graph] if r.error is not None), None)
 
+    def falls_back(self, graph: Graph) -> bool:
+        """Whether a part of a graph runs on another unit than the target's."""
+        words = (flag for result in self.results[graph] for flag in result.flags)
+        return any(word.partition(":")[0] == "fallback" for word in words)
+
     def times(self, graph: Graph) -> list[np.ndarray]:
         """The calls of a graph, for each of its copies [visits, calls] ms."""
         return [clock_ms(result) for result in self.results[graph]]
@@ -566,8 +571,13 @@ def is_foreign(result: ArtifactResult) -> bool:
 
 
 def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:
-    """The contexts of a row whose neighbour the device runs."""
-    return tuple(c for c in row.contexts if lap.error(c.shorter) is None)
+    """The contexts of a row whose neighbour the device runs.
+
+    A neighbour that falls back to another unit is used only where all of them do: it would flag
+    every row of its shape, and a seam between two units is not that of a network.
+    """
+    run = tuple(c for c in row.contexts if lap.error(c.shorter) is None)
+    return tuple(c for c in run if not lap.falls_back(c.shorter)) or run
 
 
 def _level_ms(copies: Sequence[np.ndarray]) -> float:

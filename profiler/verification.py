@@ -163,7 +163,7 @@ class Verification:
                 f"divided out ({group} networks as timed: bias {bias:+.1%})"
             )
         told = dict.fromkeys(flag for c in self.networks for flag in c.flags)
-        if flags := [flag for flag in told if flag != "simulated"]:
+        if flags := [flag for flag in told if flag != self.measured_on.origin]:
             lines.append(f"  flagged meanwhile: {', '.join(flags)}")
         for check in self.networks:
             if check.error:

@@ -44,7 +44,7 @@ from .rundir import CONFIRMED
 from .space import SearchSpace, build_space
 
 BACKBONE = "digits32"
-TARGETS = ("cpu-onnxruntime-fp32", "sim-hexagon685-dsp", "sim-myriadx-vpu")
+TARGETS = ("cpu-onnxruntime-fp32", "cpu-litert-int8", "sim-hexagon685-dsp", "sim-myriadx-vpu")
 BASELINE = "Choice_3"
 
 EVALUATIONS = 100

@@ -311,7 +311,8 @@ class Run:
     @property
     def whole_word(self) -> str:
         """What a whole network's time is called: only a real device's is *measured*."""
-        return self.origin if self.origin in ("measured", "simulated", "emulated") else "timed"
+        timed = ("measured", "simulated", "emulated", "estimated")
+        return self.origin if self.origin in timed else "timed"
 
     @property
     def verdict(self) -> Verdict | None:

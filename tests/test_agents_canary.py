@@ -46,8 +46,11 @@ REFUSED = {ErrorKind.BAD_REQUEST, ErrorKind.UNSUPPORTED_OPERATOR}
 
 
 def usable() -> list[str]:
-    found = discover(Context(simulate=(SIMULATED,))).targets
-    return [target.name for target in found if target.availability != Availability.UNAVAILABLE]
+    return [
+        target.name
+        for target in discover(Context(simulate=(SIMULATED,))).targets
+        if target.availability != Availability.UNAVAILABLE and "onnx" in target.formats
+    ]
 
 
 # Of module scope, so that all tests of a target run one after the other.

@@ -119,7 +119,8 @@ def test_every_call_is_timed(board: Board, target: TargetInfo) -> None:
         assert result.wall_ms.shape == (3, 2)
         assert np.all(np.isfinite(result.wall_ms))
         assert np.all(result.wall_ms > 0)
-        assert result.load_ms > 0
+        # What is estimated is no loading.
+        assert result.load_ms > 0 or target.availability == Availability.ESTIMATED
         assert result.first_call_ms > 0
         assert result.wall.samples == 6
         assert result.wall.min_ms <= result.wall.p10_ms <= result.wall.median_ms

@@ -35,6 +35,7 @@ from hurricane.ops.export import export_architecture, export_operator
 from hurricane.ops.graph import Piece, prepare_templates
 from hurricane.ops.pool import POOL
 
+from . import tflite_attacks
 from .onnx_attacks import (
     PLACES,
     Canary,
@@ -48,7 +49,31 @@ from .onnx_attacks import (
     sound_model,
 )
 
-SAMPLES = {"onnx": sound_model().SerializeToString()}
+
+def quantised_model() -> bytes:
+    """QuantizeLinear and DequantizeLinear around a Relu."""
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("zero", TensorProto.UINT8, [], [128])
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["x", "scale", "zero"], ["a"]),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("QuantizeLinear", ["b", "scale", "zero"], ["y"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 4])],
+        initializer=[scale, zero],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+SAMPLES = {
+    "onnx": sound_model().SerializeToString(),
+    "onnx-qdq": quantised_model(),
+    "tflite": tflite_attacks.sound_model().pack(),
+}
 """A small good file of each format, without parts at its end that it could do without."""
 
 OTHER_FILES = {
@@ -143,14 +168,16 @@ def test_huge_numbers_anywhere_are_no_more_than_wrong(format: str, number: bytes
 
 @pytest.mark.parametrize("format", format_names())
 def test_a_file_of_another_format_is_refused(format: str) -> None:
-    others = {name: content for name, content in SAMPLES.items() if name != format}
+    same = checker_of(format)
+    others = {name: s for name, s in SAMPLES.items() if checker_of(name) is not same}
+    assert others
     for name, content in {**OTHER_FILES, **others}.items():
         assert outcome(format, content) is not None, name
 
 
 def test_a_format_without_a_check_has_none() -> None:
     assert checker_of("punch-cards") is None
-    assert "onnx" in format_names()
+    assert {"onnx", "onnx-qdq", "tflite"} <= set(format_names())
 
 
 @pytest.mark.parametrize(
@@ -175,23 +202,27 @@ def test_a_file_in_the_folder_is_a_format(
             with pytest.raises(Internal, match=match):
                 format_names()
         else:
-            assert set(format_names()) == {"onnx", "cards", "tape"}
+            assert set(format_names()) == {*SAMPLES, "cards", "tape"}
             assert checker_of("cards") is not None
     finally:
         formats._checkers.cache_clear()
         sys.modules.pop(f"{formats.__name__}.{name}", None)
 
 
-def test_checking_loads_no_runtime() -> None:
+@pytest.mark.parametrize("format", format_names())
+def test_checking_loads_no_runtime(format: str) -> None:
     code = (
-        "import sys; from hurricane.agents.formats import checker_of; checker_of('onnx')(bytes(0))"
+        "import sys; from hurricane.agents.formats import checker_of; "
+        f"checker_of('{format}')(bytes(0))"
     )
     script = f"try:\n    exec({code!r})\nexcept Exception as e:\n    print(e)\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{script}"], capture_output=True, text=True, check=True
     )
     assert "empty" in done.stdout
-    assert not {"onnx", "onnxruntime", "openvino", "google.protobuf"} & set(done.stdout.split())
+    runtimes = {"onnx", "onnxruntime", "openvino", "google.protobuf"}
+    runtimes |= {"ai_edge_litert", "tflite_runtime", "flatbuffers"}
+    assert not runtimes & set(done.stdout.split())
 
 
 # --- protobuf's wire format -----------------------------------------------------------------

@@ -137,6 +137,7 @@ def test_values_survive_the_wire() -> None:
         device_time=True,
         options=("a", "b"),
         max_threads=3,
+        defaults=("a=1",),
     )
     assert wire.target_from_wire(wire.target_to_wire(target)) == target
     protocol = Protocol(5, 4, 3, 2**63, 1.5, True)

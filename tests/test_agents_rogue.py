@@ -272,14 +272,15 @@ def test_a_simulated_device_has_a_clock_of_its_own(word: str) -> None:
                 agent.benchmark(DIGESTS, TARGET, protocol=PROTOCOL)
 
 
-def test_an_emulator_has_a_clock_of_its_own() -> None:
-    def emulated(request: Any) -> pb.DescribeResponse:
+@pytest.mark.parametrize("availability", ["EMULATED", "ESTIMATED"])
+def test_an_emulator_and_an_estimate_have_a_clock_of_their_own(availability: str) -> None:
+    def told(request: Any) -> pb.DescribeResponse:
         answer = description()
-        answer.targets[0].availability = pb.EMULATED
+        answer.targets[0].availability = pb.Availability.Value(availability)
         return answer
 
     rogue = changing(every("wall_ms", 20_000.0))
-    rogue.describe = emulated
+    rogue.describe = told
     with rogue.serving() as address, AgentClient(address) as agent:
         agent.describe()
         assert len(agent.benchmark(DIGESTS, TARGET, protocol=PROTOCOL)) == 2
@@ -637,7 +638,7 @@ def test_the_text_of_a_description_is_stripped() -> None:
     for message in (answer.device, answer.targets[0], answer.activity, answer.conditions):
         for field in message.DESCRIPTOR.fields:
             if field.cpp_type == field.CPPTYPE_STRING and field.name != "formats":
-                many = field.name == "options"
+                many = field.name in ("options", "defaults")
                 value = [ESCAPED] if many else ESCAPED * 1000
                 message.ClearField(field.name)
                 getattr(message, field.name).extend(value) if many else setattr(

@@ -93,6 +93,7 @@ class StandIn:
         flags: of the nth request.
         noise: sigma of the graphs that hold a piece of that name, as a share.
         refused: names of pieces that it does not run, and what it says then.
+        fallen: names of pieces that fall back to another unit.
         no_room: whether there is no memory for a loading of a graph.
         events: throttling events counted up to the end of the nth request; -1 is before all.
         before: called with the number of a request; may raise.
@@ -110,6 +111,7 @@ class StandIn:
     flags: Callable[[int], tuple[str, ...]] = lambda number: ()
     noise: dict[str, float] = field(default_factory=dict)
     refused: dict[str, AgentError] = field(default_factory=dict)
+    fallen: tuple[str, ...] = ()
     events: Callable[[int], int] = lambda number: 0
     before: Callable[[int], None] = lambda number: None
     requests: list[tuple[list[Graph], Protocol]] = field(default_factory=list)
@@ -151,6 +153,7 @@ class StandIn:
         for piece in graph:
             if piece.name in self.refused:
                 return ArtifactResult(digest, self.refused[piece.name])
+        fallen = [f"fallback:{piece.name}" for piece in graph if piece.name in self.fallen]
         copy = next(copy for (_, copy), known in self._digests.items() if known == digest)
         if self.no_room(graph, copy):
             return ArtifactResult(digest, OutOfMemory("no room"))
@@ -164,7 +167,7 @@ class StandIn:
             wall_ms=device_ms + jitter * self.level(number),
             device_ms=device_ms if self.device_time else None,
             load_ms=self.load_ms,
-            flags=self.flags(number),
+            flags=(*fallen, *self.flags(number)),
             compute_unit="STAND-IN",
             before=Conditions(frequency_mhz=1000 + number, throttle_events=self.events(number - 1)),
             after=Conditions(
@@ -763,6 +766,17 @@ def test_a_context_whose_neighbour_the_device_refuses_is_left_out():
     neither: dict[str, AgentError] = {"Choice_3": CANNOT, "SEP_3": CANNOT}
     for one in ride(rotation_on(StandIn(refused=neither), rows)).values():
         assert isinstance(one.error, UnsupportedOperator)
+
+
+def test_a_context_whose_neighbour_falls_back_is_left_out_where_there_is_another(tmp_path):
+    def flags_where(*fallen: str) -> dict[str, str]:
+        result = fill([StandIn(fallen=fallen)], rows, tmp_path / f"{len(fallen)}.csv")
+        return {row.operator: row.flags for row in result.table}
+
+    rows = planned("SEP_5,Choice_3")
+    assert flags_where("Choice_3") == {"SEP_5": "", "Choice_3": "fallback:Choice_3"}
+    both = "fallback:Choice_3;fallback:SEP_3"
+    assert flags_where("SEP_3", "Choice_3") == {"SEP_5": both, "Choice_3": both}
 
 
 def test_a_lost_device_says_nothing_of_a_row():

@@ -6,6 +6,7 @@ for each part of the graph that a delegate took.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ _PRECISIONS = {
     "uint8": "int8",
     "int16": "int16",
 }
+_UNIT_CHARACTERS = 40
+_FLAG_CHARACTERS = 60  # what the host keeps of a flag
+_NAMES_IN_FLAG = 6
+_NOT_IN_FLAGS = re.compile(r"[^A-Za-z0-9_.]+")
 _MISSING = -1  # the index of an optional tensor that is not there
 
 
@@ -42,14 +47,17 @@ def nodes_of(interpreter: Any) -> Optional[tuple[Node, ...]]:
         details = interpreter._get_ops_details()
     except (AttributeError, ValueError):  # not offered; a tensor of no type
         return None
+    types = {
+        int(tensor["index"]): np.dtype(tensor["dtype"]).name
+        for tensor in interpreter.get_tensor_details()
+    }
+
+    def node_of(operator: str, inputs: Sequence[int], outputs: Sequence[int]) -> Node:
+        read, written = (tuple(types[t] for t in ts if t in types) for ts in (inputs, outputs))
+        return Node(operator, tuple(inputs), tuple(outputs), read, written)
+
     return tuple(
-        Node(
-            operator=str(node["op_name"]),
-            inputs=_indices(node["inputs"]),
-            outputs=_indices(node["outputs"]),
-            input_types=_names(node["operand_types"]),
-            output_types=_names(node["result_types"]),
-        )
+        node_of(str(node["op_name"]), _indices(node["inputs"]), _indices(node["outputs"]))
         for node in details
     )
 
@@ -81,6 +89,40 @@ def nodes_left(nodes: Sequence[Node]) -> tuple[Node, ...]:
             taken.add(maker)
             wanted += own[maker].inputs
     return tuple(node for index, node in enumerate(own) if index not in taken)
+
+
+def placement_of(nodes: Sequence[Node], delegate: str) -> tuple[str, tuple[str, ...]]:
+    """Where a graph runs.
+
+    Args:
+        nodes: of the graph.
+        delegate: name of the one delegate that could take them; empty: none was asked for.
+
+    Returns:
+        The compute unit: the delegate, ``XNNPACK 11/12`` where it took 11 of 12 nodes, ``CPU 0/12``
+        where it took none, ``CPU`` where none was asked for; and ``fallback:…`` with the operators
+        that a delegate left.
+    """
+    left, total = nodes_left(nodes), len(own_nodes(nodes))
+    taken = total - len(left)
+    if not taken and (not delegate or not total):
+        return "CPU", ()
+    unit = (delegate or "a delegate")[:_UNIT_CHARACTERS] if taken else "CPU"
+    if not left:
+        return unit, ()
+    return f"{unit} {taken}/{total}", (_fallback_flag(left),)
+
+
+def _fallback_flag(left: Sequence[Node]) -> str:
+    """The operators of nodes as one word: ``fallback:REVERSE_V2+GATHER``."""
+    names = list(dict.fromkeys(_NOT_IN_FLAGS.sub("-", node.operator) for node in left))
+    flag = ""
+    for count in range(min(len(names), _NAMES_IN_FLAG), 0, -1):
+        more = ["more"] if count < len(names) else []
+        flag = "fallback:" + "+".join(names[:count] + more)
+        if len(flag) <= _FLAG_CHARACTERS:
+            break
+    return flag[:_FLAG_CHARACTERS]
 
 
 def precision_of(nodes: Sequence[Node], input_types: Iterable[str]) -> str:
@@ -117,7 +159,3 @@ def _computing(nodes: Sequence[Node]) -> tuple[Node, ...]:
 
 def _indices(tensors: Iterable[Any]) -> tuple[int, ...]:
     return tuple(int(tensor) for tensor in tensors if tensor != _MISSING)
-
-
-def _names(types: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(np.dtype(dtype).name for dtype in types)

@@ -51,6 +51,7 @@ class Availability(enum.IntEnum):
     EMULATED = 2
     SIMULATED = 3
     UNAVAILABLE = 4
+    ESTIMATED = 5
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TargetInfo:
         device_time: samples carry ``device_ms``.
         options: names of the options that `open_target` understands.
         max_threads: highest number of threads it takes.
+        defaults: ``key=value`` of options that a table names even where they were not asked for,
+            as they hold then: what else changes the numbers must stand in no other place.
     """
 
     name: str
@@ -104,6 +107,7 @@ class TargetInfo:
     device_time: bool = False
     options: tuple[str, ...] = ()
     max_threads: int = 1
+    defaults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,29 +7,18 @@ says nothing where it falls back on its own kernels.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import importlib
 import itertools
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, Optional
 
 import numpy as np
 
 from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
-from ..sandbox import advice
-from ._litert_graph import (
-    Node,
-    nodes_left,
-    nodes_of,
-    other_precisions,
-    own_nodes,
-    precision_of,
-)
+from ._litert_graph import nodes_of, other_precisions, placement_of, precision_of
+from ._litert_runtime import Delegate, Runtime, Unavailable, delegate_of, find_runtime
 from .base import (
     Availability,
     Context,
@@ -53,18 +42,6 @@ from .base import (
 _FORMATS = ("tflite",)
 _PRECISIONS = ("fp32", "int8")
 _OPTIONS = ("xnnpack", "delegate", "delegate_options")
-_NOT_INSTALLED = (
-    "neither ai-edge-litert nor tflite-runtime is installed; run: pip install "
-    "'hurricane-nas[litert]' (tflite-runtime for an older board: 'hurricane-nas[tflite-runtime]')"
-)
-# A file of one RELU on one number, for a look at whether the runtime works.
-_SMALLEST = base64.b64decode(
-    "GAAAAFRGTDMAAA4AFAAQAAwACAAAAAQADgAAABAAAAAcAAAA5AAAAAMAAAABAAAACAAAAAQABAAEAAAAAQAAABAAAAAM"
-    "ABQAEAAMAAgABAAMAAAAEAAAADwAAABAAAAARAAAAAEAAAAQAAAAAAAKAAwAAAAIAAQACgAAAAgAAAAMAAAAAQAAAAEA"
-    "AAABAAAAAAAAAAEAAAABAAAAAQAAAAAAAAACAAAAQAAAAAQAAADe////AAAAAQgAAAAMAAAAAQAAAHkAAAABAAAAAQAA"
-    "AAAAFgAQAAwAAAAAAAgAAAAAAAAAAAAHABYAAAAAAAABCAAAAAwAAAABAAAAeAAAAAEAAAABAAAAAQAAABAAAAAMAAwA"
-    "CwAAAAAABAAMAAAAEwAAAAAAABM="
-)
 # With this metadata XNNPACK computes in fp16 where the processor can, and says nothing.
 _HALF_PRECISION = b"reduced_precision_support"
 _NO_MEMORY = "no memory for the graph's tensors"
@@ -75,78 +52,14 @@ _UNSUPPORTED = (
     "failed to prepare",
     "Failed to apply delegate",
 )
-_DELEGATE_OPTION = re.compile(r"([A-Za-z0-9_.-]+):([^,]+)")
-_FLAG_CHARACTERS = 60  # what the host keeps of a flag
-_NAMES_IN_FLAG = 6
-_NOT_IN_FLAGS = re.compile(r"[^A-Za-z0-9_.]+")
-
-
-class _Unavailable(Exception):
-    """No runtime works here; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class _Runtime:
-    """The module that has the interpreter, and the version as tables name it."""
-
-    module: Any
-    version: str
-
-
-@dataclass(frozen=True)
-class _Delegate:
-    """An external delegate: its library's path or name, and what it is told."""
-
-    library: str
-    options: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        return os.path.basename(self.library).partition(".")[0]
-
-    def load(self, runtime: _Runtime) -> Any:
-        """A delegate for one interpreter.
-
-        Raises:
-            BadRequest: there is no such library, it is no delegate, or it refuses its options.
-        """
-        try:
-            return runtime.module.load_delegate(self.library, dict(self.options))
-        except OSError as error:
-            raise BadRequest(self._not_loaded(one_line(str(error)))) from error
-        except AttributeError as error:
-            raise BadRequest(
-                f"option 'delegate': {self.name} is a library without a TFLite delegate (it has no "
-                "function tflite_plugin_create_delegate); name the delegate's own library"
-            ) from error
-        except ValueError as error:
-            said = one_line(str(error).partition("\n")[2]) or "it does not say why"
-            raise BadRequest(
-                f"option 'delegate_options': {self.name} cannot be had with these options ({said});"
-                " see the delegate's manual, and whether its device is there"
-            ) from error
-
-    def _not_loaded(self, text: str) -> str:
-        if "Permission denied" in text:
-            return (
-                f"option 'delegate': the agent's sandbox, or the file's mode, forbids to read "
-                f"{self.name} or what it needs ({text}); start the agent with: agent serve "
-                "--allow-read PATH"
-            )
-        if "No such file" in text and text.startswith(self.library):
-            return (
-                f"option 'delegate': the board has no library {self.library}; give the path there, "
-                "or a name that its loader finds"
-            )
-        return f"option 'delegate': {self.name} cannot be loaded: {text}"
 
 
 def targets(context: Context) -> list[TargetInfo]:
     """Both targets, with the reason where no runtime works."""
     version, reason = "", ""
     try:
-        version = _find_runtime().version
-    except _Unavailable as error:
+        version = find_runtime().version
+    except Unavailable as error:
         reason = str(error)
     return [
         TargetInfo(
@@ -183,7 +96,7 @@ def open_target(
     check_options(target, _OPTIONS, options)
     check_threads(target, threads, len(allowed_cores()))
     xnnpack = choice_of(options, "xnnpack", ("1", "0")) == "1"
-    delegate = _delegate_of(options)
+    delegate = delegate_of(options)
     if delegate is not None and options.get("xnnpack") == "1":
         raise BadRequest(
             "option 'xnnpack' cannot be 1 with option 'delegate': XNNPACK would take what the "
@@ -197,12 +110,12 @@ class LitertSession(Session):
     """Makes interpreters that differ in nothing but the graph."""
 
     def __init__(
-        self, precision: str, threads: int, xnnpack: bool, delegate: Optional[_Delegate]
+        self, precision: str, threads: int, xnnpack: bool, delegate: Optional[Delegate]
     ) -> None:
         self._cores = pin(threads)
         try:
-            runtime = _find_runtime()
-        except _Unavailable as error:
+            runtime = find_runtime()
+        except Unavailable as error:
             raise BadRequest(f"target '{_name(precision)}': {error}") from error
         if delegate is not None:
             delegate.load(runtime)  # one that cannot be had is the request's fault, not a graph's
@@ -232,10 +145,15 @@ class LitertSession(Session):
 class _Maker:
     """What all interpreters of a session have in common."""
 
-    runtime: _Runtime
+    runtime: Runtime
     threads: int
     xnnpack: bool
-    delegate: Optional[_Delegate]
+    delegate: Optional[Delegate]
+
+    @property
+    def delegate_name(self) -> str:
+        """Of the one delegate that may take nodes; empty: there is none."""
+        return self.delegate.name if self.delegate else "XNNPACK" if self.xnnpack else ""
 
     def interpreter(self, content: bytes) -> Any:
         """An interpreter whose tensors have memory.
@@ -302,13 +220,11 @@ class LitertGraph(Loaded):
             self._inputs = tuple(
                 _tensor_info(name, details) for name, details in self._places.inputs.items()
             )
-            nodes = nodes_of(self._interpreter)
-            self._check_precision(nodes, precision)
-            self.compute_unit, self.flags = _placement(maker, nodes, precision)
+            self._look_at_nodes(precision)
             # Into the interpreter's own memory, once: the planner gives an input's place to no
             # other tensor, so a call leaves it as it was.
             self._preset = random_inputs(self._inputs)
-            self._set(self._preset)
+            self._set(self._interpreter, self._preset)
         except Exception as error:
             raise _typed(error) from error
 
@@ -329,7 +245,7 @@ class LitertGraph(Loaded):
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         check_inputs(self._inputs, inputs)
         try:
-            self._set(inputs)
+            self._set(self._interpreter, inputs)
             self._interpreter.invoke()
             return {
                 name: self._interpreter.get_tensor(details["index"])
@@ -338,37 +254,41 @@ class LitertGraph(Loaded):
         except Exception as error:
             raise _typed_at_run_time(error) from error
         finally:
-            self._set(self._preset)
+            self._set(self._interpreter, self._preset)
 
     def renew(self) -> None:
         """Moves to a new interpreter, whose memory lies elsewhere for the old one still has its."""
         with contextlib.suppress(Exception), _own_cores(self._cores):
             content = bytes(memoryview(self._content))  # LiteRT's own kernels read weights there
-            old, self._interpreter = self._interpreter, self._maker.interpreter(content)
-            try:
-                self._set(self._preset)
-                self._interpreter.invoke()
-            except Exception:
-                self._interpreter = old
-                raise
-            self._content = content
+            interpreter = self._maker.interpreter(content)
+            self._set(interpreter, self._preset)
+            interpreter.invoke()
+            self._interpreter, self._content = interpreter, content
 
     def close(self) -> None:
         self._graphs.pop(self, None)
         del self._interpreter
 
-    def _set(self, values: Mapping[str, np.ndarray]) -> None:
+    def _set(self, interpreter: Any, values: Mapping[str, np.ndarray]) -> None:
         for name, details in self._places.inputs.items():
-            self._interpreter.set_tensor(details["index"], values[name])
+            interpreter.set_tensor(details["index"], values[name])
 
-    def _check_precision(self, nodes: Optional[Sequence[Node]], precision: str) -> None:
+    def _look_at_nodes(self, precision: str) -> None:
+        """Finds out where the graph runs, and whether in the target's precision.
+
+        Raises:
+            BadRequest: most of it is of another precision.
+        """
+        nodes = nodes_of(self._interpreter)
         found = precision_of(nodes or (), [tensor.dtype for tensor in self._inputs])
-        if found == precision:
+        if found != precision:
+            other = f"send it to '{_name(found)}'" if found in _PRECISIONS else "no target takes it"
+            raise BadRequest(f"the file computes in {found}, not in {precision}; {other}")
+        if nodes is None:
+            self.compute_unit, self.flags = "unknown", ("placement:unknown",)
             return
-        where = (
-            f"send it to '{_name(found)}'" if found in _PRECISIONS else "no target here takes it"
-        )
-        raise BadRequest(f"the file computes in {found}, not in {precision}; {where}")
+        self.compute_unit, flags = placement_of(nodes, self._maker.delegate_name)
+        self.flags = flags + other_precisions(nodes, precision)
 
 
 @dataclass(frozen=True)
@@ -379,110 +299,8 @@ class _Places:
     outputs: dict[str, Mapping[str, Any]]
 
 
-def _find_runtime() -> _Runtime:
-    """The first runtime that works.
-
-    Raises:
-        _Unavailable: none does.
-    """
-    reasons = []
-    for package in ("ai_edge_litert", "tflite_runtime"):
-        try:
-            found = importlib.import_module(package)
-            module = importlib.import_module(f"{package}.interpreter")
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                reasons.append(f"{package} does not import: {error}")
-            continue
-        except Exception as error:  # a broken installation may raise anything
-            reasons.append(f"{package} does not import: {one_line(str(error))}{advice(error)}")
-            continue
-        version = str(getattr(found, "__version__", "") or "unknown")
-        if package == "tflite_runtime":
-            version = f"tflite-runtime {version}"
-        if reason := _fault_of(module):
-            reasons.append(f"{package} {version.rpartition(' ')[2]} does not work: {reason}")
-            continue
-        return _Runtime(module, version)
-    raise _Unavailable("; ".join(reasons) or _NOT_INSTALLED)
-
-
-def _fault_of(module: ModuleType) -> str:
-    """Why a runtime cannot make an interpreter; empty if it can."""
-    try:
-        module.Interpreter(model_content=_SMALLEST).allocate_tensors()
-    except SystemError as error:
-        if int(np.__version__.partition(".")[0]) >= 2:
-            return (
-                f"it was built for numpy 1, and here is numpy {np.__version__}; "
-                "run: pip install 'numpy<2'"
-            )
-        return one_line(str(error))
-    except Exception as error:
-        return one_line(str(error)) + advice(error)
-    return ""
-
-
 def _name(precision: str) -> str:
     return f"cpu-litert-{precision}"
-
-
-def _delegate_of(options: Mapping[str, str]) -> Optional[_Delegate]:
-    told = _delegate_options(options["delegate_options"]) if "delegate_options" in options else {}
-    library = options.get("delegate", "")
-    if "delegate" not in options:
-        if told:
-            raise BadRequest("option 'delegate_options' needs option 'delegate'")
-        return None
-    if not library or (os.sep in library and not os.path.isabs(library)):
-        raise BadRequest(
-            f"option 'delegate' is the absolute path of a library on the board, not '{library}'"
-        )
-    return _Delegate(library, told)
-
-
-def _delegate_options(text: str) -> dict[str, str]:
-    """``key:value,key:value`` as a dictionary."""
-    options: dict[str, str] = {}
-    for part in text.split(","):
-        match = _DELEGATE_OPTION.fullmatch(part)
-        if match is None or match[1] in options:
-            raise BadRequest(
-                f"option 'delegate_options' is key:value,key:value with each key once; '{part}' is "
-                "not like that"
-            )
-        options[match[1]] = match[2]
-    return options
-
-
-def _placement(
-    maker: _Maker, nodes: Optional[Sequence[Node]], precision: str
-) -> tuple[str, tuple[str, ...]]:
-    """The compute unit of a graph, and its flags."""
-    if nodes is None:
-        return "unknown", ("placement:unknown",)
-    flags = other_precisions(nodes, precision)
-    left, total = nodes_left(nodes), len(own_nodes(nodes))
-    asked = maker.xnnpack or maker.delegate is not None
-    if len(left) == total and not asked:
-        return "CPU", flags
-    unit = maker.delegate.name[: _FLAG_CHARACTERS // 2] if maker.delegate else "XNNPACK"
-    if not left:
-        return unit, flags
-    taken = total - len(left)
-    return f"{unit if taken else 'CPU'} {taken}/{total}", (_fallback_flag(left), *flags)
-
-
-def _fallback_flag(left: Sequence[Node]) -> str:
-    """The operators that no delegate took, as one word: ``fallback:REVERSE_V2+GATHER``."""
-    names = list(dict.fromkeys(_NOT_IN_FLAGS.sub("-", node.operator) for node in left))
-    flag = ""
-    for count in range(min(len(names), _NAMES_IN_FLAG), 0, -1):
-        more = ["more"] if count < len(names) else []
-        flag = "fallback:" + "+".join(names[:count] + more)
-        if len(flag) <= _FLAG_CHARACTERS:
-            break
-    return flag[:_FLAG_CHARACTERS]
 
 
 def _places(interpreter: Any) -> _Places:
@@ -549,15 +367,18 @@ def _typed(error: Exception) -> AgentError:
         return OutOfMemory(f"litert: {text or _NO_MEMORY}")
     if any(phrase in text for phrase in _UNSUPPORTED):
         return UnsupportedOperator(f"litert: {text}")
+    if not isinstance(error, (ValueError, RuntimeError)):
+        return RuntimeCrashed(f"litert: {type(error).__name__}: {text}")
     return BadRequest(f"litert cannot read the graph: {text}")
 
 
 def _typed_at_run_time(error: Exception) -> AgentError:
-    text = one_line(str(error))
-    return (OutOfMemory if _is_memory(error) else RuntimeCrashed)(f"litert: {text or 'no details'}")
+    kind = OutOfMemory if isinstance(error, MemoryError) else RuntimeCrashed
+    return kind(f"litert: {one_line(str(error)) or 'no details'}")
 
 
 def _is_memory(error: Exception) -> bool:
-    # Without a word `allocate_tensors` fails where the arena cannot be had.
+    """Whether loading failed for want of memory."""
     text = str(error)
-    return isinstance(error, MemoryError) or not text or "ailed to allocate" in text
+    # An arena that cannot be had is an error without a word.
+    return isinstance(error, MemoryError) or "ailed to allocate" in text or not text

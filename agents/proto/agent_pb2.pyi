@@ -28,6 +28,7 @@ class Availability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EMULATED: _ClassVar[Availability]
     SIMULATED: _ClassVar[Availability]
     UNAVAILABLE: _ClassVar[Availability]
+    ESTIMATED: _ClassVar[Availability]
 ERROR_KIND_UNSPECIFIED: ErrorKind
 BAD_REQUEST: ErrorKind
 UNSUPPORTED_OPERATOR: ErrorKind
@@ -43,6 +44,7 @@ AVAILABLE: Availability
 EMULATED: Availability
 SIMULATED: Availability
 UNAVAILABLE: Availability
+ESTIMATED: Availability
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")
@@ -71,7 +73,7 @@ class Device(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., system: _Optional[str] = ..., cores: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., machine: _Optional[str] = ..., python: _Optional[str] = ...) -> None: ...
 
 class Target(_message.Message):
-    __slots__ = ("name", "device", "processor", "runtime", "runtime_version", "precision", "availability", "reason", "formats", "resident", "device_time", "options", "max_threads")
+    __slots__ = ("name", "device", "processor", "runtime", "runtime_version", "precision", "availability", "reason", "formats", "resident", "device_time", "options", "max_threads", "defaults")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     PROCESSOR_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +87,7 @@ class Target(_message.Message):
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_THREADS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     device: str
     processor: str
@@ -98,7 +101,8 @@ class Target(_message.Message):
     device_time: bool
     options: _containers.RepeatedScalarFieldContainer[str]
     max_threads: int
-    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., processor: _Optional[str] = ..., runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., precision: _Optional[str] = ..., availability: _Optional[_Union[Availability, str]] = ..., reason: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ..., resident: bool = ..., device_time: bool = ..., options: _Optional[_Iterable[str]] = ..., max_threads: _Optional[int] = ...) -> None: ...
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., device: _Optional[str] = ..., processor: _Optional[str] = ..., runtime: _Optional[str] = ..., runtime_version: _Optional[str] = ..., precision: _Optional[str] = ..., availability: _Optional[_Union[Availability, str]] = ..., reason: _Optional[str] = ..., formats: _Optional[_Iterable[str]] = ..., resident: bool = ..., device_time: bool = ..., options: _Optional[_Iterable[str]] = ..., max_threads: _Optional[int] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeRequest(_message.Message):
     __slots__ = ()
