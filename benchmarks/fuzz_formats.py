@@ -115,12 +115,25 @@ class Tools(NamedTuple):
 def tools_of(format: str) -> Tools:
     """The tools of a format."""
     if format == "tflite":
-        import tflite_attacks
-
-        return Tools(tflite_attacks.mutated, read_by_litert)
+        return Tools(mutated_tflite, read_by_litert)
     import onnx_attacks
 
     return Tools(onnx_attacks.mutated, read_by_onnx)
+
+
+def mutated_tflite(content: bytes, chance: random.Random) -> bytes:
+    """A file with fields changed; raises where the file is no FlatBuffer.
+
+    LiteRT's schema would take gigabytes to read one that is not.
+    """
+    import tflite_attacks
+
+    from hurricane.agents.formats._flatbuffer import parse
+    from hurricane.agents.formats._tflite_schema import SCHEMA
+    from hurricane.agents.formats.tflite_file import _LIMITS
+
+    parse(content, SCHEMA, "Model", _LIMITS)
+    return tflite_attacks.mutated(content, chance)
 
 
 def read_by_litert(content: bytes) -> None:

@@ -18,6 +18,8 @@ from .calibration import load_calibrations
 from .diff import MATCHES, RowPair, compare
 from .runs import Run, load_runs, save_runs
 from .shipped import open_table, shipped_tables
+from .support import SupportReport, is_support_report
+from .support_grid import show_support, support_facts
 from .table import LookupTable, Row, TableError, Target, describe
 
 if TYPE_CHECKING:
@@ -79,18 +81,31 @@ def list_command(as_json: bool) -> None:
 def show_command(
     table: str, target: str | None, operators: str | None, fastest: int | None, as_json: bool
 ) -> None:
-    """Show latencies, operators against layer shapes.
+    """Show latencies, or a support report: operators against layer shapes.
 
     Latencies are marginal, in ms; green is within 15% of the fastest in its column. A star
     marks a row with flags that not all rows have; they are listed below.
 
+    Of a support report (hurricane support) the grid has the SQNR against fp32 in dB; a star marks
+    what falls back to another unit.
+
     \b
     Examples:
       hurricane table show table.csv
+      hurricane table show my-board.support.csv
       hurricane table show table.csv --fastest 4
       hurricane table show imagenet224-sim-hexagon685-dsp --operator 'SEP_*,Choice_*'
       hurricane table show table.csv --target cpu-onnxruntime-fp32 --json
     """
+    if is_support_report(table):
+        if fastest is not None:
+            raise BadRequest(f"{table} is a support report, which has no latencies for --fastest")
+        report = SupportReport.load(table).select(target, operators)
+        if as_json:
+            _print_json({**support_facts(report), "rows": [asdict(row) for row in report.rows]})
+        else:
+            show_support(_console(), report)
+        return
     full = open_table(table)
     chosen = full.select(full.target(target) if target else None, operators)
     if not chosen.rows:
@@ -120,7 +135,7 @@ def show_command(
 @click.argument("tables", nargs=-1, required=True)
 @_json_option
 def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
-    """Check tables against the format and list every line that is wrong.
+    """Check tables and support reports, and list every line that is wrong.
 
     \b
     Examples:
@@ -130,7 +145,11 @@ def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
     results: list[dict[str, Any]] = []
     for name in tables:
         try:
-            results.append({"table": name, "problems": [], **_facts(open_table(name))})
+            if is_support_report(name):
+                facts = support_facts(SupportReport.load(name))
+            else:
+                facts = _facts(open_table(name))
+            results.append({"table": name, "problems": [], **facts})
         except TableError as error:
             results.append({"table": name, "problems": list(error.problems)})
     if as_json:

@@ -6,25 +6,37 @@ comes from (a file, a journal, a measurement), and holds exactly what the file w
 
 from __future__ import annotations
 
-import csv
 import fnmatch
 import hashlib
-import io
 import math
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
 from functools import cached_property, lru_cache
-from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ..ops.errors import BadRequest
-from ..ops.files import MissingFile, read_bytes
 from ..ops.pool import POOL
 from ..ops.shapes import LayerShape
+from .cells import (
+    FileKind,
+    TableError,
+    check_choice,
+    check_flags,
+    check_operator,
+    check_sha256,
+    check_text,
+    check_time,
+    check_word,
+    fail,
+    header_problem,
+    number,
+    parse_line,
+    to_line,
+    whole,
+)
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -33,9 +45,6 @@ if TYPE_CHECKING:
 PROCESSORS = ("cpu", "dsp", "vpu", "npu", "gpu")
 ORIGINS = ("measured", "simulated", "emulated", "estimated", "imported")
 STATUSES = ("ok", "unsupported", "failed", "timeout")
-
-SIGNIFICANT_DIGITS = 6
-"""Digits kept of every number: a millionth is far below any retest, and diffs stay small."""
 
 MAX_LATENCY_MS = 3_600_000.0
 """An hour: more than this is a wrong unit."""
@@ -46,33 +55,10 @@ MAX_FREQUENCY_MHZ = 20_000.0
 TEMPERATURE_RANGE_C = (-90.0, 200.0)
 """Outside of this it is Kelvin, Fahrenheit or thousandths of a degree."""
 
-MAX_COUNT = 2**63 - 1
-"""What pandas and numpy hold as a whole number."""
-
-MAX_CELL = 2_000
-"""Characters of a cell; options of a runtime are the longest, with some hundred."""
-
 LISTED = 6
 """Targets that a message lists before it says how many more there are."""
 
-_WORD = re.compile(r"[a-z][a-z0-9_.]*")
-_OPERATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
-_FLAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:=/+-]*")
 _OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
-_WHOLE = re.compile(r"-?[0-9]+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class TableError(BadRequest):
-    """A table or a row of it is not valid.
-
-    Attributes:
-        problems: one text for each line that is wrong.
-    """
-
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        super().__init__(message)
-        self.problems = tuple(problems) or (message,)
 
 
 @dataclass(frozen=True, order=True)
@@ -100,14 +86,14 @@ class Target:
     origin: str = "measured"
 
     def __post_init__(self) -> None:
-        _check_text("device", self.device, required=True)
-        _check_choice("processor", self.processor, PROCESSORS)
-        _check_word("runtime", self.runtime)
-        _check_text("runtime_version", self.runtime_version)
+        check_text("device", self.device, required=True)
+        check_choice("processor", self.processor, PROCESSORS)
+        check_word("runtime", self.runtime)
+        check_text("runtime_version", self.runtime_version)
         parse_options(self.options)
-        _check_word("precision", self.precision)
-        object.__setattr__(self, "threads", _count("threads", self.threads))
-        _check_choice("origin", self.origin, ORIGINS)
+        check_word("precision", self.precision)
+        object.__setattr__(self, "threads", whole("threads", self.threads))
+        check_choice("origin", self.origin, ORIGINS)
 
     @property
     def name(self) -> str:
@@ -195,16 +181,16 @@ class Row:
 
     def __post_init__(self) -> None:
         for name in _SHAPE_COLUMNS:
-            object.__setattr__(self, name, _count(name, getattr(self, name)))
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         for name in _OPTIONAL_COUNTS:
             value = getattr(self, name)
             if value is not None:
                 minimum = 0 if name in ("macs", "params") else 1
-                object.__setattr__(self, name, _count(name, value, minimum))
+                object.__setattr__(self, name, whole(name, value, minimum))
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _number(name, value))
+                object.__setattr__(self, name, number(name, value))
         target = _target(*(getattr(self, name) for name in TARGET_COLUMNS))
         object.__setattr__(self, "threads", target.threads)
         self._check_values()
@@ -249,15 +235,15 @@ class Row:
 
     @property
     def is_stem(self) -> bool:
-        return self.operator.split(":", 1)[0] == "stem"
+        return part_of(self.operator) == "stem"
 
     @property
     def is_head(self) -> bool:
-        return self.operator.split(":", 1)[0] == "head"
+        return part_of(self.operator) == "head"
 
     def to_line(self) -> str:
         """The row as one line of CSV, with its line end."""
-        return _csv_line([_cell(getattr(self, name)) for name in COLUMNS])
+        return to_line([getattr(self, name) for name in COLUMNS])
 
     @classmethod
     def from_line(cls, line: str, columns: Sequence[str] | None = None) -> Row:
@@ -270,79 +256,58 @@ class Row:
         Raises:
             TableError: too few or too many cells, or a cell breaks the format.
         """
-        columns = columns or COLUMNS
-        cells = _split(line.rstrip("\r\n"))
-        if cells == [""]:
-            _fail("is an empty line; take it out")
-        if len(cells) != len(columns):
-            problem = "cut off?" if len(cells) < len(columns) else "a comma too many?"
-            _fail(f"has {len(cells)} cells where the header has {len(columns)} ({problem})")
-        values: dict[str, Any] = dict(zip(columns, cells, strict=True))
-        for name, cell in values.items():
-            if len(cell) > MAX_CELL:
-                _fail(f"{name} has {len(cell):,} characters; a cell has at most {MAX_CELL:,}")
-        for name in _WHOLES:
-            values[name] = _parse_whole(name, values[name])
-        for name in _NUMBERS:
-            values[name] = _parse_number(name, values[name])
-        return cls(**values)
+        return cls(**parse_line(line, columns or COLUMNS, _WHOLES, _NUMBERS, _OPTIONAL_COUNTS))
 
     def _check_values(self) -> None:
-        if not isinstance(self.operator, str) or not _OPERATOR.fullmatch(self.operator):
-            _fail(f"operator is {self.operator!r}; a name starts with a letter and has no spaces")
-        _check_choice("status", self.status, STATUSES)
+        check_operator(self.operator)
+        check_choice("status", self.status, STATUSES)
         if self.status != "ok":
             filled = [name for name in VALUE_COLUMNS if getattr(self, name) not in (None, "")]
             if filled:
-                _fail(f"{filled[0]} is filled though status is {self.status}; only ok rows have it")
+                fail(f"{filled[0]} is filled though status is {self.status}; only ok rows have it")
             return
         if self.latency_ms is None:
-            _fail("latency_ms is empty though status is ok")
+            fail("latency_ms is empty though status is ok")
         for name in _LATENCIES:
             value = getattr(self, name)
             if value is None:
                 continue
             if value <= 0:
-                _fail(f"{name} is {value:g}; a latency is a positive number of milliseconds")
+                fail(f"{name} is {value:g}; a latency is a positive number of milliseconds")
             if value > MAX_LATENCY_MS:
-                _fail(f"{name} is {value:g}, over an hour; the unit is milliseconds")
+                fail(f"{name} is {value:g}, over an hour; the unit is milliseconds")
         if self.call_ms is not None and not 0 <= self.call_ms <= MAX_LATENCY_MS:
-            _fail(f"call_ms is {self.call_ms:g}; it is a number of milliseconds of at least 0")
+            fail(f"call_ms is {self.call_ms:g}; it is a number of milliseconds of at least 0")
         low, high = self.ci_low_ms, self.ci_high_ms
         if (low is None) != (high is None):
-            _fail("ci_low_ms and ci_high_ms must both be there or both be empty")
+            fail("ci_low_ms and ci_high_ms must both be there or both be empty")
         if low is not None and high is not None and not low <= self.latency_ms <= high:
-            _fail(f"latency_ms {self.latency_ms:g} lies outside its interval {low:g} to {high:g}")
+            fail(f"latency_ms {self.latency_ms:g} lies outside its interval {low:g} to {high:g}")
         if self.p10_ms is not None and self.p90_ms is not None and self.p10_ms > self.p90_ms:
-            _fail(f"p10_ms {self.p10_ms:g} exceeds p90_ms {self.p90_ms:g}")
-        _check_text("estimator", self.estimator)
+            fail(f"p10_ms {self.p10_ms:g} exceeds p90_ms {self.p90_ms:g}")
+        check_text("estimator", self.estimator)
         if not self.estimator:
-            _fail("estimator is empty though status is ok; name how latency_ms was obtained")
+            fail("estimator is empty though status is ok; name how latency_ms was obtained")
 
     def _check_provenance(self) -> None:
-        if self.flags:
-            words = self.flags.split(";")
-            if not all(_FLAG.fullmatch(word) for word in words) or len(set(words)) < len(words):
-                _fail(f"flags is {self.flags!r}; write different words with ';' between them")
-        _check_text("compute_unit", self.compute_unit)
+        check_flags(self.flags)
+        check_text("compute_unit", self.compute_unit)
         for name in ("graph_sha256", "artifact_sha256"):
-            digest = getattr(self, name)
-            if digest and not _SHA256.fullmatch(digest):
-                _fail(f"{name} is {digest!r}; it has 64 hexadecimal digits in lower case")
+            check_sha256(name, getattr(self, name))
         for name in ("converter", "calibration", "agent_version"):
-            _check_text(name, getattr(self, name))
+            check_text(name, getattr(self, name))
         for name in ("temperature_before_c", "temperature_after_c"):
             value = getattr(self, name)
             if value is not None:
                 coldest, hottest = TEMPERATURE_RANGE_C
                 if not coldest <= value <= hottest:
-                    _fail(f"{name} is {value:g}; the unit is degrees Celsius")
+                    fail(f"{name} is {value:g}; the unit is degrees Celsius")
         for name in ("frequency_before_mhz", "frequency_after_mhz"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_FREQUENCY_MHZ:
-                _fail(f"{name} is {value:g}; the unit is MHz, and unknown is an empty cell")
+                fail(f"{name} is {value:g}; the unit is MHz, and unknown is an empty cell")
         if self.measured_at:
-            _check_time(self.measured_at)
+            check_time("measured_at", self.measured_at)
 
 
 COLUMNS = tuple(f.name for f in fields(Row))
@@ -395,12 +360,7 @@ class LookupTable:
             TableError: there is no such file, or it breaks the format; the message names
                 the first wrong line, and `problems` all of them.
         """
-        rows, problems = _read(path)
-        if problems:
-            more = len(problems) - 1
-            hint = f" (and {more} more; `hurricane table validate {path}` lists them)"
-            raise TableError(problems[0] + (hint if more else ""), problems)
-        return cls(rows, path)
+        return cls(_FILE.read(path), path)
 
     @classmethod
     def load_with_journal(cls, path: str | Path) -> LookupTable:
@@ -472,7 +432,6 @@ class LookupTable:
             operators: comma-separated names or shell patterns, ``MB_*,head:*``.
             status: one of `STATUSES`.
         """
-        patterns = [p.strip() for p in (operators or "*").split(",") if p.strip()]
         wanted = {t for t in self.targets() if target is None or matches_target(t, target)}
         return LookupTable(
             (
@@ -480,7 +439,7 @@ class LookupTable:
                 for row in self.rows
                 if row.target in wanted
                 and status in (None, row.status)
-                and any(fnmatch.fnmatchcase(row.operator, p) for p in patterns)
+                and matches_patterns(row.operator, operators)
             ),
             self.path,
         )
@@ -541,12 +500,12 @@ class LookupTable:
         Raises:
             TableError: the columns are not those of a table, or a row breaks the format.
         """
-        problem = _header_problem([str(name) for name in frame.columns])
+        problem = _header_problem(tuple(str(name) for name in frame.columns))
         if problem:
             raise TableError(f"data frame: {problem}")
         texts = set(COLUMNS) - set(_WHOLES) - set(_NUMBERS)
         rows = []
-        for number, cells in enumerate(frame.astype(object).itertuples(index=False)):
+        for place, cells in enumerate(frame.astype(object).itertuples(index=False)):
             values: dict[str, Any] = {
                 name: ("" if name in texts else None) if _is_missing(cell) else cell
                 for name, cell in zip(COLUMNS, cells, strict=True)
@@ -554,7 +513,7 @@ class LookupTable:
             try:
                 rows.append(Row(**values))
             except TableError as error:
-                raise TableError(f"data frame, row {number}: {error}") from error
+                raise TableError(f"data frame, row {place}: {error}") from error
         return cls(rows)
 
     def __len__(self) -> int:
@@ -592,18 +551,18 @@ def parse_options(text: str) -> dict[str, str]:
         TableError: it is not canonical; the message shows how it would be.
     """
     if not isinstance(text, str):
-        _fail(f"options is {text!r}; write key=value;key=value")
+        fail(f"options is {text!r}; write key=value;key=value")
     if not text:
         return {}
     options: dict[str, str] = {}
     for part in text.split(";"):
         key, equals, value = part.partition("=")
         if not equals or key in options:
-            _fail(f"options is {text!r}; write key=value;key=value, each key once")
+            fail(f"options is {text!r}; write key=value;key=value, each key once")
         options[key] = value
     canonical = format_options(options)
     if canonical != text:
-        _fail(f"options is {text!r}; sort it: {canonical!r}")
+        fail(f"options is {text!r}; sort it: {canonical!r}")
     return options
 
 
@@ -622,85 +581,54 @@ def matches_target(target: Target, wanted: Target | str) -> bool:
     return name == target.name and all(str(getattr(target, k)) == v for k, _, v in pairs)
 
 
+def matches_patterns(operator: str, patterns: str | None) -> bool:
+    """Whether a name is among comma-separated names or shell patterns; None: all are."""
+    wanted = (p.strip() for p in (patterns or "*").split(","))
+    return any(fnmatch.fnmatchcase(operator, p) for p in wanted if p)
+
+
 def describe(row: Row | RowKey) -> str:
     """A row's identity in words, for messages."""
     batch = f", batch {row.batch}" if row.batch != 1 else ""
     return f"{row.operator} at {row.shape}{batch} on {row.target}"
 
 
-def _read(path: str | Path) -> tuple[list[Row], list[str]]:
-    """Rows of a file, and its problems, each beginning with file and line."""
-    try:
-        data = read_bytes(path, "table")
-    except MissingFile as error:
-        raise TableError(f"{error}; profile-ops -o {path} fills one") from error
-    except BadRequest as error:
-        raise TableError(str(error)) from error
-    try:
-        text = data.decode("utf-8-sig")  # Excel puts a byte order mark in front.
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        return [], [f"{path}:{line}: is not UTF-8 text; save the table as UTF-8 CSV"]
-    if not text:
-        return [], [f"{path}:1: the file is empty; a table begins with its header"]
-    lines = text.split("\n")
-    names = tuple(cell.strip("\r") for cell in lines[0].split(","))
-    problem = None if names == EARLIER_COLUMNS else _header_problem(names)
-    if problem:
-        return [], [f"{path}:1: {problem}"]
-
-    rows: list[Row] = []
-    problems: list[str] = []
-    line_of: dict[RowKey, int] = {}
-    rest = lines.pop()
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            row = Row.from_line(line, names)
-        except TableError as error:
-            problems.append(f"{path}:{number}: {error}")
-            continue
-        first = line_of.setdefault(row.key, number)
-        if first != number:
-            problems.append(f"{path}:{number}: {describe(row)} is on line {first} already")
-            continue
-        rows.append(row)
-    if rest:
-        problems.append(
-            f"{path}:{len(lines) + 1}: the last line has no end, so the file was cut off; "
-            "take the line out or copy the file again"
-        )
-    return rows, problems
+def is_support_header(names: Sequence[str]) -> bool:
+    """Whether a header is, or was to be, that of a support report (`lookup_tables.support`)."""
+    return "sqnr_db" in names and "latency_ms" not in names
 
 
-def _header_problem(names: Sequence[str]) -> str | None:
-    if tuple(names) == COLUMNS:
+def _header_problem(names: tuple[str, ...]) -> str | None:
+    if names == EARLIER_COLUMNS:
         return None
-    lacking = [name for name in COLUMNS if name not in names]
-    extra = [name for name in names if name not in COLUMNS]
-    if len(lacking) > len(COLUMNS) // 2:
-        return "this is not the header of a lookup table; it begins with device,processor,runtime"
-    if lacking or extra:
-        parts = [f"lacks {', '.join(lacking)}"] if lacking else []
-        parts += [f"has {', '.join(map(repr, extra))}"] if extra else []
-        return f"the header {' and '.join(parts)}; docs/table-format.md lists the columns"
-    if len(names) > len(COLUMNS):
-        repeated = next(name for name in names if names.count(name) > 1)
-        return f"the header has {repeated} twice"
-    moved = next(i for i, (a, b) in enumerate(zip(names, COLUMNS, strict=True)) if a != b)
-    return f"column {moved + 1} is {names[moved]} and should be {COLUMNS[moved]}"
+    if is_support_header(names):
+        return "this is a support report; a lookup table is written by profile-ops"
+    return header_problem(names, COLUMNS, "lookup table")
+
+
+_FILE = FileKind(
+    "table", "profile-ops", _header_problem, Row.from_line, lambda row: row.key, describe
+)
+
+
+def part_of(operator: str) -> str:
+    """``stem``, ``head``, or the name of an operator at a layer."""
+    return operator.split(":", 1)[0]
+
+
+def order_of(target: Target, operator: str, shape: LayerShape) -> tuple[Any, ...]:
+    """Sorts rows: target, stem, layers from large to small in the order of the pool, head."""
+    return (
+        target,
+        {"stem": 0, "head": 2}.get(part_of(operator), 1),
+        (-shape.height, -shape.width, shape.in_channels, shape.out_channels, shape.stride),
+        _POOL_ORDER.get(operator, len(_POOL_ORDER)),
+        operator,
+    )
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    """Target, stem, layers from large to small in the order of the pool, head."""
-    part = 0 if row.is_stem else 2 if row.is_head else 1
-    return (
-        row.target,
-        part,
-        (-row.height, -row.width, row.in_channels, row.out_channels, row.stride),
-        _POOL_ORDER.get(row.operator, len(_POOL_ORDER)),
-        row.operator,
-        row.batch,
-    )
+    return (*order_of(row.target, row.operator, row.shape), row.batch)
 
 
 @lru_cache(maxsize=256)
@@ -709,113 +637,19 @@ def _target(*values: Any) -> Target:
     return Target(*values)
 
 
-def _fail(message: str) -> NoReturn:
-    raise TableError(message)
-
-
 def _is_missing(cell: Any) -> bool:
     import pandas
 
     return cell is None or cell is pandas.NA or (isinstance(cell, float) and math.isnan(cell))
 
 
-def _count(name: str, value: Any, minimum: int = 1) -> int:
-    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
-    if not whole or isinstance(value, bool) or value < minimum:
-        _fail(f"{name} is {value!r}; it is a whole number of at least {minimum}")
-    if int(value) > MAX_COUNT:
-        _fail(f"{name} is out of range; it is at most {MAX_COUNT}")
-    return int(value)
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool | str) or not _finite(value):
-        _fail(f"{name} is {value!r}; it is a finite number, or empty where there is none")
-    return float(f"{float(value):.{SIGNIFICANT_DIGITS}g}") + 0.0  # no negative zero
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):  # of another type; a whole number beyond all floats
-        return False
-
-
-def _parse_whole(name: str, cell: str) -> int | None:
-    if cell == "":
-        if name in _OPTIONAL_COUNTS:
-            return None
-        _fail(f"{name} is empty")
-    if not _WHOLE.fullmatch(cell):
-        _fail(f"{name} is {cell!r}; it is a whole number")
-    return int(cell)
-
-
-def _parse_number(name: str, cell: str) -> float | None:
-    if cell == "":
-        return None
-    try:
-        if "_" in cell or cell.strip() != cell:
-            raise ValueError(cell)
-        return float(cell)
-    except ValueError:
-        _fail(f"{name} is {cell!r}; it is a number with a decimal point, without its unit")
-
-
-def _check_text(name: str, value: Any, required: bool = False) -> None:
-    if not isinstance(value, str) or not value.isprintable() or value.strip() != value:
-        _fail(f"{name} is {value!r}; it is printable text without spaces around it")
-    if required and not value:
-        _fail(f"{name} is empty")
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        _fail(f"{name} is {value!r}; it is one of {', '.join(allowed)}")
-
-
-def _check_word(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        _fail(f"{name} is {value!r}; it is a word of lower-case letters, digits, '_' and '.'")
-
-
-def _check_time(text: str) -> None:
-    try:
-        known = datetime.fromisoformat(text).tzinfo is not None
-    except (TypeError, ValueError):
-        known = False
-    if not known:
-        _fail(f"measured_at is {text!r}; write it as 2026-01-31T12:00:00+00:00, with the zone")
-
-
 def _option(key: Any, value: Any) -> str:
     text = str(value)
     if not isinstance(key, str) or not _OPTION_KEY.fullmatch(key):
-        _fail(f"option {key!r}: a key has letters, digits and _ . -")
+        fail(f"option {key!r}: a key has letters, digits and _ . -")
     if not text or not text.isprintable() or text.strip() != text or set(text) & set(";="):
-        _fail(f"option {key} is {value!r}; a value is printable text without ';' and '='")
+        fail(f"option {key} is {value!r}; a value is printable text without ';' and '='")
     return text
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.{SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else str(value)
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
-
-
-def _split(line: str) -> list[str]:
-    if '"' not in line:
-        return line.split(",")
-    try:
-        return next(csv.reader([line], strict=True))
-    except csv.Error as error:
-        _fail(f"its quotes do not match ({error})")
 
 
 def _list(targets: Iterable[Target]) -> str:

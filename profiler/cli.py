@@ -138,7 +138,7 @@ def profile_ops(
     rows = plan_rows(parse_layers(layers), select_operators(operators), gate)
     requests: list[TargetRequest] = []
     for name in targets:
-        request = parse_target(name, (*runtime_options, *_gate_option(gate)))
+        request = parse_target(name, (*runtime_options, *gate_option(gate)))
         if request not in requests:
             requests.append(request)
     folder = output.endswith("/") or Path(output).is_dir()
@@ -318,7 +318,7 @@ def _complain_of(outcomes: Sequence[Outcome], silent: Sequence[str]) -> None:
         raise HurricaneError("\n".join(complaints))
 
 
-def _gate_option(gate: str) -> tuple[str, ...]:
+def gate_option(gate: str) -> tuple[str, ...]:
     from .measuring import GATE_OPTION
 
     return () if gate == GATES[0] else (f"{GATE_OPTION}={gate}",)

@@ -8,6 +8,9 @@ T(longer) - T(shorter), so that the price of a call, which a network pays once, 
 - the stem stands before the pool, against the pool alone, which is the price of a call: what a
   graph costs that takes the image and does next to nothing with it.
 
+Where times are estimated a call costs nothing, and the pool, which is cheap on a device, may cost
+more than an operator. There the pool is left out, and the stem stands before a neighbour.
+
 Seams differ with the neighbour, so there are two of them, and a row is the mean over both. The
 pool makes all these graphs end in a vector, so that their last edges are alike. What the pool
 itself costs at each tensor cancels when the rows of a network are summed. The shorter graphs are
@@ -17,7 +20,7 @@ whether the device is as fast as it was before. `docs/measurement.md` has reason
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -40,6 +43,10 @@ share must be known better than they are, and where a graph happens to lie in me
 
 OPERATOR = "neighbours"
 STEM = "pool"
+UNPOOLED = "neighbours-unpooled"
+
+ESTIMATED = "estimated"
+"""The origin of times that are calculated: nothing is called."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +95,32 @@ class PlannedRow:
         return (self.alone, *self.longer, *self.shorter)
 
 
-def plan_row(name: str, shape: LayerShape, gate: str = GATES[0]) -> PlannedRow:
-    """The graphs that one row needs."""
+def plan_row(
+    name: str, shape: LayerShape, gate: str = GATES[0], origin: str = "measured"
+) -> PlannedRow:
+    """The graphs that one row needs, for a target whose times have this origin."""
     piece = Piece(name, shape, gate)
+    estimated = origin == ESTIMATED
+    out = (shape.out_height, shape.out_width, shape.out_channels)
+    if is_stem(name) and estimated:
+        after = Piece(NEIGHBOURS[0], LayerShape(*out, shape.out_channels, 1), gate)
+        return PlannedRow(name, shape, (piece,), (Context((piece, after), (after,)),), UNPOOLED)
     if is_stem(name):
-        pooled = (piece, _pool(shape.out_height, shape.out_width, shape.out_channels))
+        pooled = (piece, _pool(*out))
         image = (_pool(shape.height, shape.width, shape.in_channels),)
         return PlannedRow(name, shape, (piece,), (Context(pooled, image),), STEM)
     kept = replace(shape, out_channels=shape.in_channels, stride=1)
-    after = () if is_head(name) else (_pool(shape.out_height, shape.out_width, shape.out_channels),)
+    pool = () if estimated else (_pool(shape.height, shape.width, shape.in_channels),)
+    pool_after = () if estimated or is_head(name) else (_pool(*out),)
     contexts = tuple(
         Context(
-            (Piece(neighbour, kept, gate), piece, *after),
-            (Piece(neighbour, kept, gate), _pool(shape.height, shape.width, shape.in_channels)),
+            (Piece(neighbour, kept, gate), piece, *pool_after),
+            (Piece(neighbour, kept, gate), *pool),
         )
         for neighbour in NEIGHBOURS
         if parse_operator(neighbour).applies_to(kept)
     )
-    return PlannedRow(name, shape, (piece,), contexts, OPERATOR)
+    return PlannedRow(name, shape, (piece,), contexts, UNPOOLED if estimated else OPERATOR)
 
 
 def _pool(height: int, width: int, channels: int) -> Piece:
@@ -186,3 +201,24 @@ def plan_rows(
 def weight_bytes(graph: Graph) -> int:
     """About how large a graph's artefact is, without making it."""
     return 4 * sum(c.params for piece in graph for c in row_costs(piece.name, piece.shape))
+
+
+def batches(
+    rows: Sequence[PlannedRow], max_bytes: int, most: int | None = None
+) -> Iterator[list[PlannedRow]]:
+    """Rows in lists whose own graphs an agent can hold at once.
+
+    Args:
+        rows: of a plan.
+        max_bytes: that an agent holds loaded.
+        most: rows of a list; None: any number.
+    """
+    batch: list[PlannedRow] = []
+    for row in rows:
+        size = sum(weight_bytes(r.alone) for r in (*batch, row))
+        if batch and (size > max_bytes or len(batch) == most):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -41,9 +41,9 @@ from .plan import (
     Graph,
     PlannedRow,
     anchor_graphs,
+    batches,
     graph_bytes,
     plan_row,
-    weight_bytes,
 )
 from .rotation import (
     ABANDONS,
@@ -82,7 +82,7 @@ the device."""
 RENEWED = 0.01
 """Rows are written down anew when what is taken for the device's speed changes by more."""
 
-_STATUS = {
+STATUS_OF = {
     ErrorKind.UNSUPPORTED_OPERATOR: "unsupported",
     ErrorKind.TIMED_OUT: "timeout",
 }
@@ -211,6 +211,7 @@ def profile(
                 f"the agents at {benches[0].client.address} and {bench.client.address} are not "
                 f"of one kind: {target} and {bench.target}; give each kind its own table"
             )
+    rows = [plan_row(r.name, r.shape, r.alone[0].gate, target.origin) for r in rows]
     note = on_progress or (lambda what, share: None)
     reference_ms = speed_of(reference, target) if reference is not None else {}
     pool = None
@@ -788,7 +789,7 @@ class _Pool:
         settings = self._settings
         digests = {row: bench.digest_of(row.alone) for row in share}
         timed: dict[str, ArtifactResult] = {}
-        for part in _parts(list(share), bench.max_bytes // 2):
+        for part in batches(list(share), bench.max_bytes // 2):
             for number in range(1 + REPEATS):
                 results = bench.time(
                     [digests[row] for row in part],
@@ -834,18 +835,6 @@ def _no_row(bench: Bench, why: object) -> BadAnswer:
     return BadAnswer(f"the agent at {bench.client.address} sent what no table can hold: {why}")
 
 
-def _parts(rows: Sequence[PlannedRow], max_bytes: int) -> Iterator[list[PlannedRow]]:
-    """Rows in lists whose own graphs an agent can hold at once."""
-    part: list[PlannedRow] = []
-    for row in rows:
-        if part and sum(weight_bytes(r.alone) for r in (*part, row)) > max_bytes:
-            yield part
-            part = []
-        part.append(row)
-    if part:
-        yield part
-
-
 def _reviewed(
     bench: Bench, rotation: Rotation, mine: Mapping[PlannedRow, Found]
 ) -> dict[PlannedRow, Row]:
@@ -873,7 +862,7 @@ def _table_row(bench: Bench, found: Found) -> Row:
         "measured_at": _now(),
     }
     if found.error is not None:
-        status = _STATUS.get(found.error.kind, "failed")
+        status = STATUS_OF.get(found.error.kind, "failed")
         flags = () if status != "failed" else (found.error.kind.name.lower().replace("_", "-"),)
         return Row.of(
             bench.target,
@@ -930,7 +919,9 @@ def _links(rows: Sequence[Row]) -> tuple[Graph, ...]:
     """Anchors of a few of the shapes that a table holds; what they took is known."""
     shapes = {row.shape: row for row in rows if not (row.is_stem or row.is_head)}
     some = list(shapes.values())[:: -(-len(shapes) // LINKS) or 1]
-    return anchor_graphs([plan_row(NEIGHBOURS[0], row.shape, gate_of(row.target)) for row in some])
+    return anchor_graphs(
+        [plan_row(NEIGHBOURS[0], row.shape, gate_of(row.target), row.target.origin) for row in some]
+    )
 
 
 def _digests(bench: Bench, graphs: Sequence[Graph]) -> set[str]:

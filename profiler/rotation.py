@@ -22,7 +22,7 @@ from ..agents.results import ArtifactResult
 from ..ops.backbone import is_stem
 from .estimate import Estimate, estimate_row, location_ms, relative_levels
 from .measuring import Bench, MeasuringSettings, clock_ms
-from .plan import Context, Graph, PlannedRow
+from .plan import STEM, Context, Graph, PlannedRow
 
 DRIFT = 0.15
 """A lap that is slower than half of what was timed by more is disturbed. Less than that, and what
@@ -521,7 +521,7 @@ class Rotation:
             rounds=sum(self._laps[n].rounds for n in numbers),
             before=self._laps[numbers[0]].results[contexts[0].longer][0].before,
             results=tuple(self._laps[numbers[-1]].results[c.longer][0] for c in contexts),
-            call_ms=float(location_ms(np.concatenate(called))) if is_stem(row.name) else None,
+            call_ms=_call_ms(row, np.concatenate(called)),
             attempts=self._attempts[row],
         )
 
@@ -578,6 +578,13 @@ def _usable(row: PlannedRow, lap: Lap) -> tuple[Context, ...]:
     """
     run = tuple(c for c in row.contexts if lap.error(c.shorter) is None)
     return tuple(c for c in run if not lap.falls_back(c.shorter)) or run
+
+
+def _call_ms(row: PlannedRow, shorter_ms: np.ndarray) -> float | None:
+    """What an empty call takes, where a row tells: a stem whose shorter graph is one."""
+    if not is_stem(row.name):
+        return None
+    return float(location_ms(shorter_ms)) if row.estimator == STEM else 0.0
 
 
 def _level_ms(copies: Sequence[np.ndarray]) -> float:

@@ -88,7 +88,8 @@ def find_witnesses(model: LatencyModel, bench: Bench) -> Witnesses | None:
     known = load_anchors(model.table_path, target)
     if not known:
         return None
-    planned = [plan_row(row.operator, row.shape, gate_of(target)) for row in model.rows]
+    gate, origin = gate_of(target), target.origin
+    planned = [plan_row(row.operator, row.shape, gate, origin) for row in model.rows]
     anchors = anchor_graphs(planned)
     room = bench.max_bytes // 4 - _bytes(anchors, ())
     light = [row for row in planned if _goes_along(row)]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .architecture import TableSource
     from .measuring import TargetMeasurer
     from .pipeline import RunOutcome, SearchSettings
+    from .scoring import LatencySource
     from .space import SearchSpace
 
 # The modules that do the work are imported inside the commands, so that --help and an
@@ -43,6 +44,10 @@ _LAZY = {
     ),
     "profile-ops": LazyCommand(
         "hurricane.profiler.cli:profile_ops", "Measures operators into a lookup table."
+    ),
+    "support": LazyCommand(
+        "hurricane.profiler.support_cli:support",
+        "Asks which operators a target takes, where they run, and how exactly.",
     ),
     "table": LazyCommand(
         "hurricane.lookup_tables.cli:table_group",
@@ -120,6 +125,18 @@ _space_options = together(
         help="Whose latency the score divides by [operator].",
     ),
     click.option(
+        "--support",
+        metavar="S",
+        help="A report of hurricane support: what the target does not take, or what falls back, "
+        "is left out.",
+    ),
+    click.option(
+        "--min-sqnr",
+        type=click.FloatRange(min=0.0),
+        metavar="DB",
+        help="With --support: what lies below this SQNR is left out too.",
+    ),
+    click.option(
         "--accept-table",
         is_flag=True,
         help="Take a table whose sums do not hold (hurricane verify).",
@@ -169,6 +186,7 @@ _SPACE_HELP = """Builds the search space for a budget: the operators to choose f
 Examples:
   hurricane space --table cpu.csv --latency 17
   hurricane space --table cpu.csv --latency 17 --alpha 0.42 -o space.json
+  hurricane space --table dsp.csv --latency 9 --support dsp.support.csv --min-sqnr 25
 """
 
 _SEARCH_HELP = """Finds the most accurate network within a latency budget, trains and exports it.
@@ -391,6 +409,8 @@ _SPACE_NAMES = (
     "latency_ms",
     "backbone",
     "target",
+    "support",
+    "min_sqnr",
     "top",
     "alpha",
     "exploring_layers",
@@ -399,27 +419,42 @@ _SPACE_NAMES = (
 )
 """Options that build a space; None where not given."""
 
+_BUILD_NAMES = _SPACE_NAMES[_SPACE_NAMES.index("top") :]
+"""Those of them that `build_space` takes."""
+
 
 def _make_space(options: dict[str, Any]) -> SearchSpace:
     """The space that the options ask for."""
+    from ..lookup_tables.support import SupportReport
     from .pipeline import open_latency
     from .space import build_space
+    from .supported import keep_supported
 
     if options["table"] is None or options["latency_ms"] is None:
         raise BadRequest("name a table with --table and a budget in ms with --latency")
     opened = open_latency(
         options["table"], options["backbone"], options["target"], options["accept_table"]
     )
-    rest = {k: options[k] for k in _SPACE_NAMES[4:] if options[k] is not None}
+    rest = {k: options[k] for k in _BUILD_NAMES if options[k] is not None}
+    model: LatencySource = opened.model
+    notes, support = list(opened.notes()), None
+    if options["support"] is not None:
+        path, least = options["support"], options["min_sqnr"]
+        supported = keep_supported(opened.model, SupportReport.load(path), path, least)
+        model, support = supported, supported.source
+        notes += supported.notes
+    elif options["min_sqnr"] is not None:
+        raise BadRequest("--min-sqnr needs a report to look at: name one with --support")
     made = build_space(
-        opened.model,
+        model,
         opened.backbone,
         options["latency_ms"],
         gate=opened.gate,
         table=opened.source,
+        support=support,
         **rest,
     )
-    for note in opened.notes():
+    for note in notes:
         click.echo(f"Note: {note}", err=True)
     return made
 

@@ -35,6 +35,7 @@ from .architecture import TableSource, backbone_reference, read_table_source
 from .feasible import TOLERANCE_MS, FeasibleSet
 from .jsonfile import Fields, write_json
 from .scoring import SCORE_LATENCIES, LatencySource, ScoreLines, rank, score_lines
+from .supported import SupportSource, read_support_source
 
 FORMAT_VERSION = 1
 DEFAULT_TOP = 4
@@ -62,9 +63,11 @@ class SearchSpace:
         reference: the reference architecture of ``architecture`` latencies, else None.
         top: p, scored operators kept at each layer.
         split: t, the first layers, which stage 2 searches.
-        reachable_ms: lowest and highest latency with all of the table's operators.
+        reachable_ms: lowest and highest latency with all of the table's operators that were not
+            left out.
         gate: of squeeze-and-excitation, that the latencies were taken with.
         table: where the latencies came from.
+        support: the report that left candidates out; None: all that have a latency are there.
     """
 
     backbone: str
@@ -82,6 +85,7 @@ class SearchSpace:
     reachable_ms: tuple[float, float]
     gate: str = GATES[0]
     table: TableSource | None = None
+    support: SupportSource | None = None
 
     @property
     def layers(self) -> int:
@@ -127,6 +131,7 @@ class SearchSpace:
             "format_version": FORMAT_VERSION,
             "backbone": self.backbone,
             "table": asdict(self.table) if self.table else None,
+            "support": self.support.to_dict() if self.support else None,
             "budget_ms": self.budget_ms,
             "fixed_ms": self.fixed_ms,
             "reachable_ms": list(self.reachable_ms),
@@ -173,6 +178,7 @@ class SearchSpace:
         fields = Fields.load(path, "space file", FORMAT_VERSION)
         layers = fields.objects("layers")
         table = fields.optional_object("table")
+        support = fields.optional_object("support")
         space = cls(
             backbone=fields.text("backbone"),
             budget_ms=fields.number("budget_ms"),
@@ -189,6 +195,7 @@ class SearchSpace:
             reachable_ms=fields.pair("reachable_ms"),
             gate=fields.choice("gate", GATES),
             table=read_table_source(table) if table else None,
+            support=read_support_source(support) if support else None,
         )
         space._check(fields)
         return space
@@ -254,6 +261,7 @@ def build_space(
     score_latency: str = "operator",
     gate: str = GATES[0],
     table: TableSource | None = None,
+    support: SupportSource | None = None,
 ) -> SearchSpace:
     """Builds the search space for a target and a latency budget.
 
@@ -268,6 +276,7 @@ def build_space(
         score_latency: what τ is in the score, see `scoring.score_lines`.
         gate: of squeeze-and-excitation, that the latencies were taken with; recorded.
         table: where the model's latencies came from; recorded.
+        support: what left candidates out of the model; recorded.
 
     Raises:
         BadRequest: an impossible budget or option; the message says what is possible.
@@ -318,6 +327,7 @@ def build_space(
         reachable_ms=reachable_ms(model),
         gate=gate,
         table=table,
+        support=support,
     )
 
 

@@ -27,6 +27,7 @@ def describe_space(space: SearchSpace) -> str:
         f"within the budget: {_share(everything.count, everything.total, everything.exact)}; "
         f"stage 1 (first {space.split} layers at the top score): "
         f"{_share(stage1.count, stage1.total, stage1.exact)}",
+        *([space.support.text()] if space.support else []),
         "",
     ]
     rows = [("layer", "shape", "candidates in ms, best score first; + explores")]

@@ -47,6 +47,7 @@ from .tflite_attacks import (
     operator_graphs,
     pack,
     quantised,
+    scaled,
     schema,
     sound_model,
     unpack,
@@ -349,9 +350,11 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: put(tensor(m), quantization=quantised([0.1, 0.1])), "2 scales along"),
     (lambda m: put(tensor(m), quantization=quantised([0.1], axis=4)), "along the dimension 4"),
     (lambda m: put(tensor(m), quantization=quantised([0.1], axis=-1)), "along the dimension -1"),
-    (lambda m: put(tensor(m), quantization=quantised([0.0])), "not finite and positive"),
-    (lambda m: put(tensor(m), quantization=quantised([float("nan")])), "not finite and positive"),
-    (lambda m: put(tensor(m), quantization=quantised([float("inf")])), "not finite and positive"),
+    (lambda m: put(tensor(m), quantization=quantised([1e-30])), "scale that is not within"),
+    (lambda m: put(tensor(m), quantization=quantised([1e30])), "scale that is not within"),
+    (lambda m: put(tensor(m), quantization=quantised([0.0])), "scale that is not within"),
+    (lambda m: put(tensor(m), quantization=quantised([float("nan")])), "scale that is not within"),
+    (lambda m: put(tensor(m), quantization=quantised([float("inf")])), "scale that is not within"),
     (lambda m: put(tensor(m), quantization=quantised([0.1], [1])), "no number of FLOAT32"),
     # the graph
     (lambda m: put(m.subgraphs[0], tensors=None), "the graph has no tensors"),
@@ -428,6 +431,89 @@ def test_inputs_are_counted_over_all_operators() -> None:
         y = model.tensor([1])
         model.operator("ADD_N", [x] * 1000, [y], options="AddNOptions")
     refuses(model.returns(y).pack(), "operators have more than 200000 inputs and outputs")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "match"),
+    [
+        ((1, 8.0, 3), "its numbers are of several types"),
+        ((1.0, 8.0, 0.0), "a step is 0"),
+        ((1, 8, 0), "a step is 0"),
+        ((1.0, float("inf"), 1.0), "endless"),
+        ((1.0, float("nan"), 1.0), "endless"),
+        ((1.0, 8.0, float("nan")), "endless"),
+        ((8, 1, 1), "an output would have no elements"),
+        ((1.0, 1e30, 1e-30), "makes|endless|more than"),
+        ((np.int64(-(2**63)), np.int64(2**63 - 1), np.int64(1)), r"makes \[more than 2\^63\]"),
+        ((np.int64(5), np.int64(-4), np.int64(-3)), r"makes \[3\]"),
+    ],
+)
+def test_a_range_must_have_an_end_and_be_as_declared(numbers: tuple, match: str) -> None:
+    model = Model()
+    x, y = model.input([1]), model.tensor([2])
+    ends = [model.constant(number, wide=isinstance(number, np.int64)) for number in numbers]
+    model.operator("RANGE", ends, [y], options="RangeOptions")
+    refuses(model.returns(x, y).pack(), match)
+
+
+@pytest.mark.parametrize("kind", ["INT8", "UINT8", "INT16", "INT4"])
+def test_small_integers_are_calculated_with_only_where_they_have_a_scale(kind: str) -> None:
+    """Kernels divide by what is not there, and die."""
+
+    def subtraction(**fields: Any) -> bytes:
+        model = Model()
+        x, y, z = model.input([4], kind), model.input([4], kind), model.tensor([4], kind)
+        for index in (x, y, z):
+            put(model.graph.tensors[index], **fields)
+        model.operator("SUB", [x, y], [z], options="SubOptions")
+        return model.returns(z).pack()
+
+    refuses(subtraction(), r"\(SUB\) calculates with tensor 0 .* which has no scale")
+    refuses(subtraction(quantization=quantised([0.1] * 4)), "4 scales; what is computed has one")
+    check(subtraction(quantization=quantised([0.1])))
+    check(one_operator("SQUEEZE", (4,), kind, options="SqueezeOptions"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "not_fits"),
+    [
+        ("ADD", (0.1, 1.0, 7e-5), (0.1, 1.0, 6e-5)),
+        ("SUB", (1.0, 0.1, 7e-5), (1.0, 0.1, 6e-5)),
+        ("SQUARED_DIFFERENCE", (1.0, 10.0, 0.1), (1.0, 10.0, 0.01)),
+        ("GREATER", (0.9, 0.1, 0), (0.1, 1.0, 0)),
+        ("EQUAL", (0.9, 0.1, 0), (1.0, 0.1, 0)),
+    ],
+)
+def test_scales_that_kernels_cannot_calculate_with_are_refused(
+    name: str, fits: tuple, not_fits: tuple
+) -> None:
+    result = "INT8" if fits[2] else "BOOL"
+    check(scaled(name, fits, result))
+    refuses(scaled(name, not_fits, result), "cannot calculate with the scales")
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "UINT8", "INT16"])
+def test_arithmetic_has_one_type(kind: str) -> None:
+    model = unpack(scaled("SQUARED_DIFFERENCE", (0.1, 0.1, 0.1)))
+    put(tensor(model, 2), type=getattr(schema.TensorType, kind))
+    refuses(pack(model), r"\(SQUARED_DIFFERENCE\) has inputs and outputs of several types")
+
+
+def test_scales_by_channel_are_for_convolutions() -> None:
+    model = Model()
+    x, y = (model.input([3], "INT8", quantization=quantised([0.1])), model.tensor([3], "INT8"))
+    put(model.graph.tensors[y], quantization=quantised([0.1]))
+    by_channel = model.constant(np.ones(3, np.int8), quantization=quantised([0.1, 0.2, 0.3]))
+    model.operator("MUL", [x, by_channel], [y], options="MulOptions")
+    refuses(model.returns(y).pack(), r"\(MUL\) cannot calculate with the scales")
+
+
+def test_all_inputs_together_have_a_limit() -> None:
+    model = Model()
+    sizes = [1, 2**27 + 1]
+    x, y, z = model.input(sizes), model.input(sizes), model.tensor(sizes)
+    model.operator("ADD", [x, y], [z], options="AddOptions")
+    refuses(model.returns(z).pack(), "the inputs take 1073741832 bytes; at most 1 GiB")
 
 
 def test_a_shape_that_is_computed_is_refused() -> None:
@@ -508,13 +594,19 @@ def test_numbers_of_operators_that_decide_on_shapes_must_fit() -> None:
         ("RESHAPE", [2, 3], [[7]], [7]),
         ("SPACE_TO_BATCH_ND", [1, 4, 4, 1], [[0, 2], [[0, 0], [0, 0]]], [1, 4, 4, 1]),
         ("TOPK_V2", [2, 3], [4], [2, 4]),
+        ("DYNAMIC_UPDATE_SLICE", [2, 3], [np.ones((3, 1)), [0, 0]], [2, 3]),
+        ("DYNAMIC_UPDATE_SLICE", [2, 3], [np.ones((1, 1)), [0]], [2, 3]),
+        ("SCATTER_ND", [2, 3], [np.ones(2), [4]], [4]),
+        ("GATHER_ND", [2, 3], [[[0, 0, 0]]], [1]),
+        ("CONCATENATION", [2, 3], [np.ones((3, 3))], [5, 2]),
     ]
     for name, shape, numbers, result in bad:
         model = Model()
         x = model.input(shape)
         ys = [model.tensor(result) for _ in range(SIGNATURES[name].fewest_outputs)]
         kind = SIGNATURES[name].options
-        model.operator(name, [x, *map(model.constant, numbers)], ys, options=kind)
+        fields = {"axis": 1} if name == "CONCATENATION" else {}
+        model.operator(name, [x, *map(model.constant, numbers)], ys, options=kind, **fields)
         refuses(model.returns(*ys).pack(), r"cannot run: \w+")
 
 

@@ -265,6 +265,23 @@ def test_a_flag_names_a_few_operators_and_fits_a_word() -> None:
     assert placement_of((), "XNNPACK") == ("CPU", ())
 
 
+def test_names_are_those_of_the_signature_or_else_of_the_tensors(
+    session: litert_cpu.LitertSession,
+) -> None:
+    def rename(model: Any) -> None:
+        for tensor in model.subgraphs[0].tensors:
+            tensor.name = b"tensor/" + tensor.name
+
+    def unsigned(model: Any) -> None:
+        rename(model)
+        model.signatureDefs = []
+
+    for change, name in ((rename, "input"), (unsigned, "tensor/input")):
+        graph = session.load(changed(fp32_of("SEP_5"), change), "tflite")
+        assert [tensor.name for tensor in graph.inputs()] == [name]
+        assert list(graph.outputs(random_inputs(graph.inputs()))) == [name.replace("in", "out")]
+
+
 # --- Precision
 
 
@@ -328,9 +345,18 @@ def _not_fixed(model: Any) -> None:
     graph.tensors[graph.inputs[0]].shapeSignature = np.array([-1, 9, 11, 16], np.int32)
 
 
+def _one_name_for_all(model: Any) -> None:
+    model.signatureDefs = []
+    graph = model.subgraphs[0]
+    graph.inputs = np.append(graph.inputs, graph.outputs)
+    for tensor in graph.tensors:
+        tensor.name = b"same"
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "words"),
     [
+        (_one_name_for_all, BadRequest, "share a name"),
         (_custom, UnsupportedOperator, "custom op: Nonsense"),
         (_of_the_future, UnsupportedOperator, "9999"),
         (_not_fixed, BadRequest, "no fixed shape"),
@@ -561,6 +587,7 @@ graph._content = b"broken"
 session.renew()
 graph.timed_calls(1)
 found["survives"] = graph._interpreter is working
+graph._content = open(sys.argv[1], "rb").read()
 graph.close()
 session.renew()
 found["closed"] = not hasattr(graph, "_interpreter")

@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from hurricane.lookup_tables.calibration import (
 )
 from hurricane.lookup_tables.journal import Journal, read_journal
 from hurricane.lookup_tables.runs import Run, load_runs, save_runs
+from hurricane.lookup_tables.support import SupportReport, SupportRow
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.lookup_tables.verdict import Verdict
 from hurricane.ops import files as host_files
@@ -44,6 +46,7 @@ from hurricane.search.measuring import Measurement
 from hurricane.search.report import gather_run, read_verification
 from hurricane.search.rundir import RunDirectory, read_config
 from hurricane.search.space import SearchSpace
+from hurricane.search.supported import LeftOut, SupportSource
 from hurricane.search.training import read_saved, write_atomically
 
 from .test_search_pipeline import BACKBONE as BACKBONE_TEXT
@@ -99,6 +102,14 @@ class World:
         ]
         calibration_path(self.table).write_text(json.dumps(content))
         save_anchors(self.table, CPU, {"a" * 64: 1.0})
+        shape, words = BACKBONE.layers[0], {"flags": "fallback:cpu", "reason": "not compared"}
+        report = SupportReport(
+            SupportRow.of(CPU, name, shape, status="ok", **words) for name in ("SEP_3", "MB_3_3")
+        )
+        report.save(folder / "cpu.support.csv")
+        out = (LeftOut("SEP_3", str(shape), "fallback:cpu"),)
+        source = SupportSource("cpu.support.csv", report.sha256(), 20.0, out)
+        replace(self.space, support=source).save(folder / "supported.json")
         save_runs(self.table, [Run("2026-01-01T00:00:00+00:00", str(CPU), "1", 3, 1.0, 2, 1, 1.0)])
         with Journal.open(self.table, CPU) as journal:
             journal.append(table.rows[:3])
@@ -149,6 +160,11 @@ LOADERS: Mapping[str, tuple[str, Callable[[World], object]]] = {
     "boards": ("boards.toml", lambda w: Boards.load(w.folder / "boards.toml")),
     "token": ("token.txt", lambda w: read_token(w.folder / "token.txt", "--token-file")),
     "table": ("cpu.csv", lambda w: LookupTable.load(w.table)),
+    "support": ("cpu.support.csv", lambda w: SupportReport.load(w.folder / "cpu.support.csv")),
+    "space by support": (
+        "supported.json",
+        lambda w: SearchSpace.load(w.folder / "supported.json").to_dict(),
+    ),
     "journal": ("cpu.csv.journal", lambda w: read_journal(w.table)),
     "calibration": (
         "cpu.csv.calibration.json",
@@ -414,7 +430,7 @@ def variants(path: Path) -> Iterator[bytes]:
 # Report and demo read most with loaders that are here by themselves; what else has fields.
 FIELDS = ("run configuration", "report of config", "space", "architecture", "confirmation")
 FIELDS += ("verification", "evaluated", "report of evaluated", "backbone", "device", "boards")
-FIELDS += ("table", "journal", "calibration", "anchors", "runs")
+FIELDS += ("table", "support", "space by support", "journal", "calibration", "anchors", "runs")
 
 
 @pytest.mark.parametrize("loader", FIELDS)

@@ -779,6 +779,20 @@ def test_a_context_whose_neighbour_falls_back_is_left_out_where_there_is_another
     assert flags_where("SEP_3", "Choice_3") == {"SEP_5": both, "Choice_3": both}
 
 
+def test_estimates_are_differences_without_a_pool_and_a_call_costs_nothing(tmp_path):
+    bench = StandIn()
+    bench.target = replace(bench.target, origin="estimated")
+    rows = planned("SEP_5,Choice_3", layers="digits32")
+    table = fill([bench], rows, tmp_path / "t.csv").table
+    assert {row.estimator for row in table} == {"neighbours-unpooled"}
+    for row in table:
+        # The stand-in takes as long for a stem, or a head, as for a pool.
+        assert row.latency_ms == pytest.approx(COST_MS.get(row.operator, POOL_MS))
+        assert row.call_ms == 0.0 if row.is_stem else row.call_ms is not None
+    timed = {piece.name for graphs, _ in bench.requests for graph in graphs for piece in graph}
+    assert "pool" not in timed
+
+
 def test_a_lost_device_says_nothing_of_a_row():
     def lose(number: int) -> None:
         if number == 1:

@@ -326,6 +326,16 @@ def test_the_group_lists_all_commands_without_importing_them() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    for name in ("agent", "profile-ops", "table", "space", "search", "train", "export", "verify"):
+    for name in (
+        "agent",
+        "profile-ops",
+        "table",
+        "space",
+        "search",
+        "train",
+        "export",
+        "verify",
+        "support",
+    ):
         assert f"\n  {name} " in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"

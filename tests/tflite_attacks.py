@@ -61,7 +61,8 @@ class Model:
     def constant(self, values: Any, **fields: Any) -> int:
         """Adds a constant; numbers of Python become int32 or float32."""
         values = np.asarray(values)
-        if values.dtype == np.int64 and not fields.pop("wide", False):
+        wide = fields.pop("wide", False)
+        if values.dtype == np.int64 and not wide:
             values = values.astype(np.int32)
         if values.dtype == np.float64:
             values = values.astype(np.float32)
@@ -420,10 +421,12 @@ def changed(change: Callable[[Any], Any], base: Callable[[], Model] = sound_mode
     return pack(model)
 
 
-def one_operator(name: str, shape: Sequence[int] = (1, 4), **options: Any) -> bytes:
-    """An operator from one input to one output."""
+def one_operator(
+    name: str, shape: Sequence[int] = (1, 4), kind: str = "FLOAT32", **options: Any
+) -> bytes:
+    """An operator from one input to one output of the same shape."""
     model = Model()
-    x, y = model.input(shape), model.tensor(shape)
+    x, y = model.input(shape, kind), model.tensor(shape, kind)
     model.operator(name, [x], [y], **options)
     return model.returns(y).pack()
 
@@ -520,6 +523,17 @@ def _shape(model: Any, tensor: int, shape: Sequence[int]) -> None:
     model.subgraphs[0].tensors[tensor].shape = np.array(shape, np.int32)
 
 
+def scaled(name: str, scales: Sequence[float], result: str = "INT8") -> bytes:
+    """An operator of two int8 tensors, with the scales of both and of its output."""
+    words = "".join(part.capitalize() for part in name.split("_"))
+    model = Model()
+    x, y = (model.input([4], "INT8", quantization=quantised([scale])) for scale in scales[:2])
+    last = quantised([scales[2]]) if result == "INT8" else None
+    z = model.tensor([4], result, quantization=last)
+    model.operator(name, [x, y], [z], options=f"{words}Options")
+    return model.returns(z).pack()
+
+
 def crashing_models() -> Iterator[tuple[str, bytes]]:
     """Files that kill LiteRT's interpreter if nobody looks (a test holds that)."""
 
@@ -537,12 +551,30 @@ def crashing_models() -> Iterator[tuple[str, bytes]]:
 
     yield "options_left_out", split().pack()
     yield "more_parts_than_outputs", split(options="SplitOptions", numSplits=4).pack()
+    model = Model()
+    x, y, z = (model.input([4], "INT8"), model.input([4], "INT8"), model.tensor([4], "INT8"))
+    model.operator("SUB", [x, y], [z], options="SubOptions")
+    yield "no_scale", model.returns(z).pack()
+    for name, scales, result in (
+        ("ADD", (1.0, 1.0, 1e-6), "INT8"),
+        ("SQUARED_DIFFERENCE", (100.0, 100.0, 1.0), "INT8"),
+        ("LESS_EQUAL", (1.0, 1.0, 1.0), "BOOL"),
+    ):
+        yield f"scales_of_{name}", scaled(name, scales, result)
+    model = unpack(scaled("SQUARED_DIFFERENCE", (100.0, 100.0, 1.0)))
+    model.subgraphs[0].tensors[2].type = schema.TensorType.FLOAT16
+    yield "several_types", pack(model)
     radius = {"options": "LocalResponseNormalizationOptions", "radius": 2**31 - 1, "bias": 1.0}
     yield "endless_radius", one_operator("LOCAL_RESPONSE_NORMALIZATION", (1, 3, 2, 4), **radius)
     model = Model()
     x, y = model.input([4]), model.tensor([4], "INT8", quantization=quantised([-1.0]))
     model.operator("QUANTIZE", [x], [y], options="QuantizeOptions")
     yield "negative_scale", model.returns(y).pack()
+    model = Model()
+    x = model.input([4], "INT8", quantization=quantised([1e-40]))
+    y = model.tensor([4], "INT8", quantization=quantised([1.0]))
+    model.operator("QUANTIZE", [x], [y], options="QuantizeOptions")
+    yield "tiny_scale", model.returns(y).pack()
 
 
 MEMORY_READER_OFFSET = 2**62
@@ -615,12 +647,37 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
         Exception: the file cannot be taken apart, or not be put together again.
     """
     model = unpack(content)
+    if chance.random() < 0.3:
+        _retype(model, chance)
+        if chance.random() < 0.5:
+            return pack(model)
     places = list(_places(model))
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
         owner, name = chance.choice(places)
         value = getattr(owner, name)
         setattr(owner, name, _other(value, chance))
     return pack(model)
+
+
+_BITS = {"INT64": 64, "FLOAT64": 64, "FLOAT32": 32, "INT32": 32, "FLOAT16": 16, "INT16": 16}
+_BITS |= {"BOOL": 8, "UINT8": 8, "INT8": 8, "INT4": 4, "INT2": 2}
+
+
+def _retype(model: Any, chance: random.Random) -> None:
+    """Gives tensors another type, with data and scales that fit."""
+    one = chance.choice(list(_BITS)) if chance.random() < 0.5 else None
+    for tensor in model.subgraphs[0].tensors:
+        if chance.random() < 0.4:
+            continue
+        kind = one or chance.choice(list(_BITS))
+        tensor.type = getattr(schema.TensorType, kind)
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data):
+            bits = int(np.prod(tensor.shape)) * _BITS[kind]
+            model.buffers.append(schema.BufferT(data=np.resize(data, -(-bits // 8))))
+            tensor.buffer = len(model.buffers) - 1
+        scale = chance.choice((None, 0.1, 1.0, 1e-30, 3e38))
+        tensor.quantization = None if scale is None else quantised([scale])
 
 
 def _places(value: Any) -> Iterator[tuple[Any, str]]:

@@ -257,7 +257,11 @@ class LitertGraph(Loaded):
             self._set(self._interpreter, self._preset)
 
     def renew(self) -> None:
-        """Moves to a new interpreter, whose memory lies elsewhere for the old one still has its."""
+        """Moves to a new interpreter, whose memory lies elsewhere for the old one still has its.
+
+        Graphs of 30 us differed by up to 9% from one interpreter to the next, and by 0.3% within
+        each.
+        """
         with contextlib.suppress(Exception), _own_cores(self._cores):
             content = bytes(memoryview(self._content))  # LiteRT's own kernels read weights there
             interpreter = self._maker.interpreter(content)
@@ -314,6 +318,9 @@ def _places(interpreter: Any) -> _Places:
             named.outputs.values()
         ) == _indices(outputs):
             return named
+    for details in (inputs, outputs):
+        if len({tensor["name"] for tensor in details}) != len(details):
+            raise BadRequest("inputs or outputs share a name, and the file has no signature")
     return _Places({d["name"]: d for d in inputs}, {d["name"]: d for d in outputs})
 
 

@@ -376,6 +376,63 @@ SIGNATURES = {
 }
 """All that are accepted: functions of tensors, with shapes that are known before they run."""
 
+ONE_TYPE = frozenset(
+    {
+        "ADD",
+        "DIV",
+        "FLOOR_DIV",
+        "FLOOR_MOD",
+        "MAXIMUM",
+        "MINIMUM",
+        "MUL",
+        "SQUARED_DIFFERENCE",
+        "SUB",
+    }
+)
+"""Those whose inputs and outputs are of one type; kernels look at one of them only."""
+
+MOVES = frozenset(
+    {
+        "BATCH_TO_SPACE_ND",
+        "BROADCAST_TO",
+        "CAST",
+        "CONCATENATION",
+        "DEPTH_TO_SPACE",
+        "DYNAMIC_UPDATE_SLICE",
+        "EMBEDDING_LOOKUP",
+        "EXPAND_DIMS",
+        "FILL",
+        "GATHER",
+        "GATHER_ND",
+        "MIRROR_PAD",
+        "ONE_HOT",
+        "PACK",
+        "PAD",
+        "PADV2",
+        "RANK",
+        "RESHAPE",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "REVERSE_SEQUENCE",
+        "REVERSE_V2",
+        "SCATTER_ND",
+        "SELECT",
+        "SELECT_V2",
+        "SHAPE",
+        "SLICE",
+        "SPACE_TO_BATCH_ND",
+        "SPACE_TO_DEPTH",
+        "SPLIT",
+        "SPLIT_V",
+        "SQUEEZE",
+        "STRIDED_SLICE",
+        "TILE",
+        "TRANSPOSE",
+        "UNPACK",
+        "ZEROS_LIKE",
+    }
+)
+"""Those that do not calculate: they take small integers without a scale."""
+
 _RUNS_OTHERS = "it runs other subgraphs, maybe without end"
 _KEEPS_STATE = "it keeps a state from one call to the next, so that calls differ"
 _UNKNOWN_SIZE = "the size of its output is known only when it has run"

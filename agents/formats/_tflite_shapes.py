@@ -483,10 +483,10 @@ def _fill(node: Node) -> list[Shape]:
 
 def _range(node: Node) -> list[Shape]:
     start, limit, step = (_numbers(node, index, 1)[0] for index in range(3))
-    _need(all(math.isfinite(number) for number in (start, limit, step)), "it is endless")
+    _need(type(start) is type(limit) is type(step), "its numbers are of several types")
     _need(step != 0, "a step is 0")
     if isinstance(step, int):
-        return [(len(range(start, limit, step)),)]
+        return [(max(0, -((start - limit) // step)),)]
     count = (limit - start) / step
     _need(math.isfinite(count), "it is endless")
     return [(max(0, math.ceil(count)),)]

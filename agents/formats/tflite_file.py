@@ -19,7 +19,16 @@ from ..errors import BadRequest, UnsupportedOperator
 from . import Content
 from ._flatbuffer import Limits, Table, parse
 from ._protobuf import Span, shown
-from ._tflite_operators import MOST_OPERANDS, OPERATORS, SIGNATURES, Signature, reason_against
+from ._tflite_operators import (
+    MOST_OPERANDS,
+    MOVES,
+    ONE_TYPE,
+    OPERATORS,
+    SIGNATURES,
+    Signature,
+    reason_against,
+)
+from ._tflite_scales import scales_fit
 from ._tflite_schema import SCHEMA, TENSOR_TYPES
 from ._tflite_shapes import Node, Operand, Shape, shapes_of
 
@@ -76,7 +85,9 @@ _ZERO_POINTS = {
     "INT2": (-2, 1),
     "UINT4": (0, 15),
 }
-"""Range of the zero points by type; 0 for all others."""
+"""Range of the zero points by the types that are quantised; 0 for all others."""
+
+_SCALES = (2.0**-60, 2.0**60)  # quotients of two are normal floats: kernels die of others
 
 _LEAST_OPTIONS = {
     "stride_w": 1,
@@ -229,6 +240,7 @@ class _Tensor:
         shape: its dimensions.
         data: where they lie, for a constant.
         size: in bytes.
+        scales: how many scales it has; 0 where it is not quantised.
     """
 
     what: str
@@ -236,6 +248,7 @@ class _Tensor:
     shape: Shape
     data: Optional[Span]
     size: int
+    scales: Sequence[float]
 
 
 class _GraphCheck:
@@ -327,9 +340,12 @@ class _GraphCheck:
         data = self._buffers[tensor["buffer"]]
         if data is not None and data.size != size:
             raise BadRequest(f"{what} holds {data.size} bytes; {name}{list(shape)} takes {size}")
+        scales: Any = ()
         if tensor["quantization"] is not None:
-            _check_quantization(tensor["quantization"], name, shape, what)
-        return _Tensor(what, name, shape, data, size)
+            scales = _scales_of(tensor["quantization"], name, shape, what)
+        if len(scales) > 1 and data is None:
+            raise BadRequest(f"{what} has {len(scales)} scales; what is computed has one")
+        return _Tensor(what, name, shape, data, size, scales)
 
     def _check_operator(self, operator: Table, index: int) -> None:
         code: int = operator["opcode_index"]
@@ -359,6 +375,10 @@ class _GraphCheck:
             raise BadRequest(f"{what} has {len(outputs)} outputs")
         if min(outputs) < 0:
             raise BadRequest(f"{what} has an output that is left out")
+        if name in ONE_TYPE and len({self._tensors[i].type for i in (*inputs, *outputs)}) > 1:
+            raise BadRequest(f"{what} has inputs and outputs of several types")
+        if name not in MOVES:
+            self._check_scales(name, inputs, outputs, what)
         operands = [
             None
             if i < 0
@@ -378,6 +398,22 @@ class _GraphCheck:
                     f"{_shown_shape(self._tensors[output].shape)}"
                 )
             self._define(output, f"{what} writes")
+
+    def _check_scales(
+        self, name: str, inputs: Iterable[int], outputs: Iterable[int], what: str
+    ) -> None:
+        """Small integers stand for other numbers; kernels divide by scales that are not there."""
+        scales: tuple[list[Sequence[float]], list[Sequence[float]]] = ([], [])
+        for found, indices in zip(scales, (inputs, outputs)):
+            for index in indices:
+                tensor = self._tensors[index]
+                if index < 0 or tensor.type not in _ZERO_POINTS:
+                    continue
+                if not len(tensor.scales):
+                    raise BadRequest(f"{what} calculates with {tensor.what}, which has no scale")
+                found.append(tensor.scales)
+        if not scales_fit(name, *scales):
+            raise BadRequest(f"{what} cannot calculate with the scales of its inputs and outputs")
 
     def _inputs(self, operator: Table, signature: Signature, what: str) -> list[int]:
         inputs = self._indices(operator["inputs"], f"the inputs of {what}")
@@ -428,7 +464,8 @@ def _shape_of(tensor: Table, what: str) -> Shape:
     return sizes
 
 
-def _check_quantization(parameters: Table, kind: str, shape: Shape, what: str) -> None:
+def _scales_of(parameters: Table, kind: str, shape: Shape, what: str) -> Any:
+    """Checks how a tensor is quantised; its scales."""
     if parameters["details"] is not None:
         raise BadRequest(f"{what} has {parameters['details'].kind}; only scales are accepted")
     scales, zeros = (
@@ -441,13 +478,14 @@ def _check_quantization(parameters: Table, kind: str, shape: Shape, what: str) -
     if axis < 0 or axis >= max(1, len(shape)):
         raise BadRequest(f"{what} is quantised along the dimension {axis}, which it lacks")
     if not len(scales):
-        return
+        return scales
     if len(scales) > 1 and (not shape or len(scales) != shape[axis]):
         raise BadRequest(f"{what} has {len(scales)} scales along a dimension of another size")
-    if not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise BadRequest(f"{what} has a scale that is not finite and positive")
+    if not _within(scales, *_SCALES):
+        raise BadRequest(f"{what} has a scale that is not within 2^-60 to 2^60")
     if not _within(zeros, *_ZERO_POINTS.get(kind, (0, 0))):
         raise BadRequest(f"{what} has a zero point that is no number of {kind}")
+    return scales
 
 
 def _options_of(operator: Table, name: str, signature: Signature, what: str) -> dict[str, Any]:
@@ -475,7 +513,7 @@ def _options_of(operator: Table, name: str, signature: Signature, what: str) -> 
     return options
 
 
-def _within(numbers: Any, low: int, high: int) -> bool:
+def _within(numbers: Any, low: float, high: float) -> bool:
     return bool(numbers.min() >= low and numbers.max() <= high)
 
 

@@ -1,0 +1,340 @@
+"""Asks a target which graphs it takes, where they run, and how far outputs are from fp32.
+
+Every row's own graph is loaded and called twice; nothing is timed. Its outputs for seeded random
+inputs are compared with those of the fp32 ONNX graph in onnxruntime on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import numpy as np
+
+from ..agents.errors import AgentError, BadAnswer, ErrorKind, Unreachable
+from ..agents.results import ArtifactResult, Protocol
+from ..lookup_tables.support import MAX_REASON, SupportRow
+from ..lookup_tables.table import TableError, format_flags
+from ..ops.artifacts import ArtifactInfo, edges
+from ..ops.artifacts.cache import cached
+from ..ops.calibration import random_samples
+from ..ops.errors import BadRequest, HurricaneError
+from ..ops.export import sha256
+from ..ops.graph import prepare_templates
+from .measuring import Bench
+from .plan import PlannedRow, batches, graph_bytes
+from .profile import STATUS_OF
+from .rotation import ABANDONS, FOREIGN
+
+BATCH_ROWS = 16
+"""Rows of one request: few, so that a graph that kills the runtime costs few others anew."""
+
+INPUTS = 4
+"""Random inputs of each graph: heads give as few as ten numbers for one."""
+
+COMPUTING = ("measured", "emulated")
+"""Origins whose targets run graphs; others say how long, and compute nothing."""
+
+_FIRST_SEED = 1
+"""Calibration samples are drawn with seed 0."""
+
+_OF_TIME = ("throttled", *FOREIGN)
+"""Flags that speak of times, which are not kept."""
+
+
+@dataclass(frozen=True)
+class SupportSettings:
+    """How a target is asked.
+
+    Attributes:
+        timeout_s: for loading a graph, and for one call.
+        seed: of the inputs, at least 0.
+    """
+
+    timeout_s: float = 60.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BadRequest(f"seed must not be negative, got {self.seed}")
+
+    @property
+    def protocol(self) -> Protocol:
+        """One call after a warm-up call; graphs stay loaded for the numerical check."""
+        return Protocol(
+            rounds=1,
+            calls_per_visit=1,
+            warmup_calls=1,
+            artifact_timeout_s=self.timeout_s,
+            keep_loaded=True,
+        )
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far outputs are from the reference.
+
+    Attributes:
+        relative_error: largest |Δ| over largest |reference|.
+        sqnr_db: signal power over error power, in dB; None: there is no error.
+    """
+
+    relative_error: float
+    sqnr_db: float | None
+
+
+class _NotComparable(Exception):
+    """Outputs that cannot be compared with the reference; the message says why."""
+
+
+def deviation(reference: np.ndarray, values: np.ndarray) -> Deviation:
+    """Compares outputs, of any shape, with the reference.
+
+    Raises:
+        ValueError: the reference is zero everywhere.
+    """
+    wanted = np.asarray(reference, np.float64)
+    error = np.asarray(values, np.float64) - wanted
+    largest = float(np.abs(wanted).max())
+    if largest == 0:
+        raise ValueError("the reference is zero everywhere: no error is relative to it")
+    if not error.any():
+        return Deviation(0.0, None)
+    sqnr_db = 10 * np.log10(np.square(wanted).sum() / np.square(error).sum())
+    return Deviation(float(np.abs(error).max()) / largest, float(sqnr_db))
+
+
+def ask_support(
+    bench: Bench,
+    rows: Sequence[PlannedRow],
+    settings: SupportSettings,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> Iterator[SupportRow]:
+    """Asks for every row; each is given as soon as it is known.
+
+    A graph at which the device is lost is tried once more at the end; if others could be run and
+    it is lost again, that row has failed.
+
+    Args:
+        bench: the target.
+        rows: of a plan; their own graphs alone are sent.
+        on_progress: called with (what, share of the whole).
+
+    Raises:
+        AgentError: the agent or its device is gone, or answers what cannot be right.
+    """
+    note = on_progress or (lambda what, share: None)
+    pieces = {piece for row in rows for piece in row.alone}
+    prepare_templates(
+        sorted(pieces, key=lambda piece: piece.key), lambda done, n: note("export", 0.2 * done / n)
+    )
+    _ = bench.recipe.converter  # says what is not installed
+    with suppress(HurricaneError):  # of one graph: its row says so
+        bench.prepare(
+            [partial(graph_bytes, row.alone) for row in rows],
+            lambda done, n: note("convert", 0.2 + 0.3 * done / n),
+        )
+    done, lost = 0, []
+    for batch in batches(rows, bench.max_bytes, BATCH_ROWS):
+        for row, found in _ask(bench, batch, settings):
+            if isinstance(found, AgentError):
+                lost.append(row)
+                continue
+            done += 1
+            note("ask", 0.5 + 0.5 * done / len(rows))
+            yield found
+    for row in lost:
+        for _, found in _ask(bench, [row], settings):
+            if isinstance(found, AgentError):
+                if not done:
+                    raise found
+                found = _row(bench, row, error=found)
+            yield found
+
+
+def _ask(
+    bench: Bench, rows: Sequence[PlannedRow], settings: SupportSettings
+) -> Iterator[tuple[PlannedRow, SupportRow | AgentError]]:
+    """Rows of one request; of those at which the device was lost the error."""
+    digests: dict[PlannedRow, str] = {}
+    for row in rows:
+        try:
+            digests[row] = bench.digest_of(row.alone)
+        except HurricaneError as error:
+            yield row, _row(bench, row, status="failed", reason=f"no artefact: {error}")
+    results = bench.time([*digests.values()], settings.protocol) if digests else {}
+    for row, digest in digests.items():
+        result = results[digest]
+        try:
+            if result.error is not None:
+                raise result.error
+            yield row, _checked(bench, row, result, settings)
+        except (BadAnswer, Unreachable):
+            raise
+        except AgentError as error:
+            if error.kind is ErrorKind.DEVICE_LOST:
+                yield row, error
+            elif error.kind in ABANDONS:
+                raise
+            else:
+                yield row, _row(bench, row, result, error=error)
+
+
+def _checked(
+    bench: Bench, row: PlannedRow, result: ArtifactResult, settings: SupportSettings
+) -> SupportRow:
+    """The row of a graph that runs, with the numbers where there can be any.
+
+    Raises:
+        AgentError: it does not run with these inputs.
+    """
+    origin = bench.target.origin
+    if origin not in COMPUTING:
+        return _row(bench, row, result, reason=f"no numbers: {origin}, and nothing is computed")
+    inputs = _inputs(row, INPUTS if bench.resident else 1, settings.seed)  # else each is a load
+    reference = _reference(row, inputs)
+    try:
+        found = _compared(reference, _outputs(bench, row, inputs, settings.timeout_s))
+    except _NotComparable as error:
+        return _row(bench, row, result, status="failed", reason=str(error))
+    except ValueError as error:
+        return _row(bench, row, result, reason=f"no numbers: {error}")
+    return _row(bench, row, result, relative_error=found.relative_error, sqnr_db=found.sqnr_db)
+
+
+def _inputs(row: PlannedRow, count: int, seed: int) -> np.ndarray:
+    """Inputs of a row's graph, drawn as calibration samples are: float32 [count, C, H, W]."""
+    shape = row.shape
+    size = (shape.in_channels, shape.height, shape.width)
+    return random_samples(size, count, _FIRST_SEED + seed)
+
+
+def _reference(row: PlannedRow, inputs: np.ndarray) -> list[list[np.ndarray]]:
+    """Outputs of the fp32 graph for each input."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        graph_bytes(row.alone), providers=["CPUExecutionProvider"]
+    )
+    (name,) = (value.name for value in session.get_inputs())
+    return [[np.asarray(v) for v in session.run(None, {name: value[None]})] for value in inputs]
+
+
+def _outputs(
+    bench: Bench, row: PlannedRow, inputs: np.ndarray, timeout_s: float
+) -> list[list[np.ndarray]]:
+    """What the target gives for each input, as real values in ONNX's layout.
+
+    Args:
+        inputs: float32 [count, C, H, W].
+
+    Raises:
+        AgentError: it does not run.
+        _NotComparable: an output is not there.
+    """
+    content = cached(partial(graph_bytes, row.alone), bench.recipe).content
+    known = edges(content, bench.recipe.format)
+    (entry,) = known.inputs
+    names = [edge.name for edge in known.outputs]
+    values = []
+    for value in inputs:
+        given = bench.client.run(
+            bench.digest_of(row.alone),
+            bench.request.name,
+            {entry.name: entry.encode(value[None])},
+            threads=bench.request.threads,
+            options=bench.request.runtime_options,
+            format=bench.recipe.format,
+            timeout_s=timeout_s,
+        )
+        if set(given) != set(names):
+            found = ", ".join(given) or "none"
+            raise _NotComparable(f"its outputs are called {found}, not {', '.join(names)}")
+        values.append([edge.decode(given[edge.name]) for edge in known.outputs])
+    return values
+
+
+def _compared(
+    reference: Sequence[Sequence[np.ndarray]], values: Sequence[Sequence[np.ndarray]]
+) -> Deviation:
+    """Compares the outputs for several inputs, all of them together.
+
+    Raises:
+        _NotComparable: they have other shapes, or are not finite.
+        ValueError: the reference is zero everywhere.
+    """
+    pairs = [
+        pair
+        for wanted, given in zip(reference, values, strict=True)
+        for pair in zip(wanted, given, strict=True)
+    ]
+    for wanted, given in pairs:
+        if wanted.shape != given.shape:
+            raise _NotComparable(
+                f"its output has the shape {list(given.shape)}, not {list(wanted.shape)}"
+            )
+        if not np.isfinite(given).all():
+            raise _NotComparable("its output has values that are not finite")
+    return deviation(
+        np.concatenate([wanted.ravel() for wanted, _ in pairs]),
+        np.concatenate([given.ravel() for _, given in pairs]),
+    )
+
+
+def _row(
+    bench: Bench,
+    row: PlannedRow,
+    result: ArtifactResult | None = None,
+    error: AgentError | None = None,
+    status: str = "ok",
+    reason: str = "",
+    relative_error: float | None = None,
+    sqnr_db: float | None = None,
+) -> SupportRow:
+    """A row of the report."""
+    artifact = _info_of(bench, row)
+    if error is not None:
+        status = STATUS_OF.get(error.kind, "failed")
+        kind = error.kind.name.lower().replace("_", " ")
+        words = str(error).removeprefix(f"agent at {bench.client.address}: ")
+        reason = words if status != "failed" else f"{kind}: {words}"
+    ran = result if result is not None and result.error is None else None
+    try:
+        return SupportRow.of(
+            bench.target,
+            row.name,
+            row.shape,
+            status=status,
+            compute_unit=ran.compute_unit if ran else "",
+            flags=format_flags(flag for flag in ran.flags if flag not in _OF_TIME) if ran else "",
+            relative_error=relative_error,
+            sqnr_db=sqnr_db,
+            reason=_one_line(reason),
+            graph_sha256=artifact.graph_sha256,
+            artifact_sha256=artifact.artifact_sha256,
+            converter=artifact.converter,
+            calibration=artifact.calibration,
+            agent_version=bench.agent_version,
+            checked_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+    except TableError as why:
+        raise BadAnswer(
+            f"the agent at {bench.client.address} sent what no report can hold: {why}"
+        ) from why
+
+
+def _info_of(bench: Bench, row: PlannedRow) -> ArtifactInfo:
+    """What is known of a row's artefact, or of its graph where none can be made."""
+    try:
+        return bench.info_of(row.alone)
+    except HurricaneError:
+        return ArtifactInfo(sha256(graph_bytes(row.alone)), "", bench.recipe.converter)
+
+
+def _one_line(text: str) -> str:
+    """A message as a cell holds it."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 1] + "…"
