@@ -20,7 +20,6 @@ import json
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +128,7 @@ def main() -> None:
         "options": {**series.defaults, **request.options},
         "origin": "estimated",
         "rows": len(rows),
-        "rows_with_fallback": dict(Counter(f"{row.name} at {row.shape}" for row in fallen)),
+        "rows_with_fallback": [f"{row.name} at {row.shape}" for row in fallen],
         "rows_compile_median_ms": 1e3 * float(np.median(estimates.compile_s)),
     }
     draw = random.Random(arguments.seed)

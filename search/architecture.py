@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,6 +57,75 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class TrainingData:
+    """The data that a network was trained on, as far as using the network needs it.
+
+    Attributes:
+        spec: the text it was loaded from, see `data.load_data`.
+        classes: class names, in the order of the network's outputs.
+        mean, std: of the training images by channel, in units of 1 (white).
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ArtifactAccuracy:
+    """Accuracy on the test split of the file that a target loads, computed by its runtime.
+
+    Attributes:
+        right, images: images classified rightly, and all images of the split.
+        data: spec of the data.
+        target: name of the target that the file ran on.
+        origin: ``measured`` or ``emulated``.
+        runtime_version: of the target.
+        format, precision: of the file.
+        converter: what made the file, with versions; empty: the exported graph itself.
+        calibration: source of the calibration data; empty where there was none.
+        artifact_sha256: of the file.
+        flags: what the runtime said of it, such as ``precision:…``.
+    """
+
+    right: int
+    images: int
+    data: str
+    target: str
+    origin: str
+    runtime_version: str
+    format: str
+    precision: str
+    converter: str
+    calibration: str
+    artifact_sha256: str
+    flags: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """Share of images classified rightly, 0 to 1."""
+        return self.right / self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return _with_lists({"value": self.value, **asdict(self)})
+
+    @property
+    def how(self) -> str:
+        """How it was obtained, in words."""
+        facts = [
+            f"{self.precision} {self.format} on {self.target}",
+            f"runtime {self.runtime_version}" if self.runtime_version else "",
+            "" if self.origin == "measured" else self.origin,
+            f"calibrated with {self.calibration}" if self.calibration else "",
+            f"{self.images:,} images",
+            *self.flags,
+        ]
+        return ", ".join(filter(None, facts))
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One operator for each learnable layer of a backbone, with what is known about it.
 
@@ -68,7 +139,9 @@ class Architecture:
         predicted_interval_ms: of `predicted_ms`, 95% (`LatencyModel.interval`); None: not known.
         measured_ms: latency on the target; None until measured.
         measured_halves_ms: over the first and the second half of the rounds: the retest.
-        accuracy: figures, each with how it was obtained.
+        accuracy: figures, each with how it was obtained; of fp32 networks.
+        artifact_accuracy: of the file for the table's target; None until measured.
+        trained_on: data of its weights; None until trained.
         seed: of the search.
         versions: of Python and the packages that made it.
     """
@@ -83,6 +156,8 @@ class Architecture:
     measured_ms: float | None = None
     measured_halves_ms: tuple[float, float] | None = None
     accuracy: tuple[Accuracy, ...] = ()
+    artifact_accuracy: ArtifactAccuracy | None = None
+    trained_on: TrainingData | None = None
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +175,10 @@ class Architecture:
             "measured_ms": self.measured_ms,
             "measured_halves_ms": list(self.measured_halves_ms or ()) or None,
             "accuracy": [asdict(figure) for figure in self.accuracy],
+            "artifact_accuracy": self.artifact_accuracy.to_dict()
+            if self.artifact_accuracy
+            else None,
+            "trained_on": _with_lists(asdict(self.trained_on)) if self.trained_on else None,
             "seed": self.seed,
             "versions": dict(self.versions),
         }
@@ -130,11 +209,14 @@ class Architecture:
             measured_ms=_read_latency(fields, "measured_ms"),
             measured_halves_ms=_read_halves(fields),
             accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
+            artifact_accuracy=_read_artifact_accuracy(fields.optional_object("artifact_accuracy")),
+            trained_on=_read_training_data(fields.optional_object("trained_on")),
             seed=fields.optional_integer("seed"),
             versions={k: str(v) for k, v in versions.as_dict().items()} if versions else {},
         )
         try:
-            architecture.load_backbone()
+            backbone = architecture.load_backbone()
+            _check_training_data(architecture.trained_on, backbone)
         except BadRequest as error:
             raise BadRequest(f"architecture file {path}: {error}") from error
         return architecture
@@ -214,3 +296,65 @@ def _read_accuracy(fields: Fields) -> Accuracy:
     if value > 1:
         raise fields.fail("value", "a share between 0 and 1")
     return Accuracy(value, fields.choice("split", ("validation", "test")), fields.text("how"))
+
+
+def _with_lists(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _read_artifact_accuracy(fields: Fields | None) -> ArtifactAccuracy | None:
+    if fields is None:
+        return None
+    images = fields.integer("images", 1)
+    right = fields.integer("right")
+    if right > images:
+        raise fields.fail("right", f"at most {images}, the number of images")
+    if not math.isclose(fields.number("value"), right / images, abs_tol=1e-9):
+        raise fields.fail("value", "right / images")
+    digest = fields.text("artifact_sha256")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise fields.fail("artifact_sha256", "64 hexadecimal digits")
+    return ArtifactAccuracy(
+        right=right,
+        images=images,
+        data=fields.text("data"),
+        target=fields.text("target"),
+        origin=fields.choice("origin", ("measured", "emulated")),
+        runtime_version=_text_or_empty(fields, "runtime_version"),
+        format=fields.text("format"),
+        precision=fields.text("precision"),
+        converter=_text_or_empty(fields, "converter"),
+        calibration=_text_or_empty(fields, "calibration"),
+        artifact_sha256=digest,
+        flags=fields.texts("flags"),
+    )
+
+
+def _text_or_empty(fields: Fields, key: str) -> str:
+    return "" if fields.get(key) == "" else fields.text(key)
+
+
+def _read_training_data(fields: Fields | None) -> TrainingData | None:
+    if fields is None:
+        return None
+    found = TrainingData(
+        fields.text("spec"), fields.texts("classes"), fields.numbers("mean"), fields.numbers("std")
+    )
+    if not found.std or min(found.std) == 0:
+        raise fields.fail("std", "numbers above 0")
+    return found
+
+
+def _check_training_data(found: TrainingData | None, backbone: Backbone) -> None:
+    if found is None:
+        return
+    if len(found.classes) != backbone.classes or len(set(found.classes)) != backbone.classes:
+        raise BadRequest(
+            f"trained_on has {len(set(found.classes))} classes, the head of {backbone.name} has "
+            f"{backbone.classes}"
+        )
+    if not len(found.mean) == len(found.std) == backbone.input_channels:
+        raise BadRequest(
+            f"trained_on must have mean and std of {backbone.input_channels} channels, as "
+            f"{backbone.name} takes them"
+        )

@@ -1,4 +1,4 @@
-"""The command ``hurricane``: `space`, `search`, `train` and `export`, and all the others."""
+"""The command ``hurricane``: `space`, `search` and `train`, and all the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .pipeline import SUPERNET_TRAININGS
 if TYPE_CHECKING:
     from .architecture import TableSource
     from .measuring import TargetMeasurer
-    from .pipeline import RunOutcome, SearchSettings
+    from .pipeline import MeasureAccuracy, RunOutcome, SearchSettings
     from .scoring import LatencySource
     from .space import SearchSpace
 
@@ -56,6 +56,9 @@ _LAZY = {
     "verify": LazyCommand(
         "hurricane.profiler.verify_cli:verify",
         "Measures whole networks against a table's prediction.",
+    ),
+    "export": LazyCommand(
+        "hurricane.search.export_cli:export_command", "Writes an architecture as ONNX or TFLite."
     ),
     "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
     "demo": LazyCommand("hurricane.search.demo:demo_command", "Runs everything, in small."),
@@ -164,20 +167,24 @@ _training_options = together(
     ),
 )
 
-_agent_options = together(
-    click.option(
-        "--measure/--no-measure",
-        default=True,
-        show_default=True,
-        help="Measure on the table's target: candidates for the winner before training, which "
-        "can change the choice, and the trained network.",
-    ),
+one_agent = together(
     click.option(
         "--agent",
         metavar="HOST:PORT",
         help="The one agent to measure on [a private one on this machine].",
     ),
     credential_options,
+)
+
+_agent_options = together(
+    click.option(
+        "--measure/--no-measure",
+        default=True,
+        show_default=True,
+        help="Measure on the table's target: candidates for the winner before training, which "
+        "can change the choice, and the trained network's latency and accuracy.",
+    ),
+    one_agent,
 )
 
 _SPACE_HELP = """Builds the search space for a budget: the operators to choose from at each layer.
@@ -204,16 +211,6 @@ _TRAIN_HELP = """Trains an architecture from scratch and exports it.
 \b
 Example:
   hurricane train runs/mine/winner-1.json --data digits -o runs/stage-1
-"""
-
-_EXPORT_HELP = """Writes an architecture as an ONNX file.
-
-Weights are those that training left beside the architecture; without any, or where they are
-another network's, they are drawn from a fixed seed, which is enough to measure latency.
-
-\b
-Example:
-  hurricane export runs/mine/architecture.json -o model.onnx
 """
 
 
@@ -287,8 +284,10 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
     measure = _measurer(made.table, options)
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
-    with _bars() as watch:
-        outcome = run_search(made, settings, output, measure=measure, watch=watch)
+    with progress_bars() as watch:
+        outcome = run_search(
+            made, settings, output, measure=measure, watch=watch, test=_test(measure)
+        )
     if not leads():
         return
     from .report import write_report
@@ -311,6 +310,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
         "stages": stages,
         "architecture": outcome.architecture.to_dict(),
         "unmeasured": outcome.unmeasured,
+        "untested": outcome.untested,
     }
     text = [describe_stage(stage) for stage in outcome.stages.stages]
     text += [describe_architecture(outcome.architecture), *_last_lines(outcome)]
@@ -334,74 +334,20 @@ def train(architecture: Path, output: Path, as_json: bool, **options: Any) -> No
     loaded = Architecture.load(architecture)
     settings = _settings(SearchSettings, options)
     measure = _measurer(loaded.table, options)
-    with _bars() as watch:
-        outcome = run_training(loaded, settings, output, measure=measure, watch=watch)
+    with progress_bars() as watch:
+        outcome = run_training(
+            loaded, settings, output, measure=measure, watch=watch, test=_test(measure)
+        )
     if not leads():
         return
     result = {
         "directory": str(output),
         "architecture": outcome.architecture.to_dict(),
         "unmeasured": outcome.unmeasured,
+        "untested": outcome.untested,
     }
     text = [describe_architecture(outcome.architecture), *_last_lines(outcome)]
     emit(result, as_json, "\n".join(text))
-
-
-@cli.command(help=_EXPORT_HELP, short_help="Writes an architecture as an ONNX file.")
-@click.argument("architecture", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="onnx", show_default=True, type=click.Choice(["onnx"]))
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    type=click.Choice(["fp32"]),
-    help="Of weights.",
-)
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="Weights that training saved [weights.pt beside the architecture].",
-)
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@json_option
-def export(
-    architecture: Path,
-    form: str,
-    precision: str,
-    weights: Path | None,
-    output: Path,
-    as_json: bool,
-) -> None:
-    import hashlib
-
-    from .architecture import Architecture
-    from .jsonfile import write_bytes
-    from .pipeline import export_trained
-    from .retrain import OtherWeights
-
-    loaded = Architecture.load(architecture)
-    backbone = loaded.load_backbone()
-    beside = architecture.parent / "weights.pt"
-    source = weights or (beside if beside.exists() else None)
-    try:
-        content = export_trained(loaded, backbone, source)
-    except OtherWeights:
-        if weights is not None:
-            raise
-        click.echo(f"Note: {source} holds another network's weights; these are seeded", err=True)
-        source = None
-        content = export_trained(loaded, backbone, None)
-    write_bytes(output, content)
-    result = {
-        "output": str(output),
-        "format": form,
-        "precision": precision,
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "weights": str(source) if source else None,
-    }
-    origin = f"weights of {source}" if source else "seeded, untrained weights"
-    emit(result, as_json, f"{output}: {len(content):,} bytes, {origin}")
 
 
 _SPACE_NAMES = (
@@ -468,29 +414,41 @@ def _measurer(source: TableSource | None, options: dict[str, Any]) -> TargetMeas
     """What measures the result, if it is to be measured; a named agent is asked at once."""
     if source is None or not options["measure"]:
         return None
-    from ..profiler.options import credentials
     from .measuring import TargetMeasurer
 
-    agent = options["agent"]
-    agents = [agent] if agent else []
-    names = ("token_file", "tls_ca", "tls_cert", "tls_key", "insecure")
-    keys = credentials(agents, **{name: options[name] for name in names})
+    agents, keys = named_agent(options)
     try:
         measurer = TargetMeasurer.of_table(source, agents=agents, credentials=keys)
     except BadRequest as error:
         raise BadRequest(f"{error}; without its table, add --no-measure") from error
-    if agent:
+    if agents:
         measurer.check()
     return measurer
 
 
+def _test(measure: TargetMeasurer | None) -> MeasureAccuracy | None:
+    return None if measure is None else measure.accuracy
+
+
+def named_agent(options: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """The agent named, if any, and arguments of its client."""
+    from ..profiler.options import credentials
+
+    agents = [options["agent"]] if options["agent"] else []
+    names = ("token_file", "tls_ca", "tls_cert", "tls_key", "insecure")
+    return agents, credentials(agents, **{name: options[name] for name in names})
+
+
 def _last_lines(outcome: RunOutcome) -> list[str]:
     lines = [f"not measured: {outcome.unmeasured}"] if outcome.unmeasured else []
+    lines += (
+        [f"accuracy on the target not measured: {outcome.untested}"] if outcome.untested else []
+    )
     return [*lines, f"everything is in {outcome.directory}"]
 
 
 @contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Progress bars one after the other: a new label ends the bar before."""
     with ExitStack() as stack:
         label = ""

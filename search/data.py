@@ -61,6 +61,22 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def balanced(self, count: int) -> Split:
+        """A fixed draw of images, the classes in turn, each in random order.
+
+        Args:
+            count: how many; all, if there are no more.
+        """
+        fixed = torch.Generator().manual_seed(SPLIT_SEED)
+        order = torch.randperm(len(self), generator=fixed)
+        labels = self.labels[order]
+        turn = torch.empty_like(labels)
+        for label in torch.unique(labels):
+            members = labels == label
+            turn[members] = torch.arange(int(members.sum()))
+        chosen = order[torch.argsort(turn, stable=True)[:count]]
+        return Split(self.images[chosen], self.labels[chosen])
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -218,7 +218,8 @@ def _run(job: Job, measure: TargetMeasurer | None = None, watch: Watch | None = 
         layers = len(load_backbone(BACKBONE).layers)
         plain = Architecture(BACKBONE, (BASELINE,) * layers, seed=job.settings.seed)
         return run_training(plain, job.settings, job.folder, watch=watch)
-    return run_search(job.space, job.settings, job.folder, None, measure, watch, job.until)
+    test = None if measure is None else measure.accuracy
+    return run_search(job.space, job.settings, job.folder, None, measure, watch, job.until, test)
 
 
 def _in_parallel(label: str, jobs: Sequence[Job]) -> None:
@@ -425,6 +426,8 @@ def _summary(
                 "met": r.met,
                 "measured_halves_ms": r.outcome.architecture.measured_halves_ms,
                 "test_accuracy": _accuracy(r.outcome.architecture),
+                "artifact_accuracy": r.outcome.architecture.artifact_accuracy
+                and r.outcome.architecture.artifact_accuracy.to_dict(),
                 "operators": list(r.outcome.architecture.operators),
                 "baseline_predicted_ms": r.prepared.baseline_ms,
             }

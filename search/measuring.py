@@ -1,8 +1,8 @@
-"""Measuring a found network on the target that its table is of."""
+"""Measuring a found network on the target that its table is of: latency and accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.table import Target, parse_options
 from ..ops.errors import BadRequest, HurricaneError
-from .architecture import TableSource
+from .architecture import ArtifactAccuracy, TableSource
 
 if TYPE_CHECKING:
+    from ..ops.artifacts import Artifact, Recipe
     from ..ops.backbone import Backbone
-    from ..profiler.measuring import Bench
+    from ..profiler.measuring import Bench, TargetRequest
+    from .data import ImageData
+
+Count = Callable[[int, int], None]
+"""Told (images done, images in all)."""
 
 ROUNDS = 48
 """Passes for one network: more than those that check a table, as nothing averages its noise out."""
@@ -24,7 +29,7 @@ COMPANY = 12
 
 
 class NotMeasurable(HurricaneError):
-    """No agent was named and this machine is not the table's target."""
+    """No agent was named and this machine is not the table's target, or it computes nothing."""
 
 
 @dataclass(frozen=True)
@@ -97,21 +102,37 @@ class TargetMeasurer:
             raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")
         return Measurement(time.measured_ms, time.first_ms, time.second_ms)
 
+    def accuracy(
+        self,
+        make: Callable[[Recipe], Artifact],
+        data: ImageData,
+        count: Count | None = None,
+    ) -> ArtifactAccuracy:
+        """Accuracy of a network on the test split, of the target's artefact in its runtime.
+
+        Args:
+            make: gives the artefact, once the target's format is known.
+            data: its test split is what the artefact is run on.
+            count: is told how many images are done.
+
+        Raises:
+            BadRequest, NotMeasurable, HurricaneError: as for a latency; a simulated device has
+                no accuracy either.
+        """
+        if self.target.origin == "simulated":
+            raise NotMeasurable(f"{self.target.name} simulates time, and computes nothing")
+        with self._bench() as bench:
+            return artifact_accuracy(bench, make(bench.recipe), data, count)
+
     @contextmanager
     def _bench(self) -> Iterator[Bench]:
-        from ..profiler.measuring import Bench, TargetRequest, connect, parse_target
+        from ..profiler.measuring import TargetRequest, parse_target
 
         named = parse_target(self.target.name)
         options = parse_options(self.target.options)
         options.pop("gate", None)  # is in the network, not in the runtime
         request = TargetRequest(named.name, named.threads, options)
-        with connect(self.agents, request, **self.credentials) as clients:
-            try:
-                bench = Bench.open(clients[0], request)
-            except BadRequest as error:
-                if self.agents:
-                    raise
-                raise NotMeasurable(f"{error}; name the board's agent with --agent") from error
+        with open_bench(request, self.agents, self.credentials) as bench:
             found = replace(
                 bench.target,
                 runtime_version=self.target.runtime_version,
@@ -123,3 +144,77 @@ class TargetMeasurer:
                     raise BadRequest(f"{words}; name the right agent with --agent")
                 raise NotMeasurable(f"{words}; name the board's agent with --agent")
             yield bench
+
+
+@contextmanager
+def open_bench(
+    request: TargetRequest, agents: Sequence[str], credentials: Mapping[str, Any]
+) -> Iterator[Bench]:
+    """A target on the agent named, or on a private one on this machine.
+
+    Raises:
+        BadRequest: the named agent does not have it.
+        NotMeasurable: no agent was named and this machine does not have it.
+    """
+    from ..profiler.measuring import Bench, connect
+
+    with connect(agents, request, **credentials) as clients:
+        try:
+            bench = Bench.open(clients[0], request)
+        except BadRequest as error:
+            if agents:
+                raise
+            raise NotMeasurable(f"{error}; name the board's agent with --agent") from error
+        yield bench
+
+
+def artifact_accuracy(
+    bench: Bench, artifact: Artifact, data: ImageData, count: Count | None = None
+) -> ArtifactAccuracy:
+    """Accuracy of an artefact on the test split, one image a call in the target's runtime.
+
+    Raises:
+        HurricaneError: the target could not run the artefact.
+    """
+    import numpy as np
+
+    from ..agents.results import Protocol
+    from ..ops.artifacts import edges
+
+    client, request, recipe = bench.client, bench.request, bench.recipe
+    found = edges(artifact.content, recipe.format)
+    (source,), (target,) = found.inputs, found.outputs
+    digest = client.upload(artifact.content, recipe.format)
+    # What a batch leaves loaded, the calls after it need not load each for itself.
+    kept = bench.time([digest], Protocol(rounds=1, calls_per_visit=1, keep_loaded=True))[digest]
+    if kept.error is not None:
+        raise HurricaneError(f"the network could not be run on {bench.target}: {kept.error}")
+    labels = data.test.labels.tolist()
+    right = 0
+    for index, label in enumerate(labels):
+        image = data.normalise(data.test.images[index : index + 1]).numpy()
+        outputs = client.run(
+            digest,
+            request.name,
+            {source.name: source.encode(image)},
+            threads=request.threads,
+            options=request.runtime_options,
+            format=recipe.format,
+        )
+        right += int(np.argmax(target.decode(outputs[target.name]))) == label
+        if count is not None:
+            count(index + 1, len(labels))
+    return ArtifactAccuracy(
+        right=right,
+        images=len(labels),
+        data=data.spec,
+        target=bench.target.name,
+        origin=bench.target.origin,
+        runtime_version=bench.target.runtime_version,
+        format=recipe.format,
+        precision=bench.target.precision,
+        converter=artifact.info.converter,
+        calibration=artifact.info.calibration,
+        artifact_sha256=digest,
+        flags=tuple(kept.flags),
+    )

@@ -23,7 +23,14 @@ from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.files import MAX_MODEL_BYTES, read_bytes
 from ..ops.pool import GATES
-from .architecture import Accuracy, Architecture, TableSource, package_versions
+from .architecture import (
+    Accuracy,
+    Architecture,
+    ArtifactAccuracy,
+    TableSource,
+    TrainingData,
+    package_versions,
+)
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
@@ -32,6 +39,7 @@ from .space import SearchSpace
 from .two_stage import StageResult, TwoStageResult, two_stage_search
 
 if TYPE_CHECKING:
+    from ..ops.artifacts import Artifact, Recipe
     from ..ops.blocks import Network
     from .data import ImageData
     from .training import Preset
@@ -46,6 +54,17 @@ class Measure(Protocol):
     def __call__(
         self, backbone: Backbone, operators: Sequence[str], gate: str, model: bytes | None = None
     ) -> Measurement: ...
+
+
+class MeasureAccuracy(Protocol):
+    """Measures the accuracy of the target's artefact (`TargetMeasurer.accuracy`)."""
+
+    def __call__(
+        self,
+        make: Callable[[Recipe], Artifact],
+        data: ImageData,
+        count: Callable[[int, int], None] | None = None,
+    ) -> ArtifactAccuracy: ...
 
 
 STEPS = ("searched", "confirmed", "trained", "measured")
@@ -159,6 +178,7 @@ class RunOutcome:
         directory: of the run.
         architecture: with its figures.
         unmeasured: why there is no measured latency, where measuring was asked for.
+        untested: why there is no accuracy of the target's artefact, where there is a latency.
         space: what was searched; None for a training alone.
         stages: what each stage found; None for a training alone.
     """
@@ -166,6 +186,7 @@ class RunOutcome:
     directory: Path
     architecture: Architecture
     unmeasured: str = ""
+    untested: str = ""
     space: SearchSpace | None = None
     stages: TwoStageResult | None = None
 
@@ -270,6 +291,7 @@ def run_search(
     measure: Measure | None = None,
     watch: Watch | None = None,
     until: str = STEPS[-1],
+    test: MeasureAccuracy | None = None,
 ) -> RunOutcome:
     """Searches a space, trains the winner, exports it and measures it; resumes a killed run.
 
@@ -282,6 +304,7 @@ def run_search(
             (see `confirm`), and the exported winner is measured; None leaves both out.
         watch: is told how far each step is.
         until: the last step to be done, one of `STEPS`.
+        test: measures the accuracy of the winner's artefact, where its latency was measured.
 
     Raises:
         BadRequest: the directory holds another run, nothing meets the budget, the sums of the
@@ -311,7 +334,7 @@ def run_search(
             ),
         )
         step = STEPS.index(until)
-        found, unmeasured = stages.winner, ""
+        found, unmeasured, untested = stages.winner, "", ""
         wanted = step >= STEPS.index("confirmed") and measure is not None
         if run.confirmed_path.exists() or (wanted and not run.training_path.exists()):
             found, unmeasured = _confirmed(run, workshop, space, stages, measure)
@@ -321,9 +344,9 @@ def run_search(
             winner = known
         if step >= STEPS.index("trained"):
             timer = measure if step >= STEPS.index("measured") and not unmeasured else None
-            winner, problem = _finish(run, workshop, winner, settings, timer)
+            winner, problem, untested = _finish(run, workshop, winner, settings, timer, test)
             unmeasured = unmeasured or problem
-        return RunOutcome(run.path, winner, unmeasured, space, stages)
+        return RunOutcome(run.path, winner, unmeasured, untested, space, stages)
 
 
 def run_training(
@@ -333,6 +356,7 @@ def run_training(
     preset: Preset | None = None,
     measure: Measure | None = None,
     watch: Watch | None = None,
+    test: MeasureAccuracy | None = None,
 ) -> RunOutcome:
     """Trains an architecture from scratch, exports and measures it; resumes a killed run.
 
@@ -340,7 +364,7 @@ def run_training(
         architecture: any, found by a search or written by hand.
         settings: data, seed, device and length of the training; the rest plays no part.
         directory: of the run.
-        preset, measure, watch: as in `run_search`.
+        preset, measure, watch, test: as in `run_search`.
     """
     config = {
         "command": "train",
@@ -359,10 +383,12 @@ def run_training(
             measured_ms=None,
             measured_halves_ms=None,
             accuracy=(),
+            artifact_accuracy=None,
+            trained_on=None,
             versions=package_versions(),
         )
         known = run.read_architecture() or fresh
-        return RunOutcome(run.path, *_finish(run, workshop, known, settings, measure))
+        return RunOutcome(run.path, *_finish(run, workshop, known, settings, measure, test))
 
 
 def _confirmed(
@@ -558,12 +584,17 @@ def _finish(
     architecture: Architecture,
     settings: SearchSettings,
     measure: Measure | None,
-) -> tuple[Architecture, str]:
+    test: MeasureAccuracy | None,
+) -> tuple[Architecture, str, str]:
     """Trains, exports and measures, as far as the run's directory does not hold it.
 
     Returns:
-        The architecture with its figures, and why it could not be measured.
+        The architecture with its figures, why it could not be measured, and why its artefact
+        could not be tested.
     """
+    from ..ops.artifacts import Recipe
+    from .deployment import training_data
+
     network: Network | None = None
     run.save_architecture(architecture)
     how = f"trained from scratch on {settings.data}"
@@ -586,10 +617,20 @@ def _finish(
             Accuracy(trained.validation_accuracy, "validation", how),
             Accuracy(trained.test_accuracy, "test", how),
         )
+        architecture = replace(
+            architecture, artifact_accuracy=None, trained_on=training_data(workshop.data)
+        )
         run.save_architecture(architecture)
-    if network is not None or not run.model_path.exists():
-        run.save_model(export_trained(architecture, workshop.backbone, run.weights_path, network))
-    unmeasured = ""
+    trained_on = architecture.trained_on
+    outdated = trained_on is None  # trained by an earlier version
+    if trained_on is None:
+        trained_on = training_data(workshop.data)
+        architecture = replace(architecture, trained_on=trained_on)
+        run.save_architecture(architecture)
+    if network is not None or outdated or not run.model_path.exists():
+        model = export_trained(architecture, workshop.backbone, run.weights_path, network)
+        _deploy(run, workshop, trained_on, model, Recipe("onnx", "fp32"))
+    unmeasured = untested = ""
     if measure is not None and leads() and architecture.measured_ms is None:
         workshop.tell("winner measured", 0, 1)
         try:
@@ -609,7 +650,43 @@ def _finish(
             )
             run.save_architecture(architecture)
         workshop.tell("winner measured", 1, 1)
-    return architecture, unmeasured
+    timed = architecture.measured_ms is not None
+    if test is not None and leads() and timed and architecture.artifact_accuracy is None:
+        model = read_bytes(run.model_path, "model", MAX_MODEL_BYTES)
+        try:
+            accuracy = test(
+                lambda recipe: _deploy(run, workshop, trained_on, model, recipe),
+                workshop.data,
+                lambda done, total: workshop.tell("winner's test images", done, total),
+            )
+        except NotMeasurable as error:
+            untested = str(error)
+        else:
+            architecture = replace(architecture, artifact_accuracy=accuracy)
+            run.save_architecture(architecture)
+    return architecture, unmeasured, untested
+
+
+def _deploy(
+    run: RunDirectory,
+    workshop: _Workshop,
+    trained_on: TrainingData,
+    model: bytes,
+    recipe: Recipe,
+) -> Artifact:
+    """Makes an artefact of the trained network and puts it into the run's directory.
+
+    Args:
+        model: the network's ONNX graph.
+    """
+    from .deployment import calibration_samples, file_name, make_artifact, write_artifact
+
+    samples = calibration_samples(workshop.data) if recipe.calibrated else None
+    artifact = make_artifact(model, recipe, workshop.backbone, trained_on, samples)
+    if leads():
+        path = run.path / file_name(recipe)
+        write_artifact(path, artifact, recipe, workshop.backbone, trained_on)
+    return artifact
 
 
 def export_trained(

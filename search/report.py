@@ -31,7 +31,13 @@ from ..ops.errors import BadRequest, HurricaneError
 from ..ops.files import MAX_MODEL_BYTES, read_bytes, read_json
 from ..ops.pool import parse_operator
 from ..ops.shapes import LayerShape
-from .architecture import Accuracy, Architecture, TableSource, read_table_source
+from .architecture import (
+    Accuracy,
+    Architecture,
+    ArtifactAccuracy,
+    TableSource,
+    read_table_source,
+)
 from .jsonfile import Fields, write_bytes
 from .pipeline import SearchSettings, open_latency
 from .rundir import EVALUATED_COLUMNS, evaluated_rows, read_config
@@ -68,6 +74,7 @@ class NetworkFigures:
         whole_ms: the whole network timed on the target.
         halves_ms: over the first and the second half of the rounds: the retest.
         accuracy: figures with how they were obtained.
+        artifact: accuracy of the target's artefact in its runtime; None: not measured.
     """
 
     label: str
@@ -80,6 +87,7 @@ class NetworkFigures:
     halves_ms: tuple[float, float] | None = None
     accuracy: tuple[Accuracy, ...] = ()
     predicted_interval_ms: tuple[float, float] | None = None
+    artifact: ArtifactAccuracy | None = None
 
     @property
     def test(self) -> Accuracy | None:
@@ -620,6 +628,7 @@ def _figures(
         halves_ms=found.measured_halves_ms,
         accuracy=found.accuracy,
         predicted_interval_ms=found.predicted_interval_ms,
+        artifact=found.artifact_accuracy,
     )
 
 
@@ -644,6 +653,7 @@ def _with_baseline(run: Run, model: LatencyModel | None, gaps: dict[str, str]) -
             predicted_interval_ms=None,
             measured_ms=None,
             measured_halves_ms=None,
+            artifact_accuracy=None,
         )
     one = set(found.operators)
     label = f"uniform {found.operators[0]}" if len(one) == 1 else "baseline"
@@ -1212,6 +1222,7 @@ def _summary(run: Run) -> dict[str, Any]:
             "predicted_interval_ms": network.predicted_interval_ms,
             f"{run.whole_word}_ms": network.whole_ms,
             "test_accuracy": network.test.value if network.test else None,
+            "artifact_accuracy": network.artifact.to_dict() if network.artifact else None,
         }
 
     return {

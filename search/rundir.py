@@ -128,10 +128,6 @@ class RunDirectory:
         if leads():
             architecture.save(self.architecture_path)
 
-    def save_model(self, content: bytes) -> None:
-        if leads():
-            write_bytes(self.model_path, content)
-
     def read_architecture(self) -> Architecture | None:
         """The architecture, where the run has come that far."""
         if not self.architecture_path.exists():

@@ -74,6 +74,9 @@ def describe_architecture(architecture: Architecture) -> str:
                 latency += ", missed as measured"
         lines.append(latency)
     lines += [f"{f.split} accuracy: {f.value:.1%} ({f.how})" for f in architecture.accuracy]
+    found = architecture.artifact_accuracy
+    if found is not None:
+        lines.append(f"test accuracy: {found.value:.1%} ({found.how})")
     pairs = list(zip(shapes, architecture.operators, strict=True))
     if architecture.table is not None and architecture.table.verdict == Verdict.BROKEN:
         lines.append(f"sums of {architecture.table.path} do not hold; it was accepted")

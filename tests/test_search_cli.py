@@ -287,9 +287,10 @@ def test_export_takes_the_trained_weights_where_there_are_any(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
     trained, seeded = tmp_path / "trained.onnx", tmp_path / "seeded.onnx"
-    call(bench, "export", str(finished / "architecture.json"), "-o", str(trained))
+    fp32 = ["--precision", "fp32", "--json"]
+    call(bench, "export", str(finished / "architecture.json"), "-o", str(trained), *fp32)
     Architecture.load(finished / "architecture.json").save(tmp_path / "architecture.json")
-    result = call(bench, "export", str(tmp_path / "architecture.json"), "-o", str(seeded), "--json")
+    result = call(bench, "export", str(tmp_path / "architecture.json"), "-o", str(seeded), *fp32)
     assert trained.read_bytes() == (finished / "model.onnx").read_bytes()
     assert seeded.read_bytes() != trained.read_bytes()
     assert json.loads(result.stdout)["weights"] is None
@@ -306,7 +307,8 @@ def test_export_does_not_give_a_network_the_weights_of_another(
     (tmp_path / "weights.pt").write_bytes((finished / "weights.pt").read_bytes())
     other, output = tmp_path / "winner-1.json", tmp_path / "other.onnx"
     replace(winner, operators=others).save(other)
-    result = call(bench, "export", str(other), "-o", str(output), "--json")
+    fp32 = ["--precision", "fp32", "--json"]
+    result = call(bench, "export", str(other), "-o", str(output), *fp32)
     assert json.loads(result.stdout)["weights"] is None
     (line,) = result.stderr.splitlines()
     assert "another network's weights" in line

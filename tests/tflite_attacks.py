@@ -8,6 +8,7 @@ of which this needs no more than `schema_py_generated` and flatbuffers.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -672,9 +673,10 @@ def _retype(model: Any, chance: random.Random) -> None:
         kind = one or chance.choice(list(_BITS))
         tensor.type = getattr(schema.TensorType, kind)
         data = model.buffers[tensor.buffer].data
-        if data is not None and len(data):
-            bits = int(np.prod(tensor.shape)) * _BITS[kind]
-            model.buffers.append(schema.BufferT(data=np.resize(data, -(-bits // 8))))
+        if data is not None and len(data) and tensor.shape is not None:
+            bits = math.prod(tensor.shape.tolist()) * _BITS[kind]
+            size = max(0, min(-(-bits // 8), 8 * len(data)))  # what it declares may be gigabytes
+            model.buffers.append(schema.BufferT(data=np.resize(data, size)))
             tensor.buffer = len(model.buffers) - 1
         scale = chance.choice((None, 0.1, 1.0, 1e-30, 3e38))
         tensor.quantization = None if scale is None else quantised([scale])

@@ -3,6 +3,7 @@
 One module in this folder for each format::
 
     FORMAT: str                             # as targets list it
+    SUFFIX: str                             # of file names
     PRECISIONS: tuple[str, ...] | None      # that it can be made with; None: any, by the target
     CALIBRATED: tuple[str, ...]             # those of them that need calibration data
     SOURCES: tuple[str, ...]                # files and folders of `ops` that it is made by
@@ -10,6 +11,7 @@ One module in this folder for each format::
     def packages(precision: str) -> tuple[str, ...]    # distributions that make it
     def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes
     def edges(content: bytes) -> Edges      # how its inputs and outputs are encoded
+    def annotate(content: bytes, key: str, text: str) -> bytes    # adds a text that runtimes skip
 
 Making an artefact is a function of the graph, the format, the precision and the calibration data.
 """
@@ -141,6 +143,21 @@ def formats() -> tuple[str, ...]:
     return tuple(_modules())
 
 
+def precisions(format: str) -> tuple[str, ...]:
+    """What a format stores; where a runtime lowers the precision itself, that is fp32."""
+    return _modules()[format].PRECISIONS or ("fp32",)
+
+
+def formats_of(suffix: str) -> tuple[str, ...]:
+    """The formats whose files have a suffix, such as ``.tflite``."""
+    return tuple(name for name, module in _modules().items() if suffix == module.SUFFIX)
+
+
+def suffix_of(format: str) -> str:
+    """The suffix of a format's files."""
+    return _modules()[format].SUFFIX
+
+
 def prepare(model: bytes, recipe: Recipe, samples: Samples | None = None) -> Artifact:
     """Makes an artefact.
 
@@ -190,6 +207,12 @@ def _random_samples(model: bytes) -> np.ndarray:
 def edges(content: bytes, format: str) -> Edges:
     """How an artefact's inputs and outputs are encoded."""
     return _modules()[format].edges(content)
+
+
+def annotate(content: bytes, format: str, key: str, text: str) -> bytes:
+    """The artefact with a text inside that runtimes carry and do not read; equal request, equal
+    bytes."""
+    return _modules()[format].annotate(content, key, text)
 
 
 @functools.cache

@@ -6,8 +6,10 @@ import numpy as np
 import onnx
 
 from ..edges import Edge, Edges
+from ..graph import serialise
 
 FORMAT = "onnx"
+SUFFIX = ".onnx"
 PRECISIONS = None
 CALIBRATED = ()
 EXTRA = "host"
@@ -38,3 +40,13 @@ def edges(content: bytes) -> Edges:
         tuple(edge(value) for value in graph.input if value.name not in weights),
         tuple(edge(value) for value in graph.output),
     )
+
+
+def annotate(content: bytes, key: str, text: str) -> bytes:
+    """Adds an entry to the model's ``metadata_props``, in place of one of the same key."""
+    model = onnx.load_from_string(content)
+    others = [entry for entry in model.metadata_props if entry.key != key]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    model.metadata_props.add(key=key, value=text)
+    return serialise(model)

@@ -6,8 +6,10 @@ import numpy as np
 
 from .. import onnx_qdq
 from ..edges import Edges
+from . import onnx_file
 
 FORMAT = "onnx-qdq"
+SUFFIX = ".onnx"
 PRECISIONS = ("int8",)
 CALIBRATED = ("int8",)
 EXTRA = "host"
@@ -28,3 +30,8 @@ def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
 def edges(content: bytes) -> Edges:
     """Inputs and outputs of a quantised graph."""
     return onnx_qdq.edges(content)
+
+
+def annotate(content: bytes, key: str, text: str) -> bytes:
+    """Adds an entry to the model's ``metadata_props``."""
+    return onnx_file.annotate(content, key, text)

@@ -9,6 +9,7 @@ import numpy as np
 from ..edges import Edge, Edges
 
 FORMAT = "tflite"
+SUFFIX = ".tflite"
 PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATED = ("int8",)
 EXTRA = "tflite"
@@ -55,3 +56,12 @@ def edges(content: bytes) -> Edges:
         tuple(edge(entry) for entry in signature.inputs),
         tuple(edge(entry) for entry in signature.outputs),
     )
+
+
+def annotate(content: bytes, key: str, text: str) -> bytes:
+    """Adds an entry to the model's metadata."""
+    from ..tflite.flatbuffer import add_metadata, pack_model, unpack_model
+
+    model = unpack_model(content)
+    add_metadata(model, key, text.encode())
+    return pack_model(model)

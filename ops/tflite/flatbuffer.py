@@ -106,8 +106,7 @@ class ModelBuilder:
 
     def metadata(self, name: str, content: bytes) -> None:
         """Adds a named piece of metadata, which runtimes carry and do not read."""
-        buffer = self._buffer(content)
-        self._model.metadata.append(schema.MetadataT(name=name.encode(), buffer=buffer))
+        add_metadata(self._model, name, content)
 
     def pack(self) -> bytes:
         """The bytes of the `.tflite` file."""
@@ -148,6 +147,13 @@ def tensor_type(code: int) -> str:
         if known == code:
             return dtype.name
     raise BadRequest(f"this .tflite file has tensors of the unknown type {code}")
+
+
+def add_metadata(model: Any, name: str, content: bytes) -> None:
+    """Adds a named piece of metadata, which runtimes carry and do not read, to a `ModelT`."""
+    model.buffers.append(schema.BufferT(data=np.frombuffer(content, np.uint8)))
+    entry = schema.MetadataT(name=name.encode(), buffer=len(model.buffers) - 1)
+    model.metadata = [*(model.metadata or []), entry]
 
 
 def pack_model(model: Any) -> bytes:

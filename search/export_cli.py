@@ -1,0 +1,274 @@
+"""The command ``hurricane export``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..agents.console import emit, json_option
+from ..ops.errors import BadRequest
+from .cli import named_agent, one_agent, progress_bars
+
+if TYPE_CHECKING:
+    from ..ops.artifacts import Artifact, Recipe, Samples
+    from ..ops.backbone import Backbone
+    from .architecture import Architecture, ArtifactAccuracy, TrainingData
+    from .data import ImageData
+
+FORMATS = ("onnx", "onnx-qdq", "tflite")
+PRECISIONS = ("fp32", "fp16", "int8")
+"""What can be chosen; here so that --help does not wait for what writes them."""
+
+_HELP = """Writes an architecture as the file that a device loads: ONNX or TFLite.
+
+Precision is that of the table's target unless told otherwise, the format that of the file's name:
+.tflite, or .onnx, which is onnx-qdq for int8. Of a trained network, a second file with .json
+behind its name says what an application must know to use it.
+
+Weights are those that training left beside the architecture; without any, or where they are
+another network's, they are drawn from a fixed seed, which is enough to measure latency. For int8,
+ranges are found on training images.
+
+\b
+Examples:
+  hurricane export runs/mine/architecture.json -o model.tflite
+  hurricane export runs/mine/architecture.json -o model.onnx --precision int8
+  hurricane export runs/mine/architecture.json -o model.tflite --precision int8 \\
+      --test --target cpu-litert-int8
+"""
+
+
+@click.command("export", help=_HELP)
+@click.argument("architecture", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Of the file [by the name of the output].",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of the file [that of the table's target; fp32 without a table].",
+)
+@click.option(
+    "--calibration",
+    metavar="SPEC",
+    help="Data whose training images give the ranges of int8 [what it was trained on].",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Weights that training saved [weights.pt beside the architecture].",
+)
+@click.option(
+    "--data", metavar="SPEC", help="The data it was trained on, where that has been moved."
+)
+@click.option(
+    "--test",
+    is_flag=True,
+    help="Measure the file's accuracy on the test split, in its target's runtime.",
+)
+@click.option("--target", metavar="NAME", help="Where to test the file [the table's target].")
+@one_agent
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@json_option
+def export_command(
+    architecture: Path,
+    form: str | None,
+    precision: str | None,
+    calibration: str | None,
+    weights: Path | None,
+    data: str | None,
+    test: bool,
+    target: str | None,
+    output: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from .architecture import Architecture
+    from .deployment import make_artifact, training_data, write_artifact
+    from .pipeline import export_trained
+    from .retrain import OtherWeights, load_network
+
+    loaded = Architecture.load(architecture)
+    backbone = loaded.load_backbone()
+    recipe = _recipe(loaded, form, precision, output)
+    if calibration is not None and not recipe.calibrated:
+        raise BadRequest(f"--calibration is for int8, and this is {recipe.precision}")
+    if (target or options["agent"]) and not test:
+        raise BadRequest("--target and --agent say where to test; add --test")
+    beside = architecture.parent / "weights.pt"
+    source = weights or (beside if beside.exists() else None)
+    network = None
+    try:
+        if source is not None:
+            network = load_network(backbone, loaded.operators, source, loaded.gate)
+    except OtherWeights:
+        if weights is not None:
+            raise
+        click.echo(f"Note: {source} holds another network's weights; these are seeded", err=True)
+        source = None
+    trained_on = loaded.trained_on if source else None
+    spec = (data or _training_spec(loaded, architecture.parent)) if source else None
+    images = None
+    if spec and (test or trained_on is None or (recipe.calibrated and not calibration)):
+        images = _load(spec, backbone, trained_on)
+        trained_on = trained_on or training_data(images)
+    if test and images is None:
+        raise BadRequest(
+            "there is no accuracy without trained weights and their data; train the network with "
+            "hurricane train, or name both with --weights and --data"
+        )
+    samples = _samples(recipe, backbone, images, trained_on, calibration)
+    model = export_trained(loaded, backbone, source, network)
+    artifact = make_artifact(model, recipe, backbone, trained_on, samples)
+    described = write_artifact(output, artifact, recipe, backbone, trained_on)
+    result: dict[str, Any] = {
+        "output": str(output),
+        "description": str(described) if described else None,
+        "format": recipe.format,
+        "precision": recipe.precision,
+        "bytes": len(artifact.content),
+        "sha256": artifact.info.artifact_sha256,
+        "weights": str(source) if source else None,
+        "converter": artifact.info.converter,
+        "calibration": artifact.info.calibration,
+    }
+    origin = f"weights of {source}" if source else "seeded, untrained weights"
+    if artifact.info.calibration:
+        origin += f", calibrated with {artifact.info.calibration}"
+    size = f"{recipe.precision} {recipe.format}, {len(artifact.content):,} bytes"
+    lines = [f"{output}: {size}, {origin}"]
+    if test:
+        from .evaluation import evaluate_network
+
+        assert network is not None
+        assert images is not None
+        with progress_bars() as watch:
+            found = _tested(loaded, target, recipe, artifact, images, options, watch)
+        fp32 = evaluate_network(network, images.test, images, device="cpu")
+        result["test"] = {"fp32_accuracy": fp32, **found.to_dict()}
+        lines.append(f"test accuracy: {found.value:.2%} ({found.how})")
+        lines.append(f"test accuracy: {fp32:.2%} (fp32, in torch)")
+    emit(result, as_json, "\n".join(lines))
+
+
+def _recipe(
+    architecture: Architecture, form: str | None, precision: str | None, output: Path
+) -> Recipe:
+    """What to write: as asked, else by the table's target and the name of the file."""
+    from ..lookup_tables.shipped import open_table
+    from ..ops.artifacts import Recipe, formats_of, precisions
+
+    if precision is None and architecture.table is not None:
+        table = architecture.table
+        try:
+            precision = open_table(table.path).target(table.target).precision
+        except BadRequest as error:
+            raise BadRequest(f"{error}; without its table, add --precision") from error
+    precision = precision or "fp32"
+    known = (form,) if form else formats_of(output.suffix)
+    if not known:
+        raise BadRequest(
+            f"{output}: its name does not tell the format; end it in .onnx or .tflite, "
+            f"or add --format {'|'.join(FORMATS)}"
+        )
+    for name in known:
+        if precision in precisions(name):
+            return Recipe(name, precision)
+    there = "; ".join(f"{name} has {', '.join(precisions(name))}" for name in known)
+    raise BadRequest(f"{output} cannot be {precision}: {there}; choose with --precision")
+
+
+def _training_spec(architecture: Architecture, folder: Path) -> str | None:
+    """The data that weights beside an architecture come from; None: not known."""
+    from .rundir import read_config
+
+    if architecture.trained_on is not None:
+        return architecture.trained_on.spec
+    if not (folder / "config.json").exists():
+        return None
+    spec = read_config(folder).get("data")  # of a run by an earlier version
+    return spec if isinstance(spec, str) else None
+
+
+def _load(spec: str, backbone: Backbone, trained_on: TrainingData | None) -> ImageData:
+    """The data that a network was trained on.
+
+    Raises:
+        BadRequest: it cannot be read, or has other classes.
+    """
+    from .data import load_data
+    from .deployment import check_same_classes
+
+    try:
+        found = load_data(spec, backbone)
+    except BadRequest as error:
+        raise BadRequest(f"{error}; say with --data where the training data is") from error
+    if trained_on is not None:
+        check_same_classes(found, trained_on)
+    return found
+
+
+def _samples(
+    recipe: Recipe,
+    backbone: Backbone,
+    images: ImageData | None,
+    trained_on: TrainingData | None,
+    calibration: str | None,
+) -> Samples | None:
+    """Calibration data: of the data named, else of what it was trained on; None: random values."""
+    from .data import load_data
+    from .deployment import calibration_samples
+
+    if not recipe.calibrated:
+        return None
+    if calibration is not None:
+        images = load_data(calibration, backbone)
+    if images is not None:
+        return calibration_samples(images, trained_on)
+    click.echo(
+        "Note: calibrated with random values, enough for latency and not for accuracy; "
+        "name images with --calibration",
+        err=True,
+    )
+    return None
+
+
+def _tested(
+    architecture: Architecture,
+    target: str | None,
+    recipe: Recipe,
+    artifact: Artifact,
+    data: ImageData,
+    options: dict[str, Any],
+    watch: Callable[[str, int, int], None],
+) -> ArtifactAccuracy:
+    """Accuracy of an artefact on the target named, or on the table's."""
+    from ..profiler.measuring import parse_target
+    from .measuring import TargetMeasurer, artifact_accuracy, open_bench
+
+    agents, keys = named_agent(options)
+
+    def made(wanted: Recipe) -> Artifact:
+        if wanted.format != recipe.format:
+            raise BadRequest(
+                f"the target takes {wanted.format}, and this is {recipe.format}; "
+                "name another with --target"
+            )
+        return artifact
+
+    def count(done: int, total: int) -> None:
+        watch("test images", done, total)
+
+    if target is not None:
+        with open_bench(parse_target(target), agents, keys) as bench:
+            return artifact_accuracy(bench, made(bench.recipe), data, count)
+    if architecture.table is None:
+        raise BadRequest("there is no table that tells a target; name one with --target")
+    measurer = TargetMeasurer.of_table(architecture.table, agents=agents, credentials=keys)
+    return measurer.accuracy(made, data, count)
