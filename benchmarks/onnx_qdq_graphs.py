@@ -113,15 +113,13 @@ def figures(name: str, content: bytes) -> dict[str, Any]:
     quantised = quantise_onnx(content, random_samples(shape))
     took_s = time.process_time() - started
     sides: Edges = edges(quantised)
-    integers = sides.inputs[0].quantise(x)
+    integers = sides.inputs[0].encode(x)
     y = run_onnxruntime(quantised, integers)
     z, left = run_openvino(quantised, integers)
     outputs = {"onnxruntime": y, "openvino": z}
     return {
         "graph": name,
-        "sqnr_db": {
-            n: sqnr_db(expected, sides.outputs[0].dequantise(v)) for n, v in outputs.items()
-        },
+        "sqnr_db": {n: sqnr_db(expected, sides.outputs[0].decode(v)) for n, v in outputs.items()},
         "left": {"onnxruntime": left_by_onnxruntime(quantised), "openvino": left},
         "largest_step": int(np.abs(y.astype(int) - z.astype(int)).max()),
         "quantise_s": took_s,

@@ -38,6 +38,10 @@ class UnsupportedNode(BadRequest):
         super().__init__(f"{op_type} node {node!r} cannot be converted: {reason}")
         self.op_type, self.node, self.reason = op_type, node, reason
 
+    def with_more(self, reason: str) -> UnsupportedNode:
+        """The same of the node, with a further reason."""
+        return type(self)(self.op_type, self.node, f"{self.reason}; {reason}")
+
     def __reduce__(self) -> tuple[type[UnsupportedNode], tuple[str, str, str]]:
         """Makes it picklable: it may come out of another process."""
         return type(self), (self.op_type, self.node, self.reason)

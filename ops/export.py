@@ -15,12 +15,29 @@ if TYPE_CHECKING:
     from .blocks import Network
 
 
+class CanonicalGraph(bytes):
+    """The bytes of a canonical graph, which also tell what it is made of.
+
+    Attributes:
+        pieces: in order; the parameters of number i are in the graph as ``i/name``.
+    """
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> CanonicalGraph:
+        """The graph of these parts."""
+        graph = cls(serialise(join(parts)))
+        graph.pieces = tuple(part.piece for part in parts)
+        return graph
+
+
 def sha256(content: bytes) -> str:
     """The digest an artefact is known by."""
     return hashlib.sha256(content).hexdigest()
 
 
-def export_operator(name: str, shape: LayerShape, gate: str = GATES[0]) -> bytes:
+def export_operator(name: str, shape: LayerShape, gate: str = GATES[0]) -> CanonicalGraph:
     """An operator (or stem, or head) alone at a layer shape, with seeded weights.
 
     Args:
@@ -37,9 +54,9 @@ def export_operator(name: str, shape: LayerShape, gate: str = GATES[0]) -> bytes
     return export_context([Piece(name, shape, gate)])
 
 
-def export_context(pieces: Sequence[Piece]) -> bytes:
+def export_context(pieces: Sequence[Piece]) -> CanonicalGraph:
     """A short chain of pieces, each with its own seeded weights."""
-    return serialise(join([Part(piece, index) for index, piece in enumerate(pieces)]))
+    return CanonicalGraph.of([Part(piece, index) for index, piece in enumerate(pieces)])
 
 
 def architecture_pieces(
@@ -59,7 +76,7 @@ def export_architecture(
     operators: Sequence[str],
     network: Network | None = None,
     gate: str = GATES[0],
-) -> bytes:
+) -> CanonicalGraph:
     """A whole network.
 
     Args:
@@ -77,7 +94,7 @@ def export_architecture(
     pieces = architecture_pieces(backbone, operators, gate)
     prepare_templates(pieces)
     if network is None:
-        return serialise(join([Part(piece, index) for index, piece in enumerate(pieces)]))
+        return CanonicalGraph.of([Part(piece, index) for index, piece in enumerate(pieces)])
     modules = [network.stem, *network.layers, network.head]
     parts = [Part(p, 0, module_weights(m)) for p, m in zip(pieces, modules, strict=True)]
-    return serialise(join(parts))
+    return CanonicalGraph.of(parts)

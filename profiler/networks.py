@@ -122,6 +122,11 @@ def uniform_networks(model: LatencyModel) -> list[WholeNetwork]:
     ]
 
 
+def _as_given(made: bytes) -> bytes:
+    """What is to be timed as it is; it can be pickled."""
+    return made
+
+
 def time_networks(
     bench: Bench,
     backbone: Backbone,
@@ -152,7 +157,7 @@ def time_networks(
     for network in networks:
         made = (contents or {}).get(network.label)
         if made is not None:
-            makes.append(partial(bytes, made))
+            makes.append(partial(_as_given, made))
         else:
             operators, gate = network.operators, network.gate
             makes.append(partial(export_architecture, backbone, operators, gate=gate))

@@ -26,7 +26,8 @@ from functools import cached_property
 
 from ..ops.backbone import POOL_NAME, Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
-from ..ops.graph import Part, Piece, join, serialise
+from ..ops.export import CanonicalGraph
+from ..ops.graph import Part, Piece
 from ..ops.pool import GATES, Operator, parse_operator
 from ..ops.shapes import LayerShape
 
@@ -132,10 +133,10 @@ def anchor_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
     return tuple(dict.fromkeys(graph for row in rows for graph in row.shorter))
 
 
-def graph_bytes(graph: Graph, copy: int = 0) -> bytes:
+def graph_bytes(graph: Graph, copy: int = 0) -> CanonicalGraph:
     """The ONNX artefact of a graph; every piece, and every copy, has its own seeded weights."""
     first = copy * len(graph)
-    return serialise(join([Part(piece, first + index) for index, piece in enumerate(graph)]))
+    return CanonicalGraph.of([Part(piece, first + index) for index, piece in enumerate(graph)])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from ..ops.artifacts import (
     Samples,
     annotate,
     edges,
-    info_of,
     precisions,
     prepare,
     suffix_of,
@@ -22,6 +21,7 @@ from ..ops.artifacts import (
 from ..ops.backbone import Backbone
 from ..ops.edges import Edge
 from ..ops.errors import BadRequest
+from ..ops.export import sha256
 from .architecture import TrainingData
 from .jsonfile import write_bytes
 
@@ -80,7 +80,7 @@ def make_artifact(
         return made
     text = description(made.content, recipe, backbone, trained_on)
     content = annotate(made.content, recipe.format, KEY, text)
-    return Artifact(content, info_of(model, content, recipe, samples))
+    return Artifact(content, replace(made.info, artifact_sha256=sha256(content)))
 
 
 def description(

@@ -116,11 +116,13 @@ class TargetMeasurer:
             count: is told how many images are done.
 
         Raises:
-            BadRequest, NotMeasurable, HurricaneError: as for a latency; a simulated device has
-                no accuracy either.
+            BadRequest, NotMeasurable, HurricaneError: as for a latency; simulations and estimates
+                have no accuracy either.
         """
-        if self.target.origin == "simulated":
-            raise NotMeasurable(f"{self.target.name} simulates time, and computes nothing")
+        if self.target.origin not in ("measured", "emulated"):
+            raise NotMeasurable(
+                f"{self.target.name} has times that are {self.target.origin}, and computes nothing"
+            )
         with self._bench() as bench:
             return artifact_accuracy(bench, make(bench.recipe), data, count)
 

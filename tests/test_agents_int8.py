@@ -17,6 +17,7 @@ from hurricane.agents.backends.base import (
     EIGHT_BITS,
     Context,
     TensorInfo,
+    allowed_cores,
     precision_flags,
     random_inputs,
 )
@@ -95,6 +96,31 @@ def mixed(kinds: str) -> bytes:
     return helper.make_model(graph, opset_imports=opsets, ir_version=7).SerializeToString()
 
 
+def product(operator: str, weights: str, stored: type = np.uint8) -> bytes:
+    """A matrix product in 8 bits (`weights` is w8) or in float (w), with 8-bit input and output."""
+    constants = {"one": np.float32(0.02), "zero": stored(0), "none": np.int8(0)}
+    constants["q"] = np.random.default_rng(1).integers(-127, 128, (16, 16), dtype=np.int8)
+    constants["w"] = constants["q"].astype(np.float32) / 50
+    nodes = [helper.make_node("DequantizeLinear", ["x", "one", "zero"], ["d"])]
+    if weights == "w8":
+        nodes.append(helper.make_node("DequantizeLinear", ["q", "one", "none"], ["w8"]))
+    else:  # a node between the pair and the product that is not quantised
+        nodes.append(helper.make_node("Sin", ["d"], ["s"]))
+    given = nodes[-1].output[0] if weights == "w" else "d"
+    nodes.append(helper.make_node(operator, [given, weights], ["c"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["c", "one", "zero"], ["y"]))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(stored))
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", kind, [1, 16])],
+        [helper.make_tensor_value_info("y", kind, [1, 16])],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=7).SerializeToString()
+
+
 def test_there_is_an_int8_target_of_each_runtime_that_takes_quantised_graphs(client) -> None:
     found = {target.name: target for target in client.describe().targets}
     for name in INT8:
@@ -111,11 +137,11 @@ def test_both_runtimes_compute_what_fp32_does_but_for_quantisation(client, name)
     digest, quantised = client.upload(FLOAT[name]), client.upload(QUANTISED[name])
     expected = client.run(digest, FP32[0], {"input": x})["output"]
     outputs = [
-        client.run(quantised, target, {"input": given.quantise(x)})["output"] for target in INT8
+        client.run(quantised, target, {"input": given.encode(x)})["output"] for target in INT8
     ]
     for integers in outputs:
         assert integers.dtype == np.uint8
-        assert sqnr(expected, returned.dequantise(integers)) >= SMALLEST_SQNR
+        assert sqnr(expected, returned.decode(integers)) >= SMALLEST_SQNR
     one, other = (integers.astype(int) for integers in outputs)
     assert np.abs(one - other).max() <= 2
 
@@ -130,6 +156,41 @@ def test_what_runs_in_8_bits_has_no_flag_of_its_precision(client, target) -> Non
 def test_convolutions_that_run_in_float_are_counted_in_a_flag(client, target) -> None:
     assert precisions(measure(client, target, mixed("qfqf"))) == ["precision:f32-2/4"]
     assert precisions(measure(client, target, mixed("f"))) == ["precision:f32-1/1"]
+
+
+@pytest.mark.parametrize("target", INT8)
+@pytest.mark.parametrize("operator", ["Gemm", "MatMul"])
+def test_matrix_products_count_as_convolutions_do(client, target, operator) -> None:
+    assert precisions(measure(client, target, product(operator, "w8"))) == []
+    assert precisions(measure(client, target, product(operator, "w"))) == ["precision:f32-1/1"]
+
+
+@pytest.mark.parametrize("target", INT8)
+def test_signed_activations_are_8_bits_too(client, target) -> None:
+    assert precisions(measure(client, target, product("Gemm", "w8", np.int8))) == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_quantising_while_it_runs_is_flagged_by_onnxruntimes_fp32_target(client, fused) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "step", "zero"]),
+        helper.make_node("MatMulInteger", ["q", "w", "zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["float" if fused else "y"], to=TensorProto.FLOAT),
+    ]
+    if fused:  # the runtime makes one operator of all
+        nodes.append(helper.make_node("Mul", ["step", "one"], ["steps"]))
+        nodes.append(helper.make_node("Mul", ["float", "steps"], ["y"]))
+    constants = {"w": np.ones((16, 16), np.int8), "one": np.ones(1, np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "integers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 16])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 13)]
+    content = helper.make_model(graph, opset_imports=opsets, ir_version=7).SerializeToString()
+    assert precisions(measure(client, FP32[0], content)) == ["precision:u8-1/1"]
 
 
 def test_optimizations_that_are_left_out_leave_onnxruntime_in_float(client) -> None:
@@ -259,6 +320,46 @@ def test_an_onnxruntime_that_cannot_tell_is_flagged(tmp_path) -> None:
     words = [sys.executable, "-c", code, str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "('precision:unknown',)"
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_options_reach_onnxruntime(on: bool) -> None:
+    """What they change shows on few processors only."""
+    code = (
+        "from hurricane.agents.backends import onnxruntime_cpu\n"
+        "from hurricane.agents.backends.base import Context\n"
+        f"given = {{'x64_exact': '1', 'spinning': '0'}} if {on} else {{}}\n"
+        "opened = onnxruntime_cpu.open_target(Context(), 'cpu-onnxruntime-int8', given, 1)\n"
+        "for key in ('x64quantprecision', 'intra_op.allow_spinning'):\n"
+        "    print(opened._options.get_session_config_entry(f'session.{key}'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["1", "0"] if on else ["0", "1"])
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_options_and_threads_reach_openvino_and_what_is_timed_reads_random_inputs(
+    on: bool, tmp_path: Path
+) -> None:
+    threads = min(2, len(allowed_cores())) if on else 1
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from hurricane.agents.backends import openvino_cpu\n"
+        "from hurricane.agents.backends.base import Context, random_inputs\n"
+        f"given = {{'denormals_optimization': '1'}} if {on} else {{}}\n"
+        f"opened = openvino_cpu.open_target(Context(), 'cpu-openvino-int8', given, {threads})\n"
+        "graph = opened.load(Path(sys.argv[1]).read_bytes(), 'onnx-qdq')\n"
+        "for key in ('CPU_DENORMALS_OPTIMIZATION', 'INFERENCE_NUM_THREADS'):\n"
+        "    print(graph._compiled.get_property(key))\n"
+        "(expected,) = random_inputs(graph.inputs()).values()\n"
+        "print((graph._request.get_input_tensor(0).data == expected).all())\n"
+    )
+    file = tmp_path / "graph.onnx"
+    file.write_bytes(mixed("q"))
+    words = [sys.executable, "-c", code, str(file)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(on), str(threads), "True"]
 
 
 def test_flags_count_those_that_are_not_as_expected() -> None:

@@ -309,6 +309,10 @@ def test_what_is_not_of_the_targets_precision_is_flagged(session: litert_cpu.Lit
     assert flags([whole, back], "int8") == ()
     assert flags([whole, back, real], "int8") == ("precision:fp32",)
     assert _litert_graph.precision_of([back, whole, back, real, whole], []) == "int8"
+    steps = [Node(name, (), (), ("float32",), ("float32",)) for name in ("EXP", "ADD", "LOG")]
+    assert _litert_graph.precision_of([whole, back, *steps], []) == "int8"
+    assert _litert_graph.precision_of([real, *steps], []) == "fp32"
+    assert _litert_graph.precision_of(steps, []) == "fp32"
 
 
 def test_fp16_arithmetic_that_the_file_allows_is_refused(session: litert_cpu.LitertSession) -> None:

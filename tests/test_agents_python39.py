@@ -64,16 +64,24 @@ class Environment:
             pytest.skip(f"packages for {PYTHON} cannot be had: {done.stderr.strip()[-300:]}")
 
 
+def find_python() -> str | None:
+    """A Python of that version which starts: pyenv puts commands on PATH that do not."""
+    installed = sorted(Path.home().glob(f".pyenv/versions/3.9.*/bin/{PYTHON}"))
+    for python in filter(None, (shutil.which(PYTHON), *map(str, installed))):
+        if subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:
+            return python
+    return None
+
+
 @pytest.fixture(scope="session")
 def environment(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Environment:
     """The agent of this tree in an environment of its age, installed as a user would.
 
     What comes from the index is kept in pytest's cache.
     """
-    python = shutil.which(PYTHON)
-    # A pyenv has a command that says that there is none.
-    if python is None or subprocess.run([python, "-c", ""], capture_output=True).returncode:
-        pytest.skip(f"no {PYTHON} that starts is on PATH")
+    python = find_python()
+    if python is None:
+        pytest.skip(f"no {PYTHON} that starts is on PATH or among pyenv's versions")
     kept = Environment(request.config.cache.mkdir("python39"))
     ready = kept.folder / "ready"
     content = "\n".join([os.path.realpath(python), *PACKAGES])

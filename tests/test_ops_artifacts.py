@@ -16,11 +16,21 @@ import pytest
 from onnx import TensorProto, helper
 
 from hurricane.ops import artifacts
-from hurricane.ops.artifacts import Recipe, Samples, cache, choose_recipe, edges, prepare
+from hurricane.ops.artifacts import (
+    Recipe,
+    Samples,
+    cache,
+    choose_recipe,
+    edges,
+    prepare,
+    source_sha256,
+)
+from hurricane.ops.calibration import CALIBRATION_SAMPLES, random_samples
 from hurricane.ops.edges import Edge
 from hurricane.ops.errors import BadRequest, HurricaneError, UnsupportedNode
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.shapes import LayerShape
+from hurricane.ops.tflite.flatbuffer import tensor_type, unpack_model
 
 SHAPE = LayerShape(8, 12, 8, 8, 1)
 ONNX = Recipe("onnx", "fp32")
@@ -30,6 +40,7 @@ TFLITE_HALF = Recipe("tflite", "fp16")
 TFLITE_INT8 = Recipe("tflite", "int8")
 EVERY = (ONNX, QDQ, TFLITE, TFLITE_HALF, TFLITE_INT8)
 CALIBRATED = (QDQ, TFLITE_INT8)
+OPS = Path(artifacts.__file__).parent.parent
 
 
 def each(*recipes: Recipe) -> pytest.MarkDecorator:
@@ -92,8 +103,17 @@ def test_an_artefact_says_what_it_was_made_of_and_by(recipe: Recipe) -> None:
         assert info.artifact_sha256 != info.graph_sha256
     if recipe == QDQ:
         assert f"onnxruntime {onnxruntime.__version__}" in info.converter
+    if recipe.format == "tflite":
+        assert "ai-edge-litert " in info.converter
     if recipe == TFLITE_INT8:
         assert "litert-quantizer 0." in info.converter
+
+
+def test_only_weights_of_fp16_are_halves() -> None:
+    for recipe in (TFLITE, TFLITE_HALF, TFLITE_INT8):
+        tensors = unpack_model(prepare(graph(), recipe).content).subgraphs[0].tensors
+        halves = [tensor for tensor in tensors if tensor_type(tensor.type) == "float16"]
+        assert bool(halves) == (recipe == TFLITE_HALF)
 
 
 @each(*EVERY)
@@ -108,6 +128,10 @@ def test_inputs_and_outputs_are_told_in_the_runtimes_terms(recipe: Recipe) -> No
         eight = {"onnx-qdq": "uint8", "tflite": "int8"}[recipe.format] if edge.scale else ""
         assert edge.dtype == (eight or "float32")
         assert (edge.scale > 0) == (recipe in CALIBRATED)
+    if recipe in CALIBRATED:  # the stored values reach as far as the random samples, -1 to 1
+        limits = np.iinfo(entry.dtype)
+        ends = entry.decode(np.array([limits.min, limits.max], entry.dtype))
+        assert ends == pytest.approx([-1, 1], abs=0.02)
 
 
 def test_values_are_encoded_to_the_nearest_and_back() -> None:
@@ -130,6 +154,15 @@ def test_calibration_data_change_the_artefact_and_are_named(recipe: Recipe) -> N
     assert artifact.content != prepare(graph(), recipe).content
 
 
+@each(*CALIBRATED)
+def test_without_calibration_data_it_is_calibrated_on_the_random_samples_that_are_named(
+    recipe: Recipe,
+) -> None:
+    artifact = prepare(graph(), recipe)
+    samples = Samples(random_samples((8, 8, 12), CALIBRATION_SAMPLES), artifacts.RANDOM_SOURCE)
+    assert artifact == prepare(graph(), recipe, samples)
+
+
 @each(TFLITE, TFLITE_INT8)
 def test_a_node_that_a_format_cannot_express_is_named(recipe: Recipe, folder: Path) -> None:
     with pytest.raises(UnsupportedNode, match="Softplus node 'strange'"):
@@ -148,6 +181,38 @@ def test_what_takes_time_is_made_once(
     assert cache.cached(graph, recipe) == first
     cache.fill([graph], recipe)
     assert files(folder) == [file]
+
+
+@each(*CALIBRATED)
+def test_the_cache_keeps_what_was_made_with_the_calibration_data_given(
+    recipe: Recipe, folder: Path
+) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 8, 8, 12)).astype(np.float32)
+    samples = Samples(values, "4 images of mine")
+    expected = prepare(graph(), recipe, samples)
+    cache.cached(graph, recipe)  # of random samples, which are none of these
+    assert cache.cached(graph, recipe, samples) == expected  # made now
+    assert cache.cached(graph, recipe, samples) == expected  # from its file
+    assert len(files(folder)) == 2
+
+
+def test_a_change_of_our_source_files_makes_files_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {
+        "onnx-qdq": ["calibration.py", "onnx_qdq.py", "artifacts/onnx_qdq_file.py"],
+        "tflite": ["calibration.py", "tflite/scales.py", "artifacts/tflite_file.py"],
+    }
+    read = Path.read_bytes
+    for format, names in sources.items():
+        before = source_sha256(format)
+        for changed in (OPS / name for name in names):
+            assert changed.is_file()
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    Path,
+                    "read_bytes",
+                    lambda path, changed=changed: read(path) + b"#" * (path == changed),
+                )
+                assert source_sha256.__wrapped__(format) != before, changed
 
 
 def test_a_file_depends_on_everything_that_it_is_made_of(
@@ -181,14 +246,19 @@ def test_a_file_that_was_cut_off_or_changed_is_made_anew(recipe: Recipe, folder:
 
 
 @each(*CALIBRATED)
-def test_all_cores_make_the_same_as_one(recipe: Recipe, folder: Path) -> None:
+def test_all_cores_make_the_same_as_one(
+    recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ("SEP_3", "SEP_5", "SEP_3_SE", "Choice_3", "MB_3_3")
     makes = [functools.partial(export_operator, name, SHAPE) for name in names]
     told: list[tuple[int, int]] = []
     cache.fill(makes, recipe, lambda done, total: told.append((done, total)))
     assert told == [(done, 5) for done in range(1, 6)]
-    stored = {file.read_bytes()[32:] for file in files(folder)}
-    assert stored == {prepare(make(), recipe).content for make in makes}
+    assert len(files(folder)) == 5
+    monkeypatch.setattr(cache, "prepare", None)  # each is found, and is that of its own graph
+    assert [cache.cached(make, recipe) for make in makes] == [
+        prepare(make(), recipe) for make in makes
+    ]
 
 
 @each(QDQ, TFLITE, TFLITE_INT8)
@@ -236,7 +306,7 @@ def test_the_least_recently_used_files_go_first(
     cache.cached(makes[2], QDQ)  # used: now it is
     another = functools.partial(export_operator, "Choice_3", SHAPE)
     added = len(prepare(another(), QDQ).content) + 32
-    monkeypatch.setattr(cache, "MAX_BYTES", size + added - 1)
+    monkeypatch.setattr(cache, "MAX_BYTES", size + added - 100)
     cache.fill([another], QDQ)
     monkeypatch.setattr(cache, "prepare", None)
     assert cache.cached(makes[0], QDQ)

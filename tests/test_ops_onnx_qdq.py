@@ -87,8 +87,8 @@ def sqnr(content: bytes, int8: bytes, x: np.ndarray, runtime: str = "onnxruntime
     """Signal over quantisation noise of the int8 graph, in decibels."""
     expected = in_onnxruntime(content, x).astype(np.float64)
     sides = edges(int8)
-    got = RUNTIMES[runtime](int8, sides.inputs[0].quantise(x))
-    noise = expected - sides.outputs[0].dequantise(got)
+    got = RUNTIMES[runtime](int8, sides.inputs[0].encode(x))
+    noise = expected - sides.outputs[0].decode(got)
     return float(10 * np.log10((expected**2).sum() / (noise**2).sum()))
 
 
@@ -246,11 +246,11 @@ def test_edges_are_the_8_bit_inputs_and_outputs_with_their_steps():
 def test_an_edge_turns_values_into_the_nearest_integers_and_back():
     edge = onnx_qdq.Edge("x", (1, 5), "uint8", 0.5, 10)
     values = np.array([-5.0, -0.26, 0.0, 1.6, 1000.0], np.float32)
-    integers = edge.quantise(values)
+    integers = edge.encode(values)
     assert integers.dtype == np.uint8
     assert integers.tolist() == [0, 9, 10, 13, 255]
-    assert edge.dequantise(integers).dtype == np.float32
-    assert edge.dequantise(integers).tolist() == [-5.0, -0.5, 0.0, 1.5, 122.5]
+    assert edge.decode(integers).dtype == np.float32
+    assert edge.decode(integers).tolist() == [-5.0, -0.5, 0.0, 1.5, 122.5]
 
 
 @pytest.mark.parametrize("content", [PLAIN, b"", b"no model"])

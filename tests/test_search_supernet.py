@@ -237,7 +237,7 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
 
     def run(progress=None) -> tuple[list[float], list[float]]:
         evaluator = SupernetEvaluator(
-            TINY, digits, tmp_path, preset(), seed=5, device="cpu", progress=progress
+            TINY, digits, tmp_path, preset(), GATES[1], seed=5, device="cpu", progress=progress
         )
         evaluator.prepare(1, FIXED, uniform(FIXED))
         first = evaluator.evaluate(every_code(FIXED))
@@ -252,7 +252,7 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
     assert told == []
 
     (tmp_path / "supernet-2.pt").unlink()  # killed between the stages
-    late = SupernetEvaluator(TINY, digits, tmp_path, preset(), seed=5, device="cpu")
+    late = SupernetEvaluator(TINY, digits, tmp_path, preset(), GATES[1], seed=5, device="cpu")
     late.prepare(2, second, uniform(second), FIXED)
     assert late.evaluate(every_code(second)) == whole[1]
 

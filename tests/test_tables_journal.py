@@ -65,6 +65,21 @@ def test_a_run_that_measured_nothing_leaves_the_table_untouched(tmp_path):
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+def test_a_run_that_ends_leaves_alone_the_journal_of_one_that_begins(tmp_path, monkeypatch):
+    path, others = tmp_path / "t.csv", []
+
+    def begin_another(_):
+        monkeypatch.undo()
+        others.append(Journal.open(path, CPU))
+
+    with Journal.open(path, CPU) as journal:
+        monkeypatch.setattr(journal_module, "sync_folder", begin_another)
+        journal.finish()
+    with others[0] as other:
+        other.append([row(1)])
+    assert read_journal(path).rows == (row(1),)
+
+
 def test_killed_between_saving_and_removing_the_next_run_ends_with_the_same_table(
     tmp_path, monkeypatch
 ):

@@ -16,6 +16,7 @@ import numpy as np
 
 _DELEGATE = "DELEGATE"
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+_PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 _PRECISIONS = {
     "float32": "fp32",
     "float16": "fp16",
@@ -126,13 +127,18 @@ def _fallback_flag(left: Sequence[Node]) -> str:
 
 
 def precision_of(nodes: Sequence[Node], input_types: Iterable[str]) -> str:
-    """What most nodes compute in: ``fp32``, ``int8`` or another precision.
+    """What a graph computes in: ``fp32``, ``int8`` or another precision.
+
+    That is what most convolutions and matrix products do, or most nodes where there are none:
+    an activation that is many nodes, and has no int8, does not make it another graph.
 
     Args:
         nodes: of the graph.
         input_types: numpy dtype names of its inputs, which tell where no node does.
     """
-    computed = [node.output_types[0] for node in _computing(nodes) if node.output_types]
+    computing = _computing(nodes)
+    products = [node for node in computing if node.operator in _PRODUCTS]
+    computed = [node.output_types[0] for node in products or computing if node.output_types]
     known = [_PRECISIONS[dtype] for dtype in computed if dtype in _PRECISIONS]
     known = known or [_PRECISIONS.get(dtype, dtype) for dtype in input_types] or ["unknown"]
     return Counter(known).most_common(1)[0][0]

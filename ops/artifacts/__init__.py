@@ -10,6 +10,9 @@ One module in this folder for each format::
     EXTRA: str                              # of this distribution, that brings what is needed
     def packages(precision: str) -> tuple[str, ...]    # distributions that make it
     def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes
+    def fallback(precision: str) -> tuple[str, ...]    # distributions that convert what `convert`
+                                                       # refuses; the first names the extra
+    def convert_otherwise(model: CanonicalGraph, samples: np.ndarray | None) -> bytes    # by these
     def edges(content: bytes) -> Edges      # how its inputs and outputs are encoded
     def annotate(content: bytes, key: str, text: str) -> bytes    # adds a text that runtimes skip
 
@@ -33,7 +36,8 @@ import onnx
 
 from ..calibration import CALIBRATION_SAMPLES, random_samples
 from ..edges import Edges
-from ..errors import BadRequest, HurricaneError
+from ..errors import BadRequest, HurricaneError, UnsupportedNode
+from ..export import CanonicalGraph
 
 RANDOM_SOURCE = f"{CALIBRATION_SAMPLES} random samples"
 """What is said of calibration data where nobody gives images."""
@@ -63,16 +67,23 @@ class Recipe:
         Raises:
             HurricaneError: some of that is not installed.
         """
-        module, versions = _modules()[self.format], []
-        for package in module.packages(self.precision):
-            try:
-                versions.append(f"{package} {importlib.metadata.version(package)}")
-            except importlib.metadata.PackageNotFoundError as error:
-                raise HurricaneError(
-                    f"making artefacts of the format {self.format} needs {package}, which is not "
-                    f"installed here; run: pip install 'hurricane-nas[{module.EXTRA}]'"
-                ) from error
-        return " + ".join(versions)
+        module = _modules()[self.format]
+        try:
+            return _versions(module.packages(self.precision))
+        except importlib.metadata.PackageNotFoundError as error:
+            raise HurricaneError(
+                f"making artefacts of the format {self.format} needs {error.name}, which is not "
+                f"installed here; run: pip install 'hurricane-nas[{module.EXTRA}]'"
+            ) from error
+
+    @functools.cached_property
+    def fallback_converter(self) -> str:
+        """What makes it of graphs that the converter refuses; empty where that is not installed."""
+        packages = _modules()[self.format].fallback(self.precision)
+        try:
+            return f"{self.converter} + {_versions(packages)}" if packages else ""
+        except importlib.metadata.PackageNotFoundError:
+            return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,19 +185,48 @@ def prepare(model: bytes, recipe: Recipe, samples: Samples | None = None) -> Art
     values = None
     if recipe.calibrated:
         values = _random_samples(model) if samples is None else samples.values
-    content = _modules()[recipe.format].convert(model, recipe.precision, values)
-    return Artifact(content, info_of(model, content, recipe, samples))
+    converter = recipe.converter
+    try:
+        content = _modules()[recipe.format].convert(model, recipe.precision, values)
+    except UnsupportedNode as error:
+        content = _by_fallback(model, recipe, values, error)
+        converter = recipe.fallback_converter
+    return Artifact(content, info_of(model, content, recipe, samples, converter))
+
+
+def _by_fallback(
+    model: bytes, recipe: Recipe, values: np.ndarray | None, refusal: UnsupportedNode
+) -> bytes:
+    """The artefact of a graph that the format's own converter refused.
+
+    Raises:
+        UnsupportedNode: the refusal, with what the fallback needs or says.
+    """
+    module = _modules()[recipe.format]
+    packages = module.fallback(recipe.precision)
+    if not packages or not isinstance(model, CanonicalGraph):
+        raise refusal
+    if not recipe.fallback_converter:
+        raise refusal.with_more(
+            f"{packages[0]} may: pip install 'hurricane-nas[{packages[0]}]'"
+        ) from refusal
+    try:
+        return module.convert_otherwise(model, values)
+    except BadRequest:
+        raise
+    except HurricaneError as error:
+        raise refusal.with_more(str(error)) from error
 
 
 def info_of(
-    model: bytes, content: bytes, recipe: Recipe, samples: Samples | None = None
+    model: bytes, content: bytes, recipe: Recipe, samples: Samples | None, converter: str
 ) -> ArtifactInfo:
-    """What is known of an artefact that `prepare` made of a graph with these samples."""
+    """What is known of an artefact that a converter made of a graph with these samples."""
     source = RANDOM_SOURCE if samples is None else samples.source
     return ArtifactInfo(
         hashlib.sha256(model).hexdigest(),
         hashlib.sha256(content).hexdigest(),
-        recipe.converter,
+        converter,
         source if recipe.calibrated else "",
     )
 
@@ -225,6 +265,10 @@ def source_sha256(format: str) -> str:
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _versions(packages: Sequence[str]) -> str:
+    return " + ".join(f"{package} {importlib.metadata.version(package)}" for package in packages)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Artefacts that take time to make, kept on the disk and made on all cores.
 
 A file's name is a digest of all that it depends on: the graph, the format, the precision, the
-calibration data, the converter's version and our own source files.
+calibration data, the converters' versions and our own source files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,16 +40,14 @@ def cached(make: Make, recipe: Recipe, samples: Samples | None = None) -> Artifa
         HurricaneError: a converter failed or is not installed, or the cache cannot be written.
     """
     model = make()
-    if not recipe.calibrated:
-        return prepare(model, recipe)
-    file = _file(model, recipe, samples)
-    content = _read(file)
-    if content is None:
-        with _MAKING:
-            artifact = prepare(model, recipe, samples)
-        _write(file, artifact.content)
-        return artifact
-    return Artifact(content, info_of(model, content, recipe, samples))
+    for converter in _slow_converters(recipe):
+        content = _read(_file(model, recipe, samples, converter))
+        if content is not None:
+            return Artifact(content, info_of(model, content, recipe, samples, converter))
+    with _MAKING:
+        artifact = prepare(model, recipe, samples)
+    _keep(artifact, model, recipe, samples)
+    return artifact
 
 
 def fill(
@@ -68,7 +66,7 @@ def fill(
     """
     if not recipe.calibrated:
         return
-    missing = [make for make in makes if not _file(make(), recipe, None).is_file()]
+    missing = [make for make in makes if not _is_kept(make(), recipe)]
     workers = min(os.cpu_count() or 1, len(missing))
     with contextlib.ExitStack() as stack:
         run = map
@@ -77,31 +75,51 @@ def fill(
             context.set_forkserver_preload([__name__, "hurricane.ops.tflite"])
             pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
             run = functools.partial(stack.enter_context(pool).map, chunksize=2)
-        contents = run(functools.partial(_content, recipe=recipe), missing)
-        for done, (make, content) in enumerate(zip(missing, contents, strict=True), start=1):
-            if content is not None:
-                _write(_file(make(), recipe, None), content)
+        artifacts = run(functools.partial(_prepared, recipe=recipe), missing)
+        for done, (make, artifact) in enumerate(zip(missing, artifacts, strict=True), start=1):
+            if artifact is not None:
+                _keep(artifact, make(), recipe, None)
             if on_progress:
                 on_progress(done, len(missing))
     if missing:
         _prune(cache_folder() / "artifacts", MAX_BYTES)
 
 
-def _content(make: Make, recipe: Recipe) -> bytes | None:
-    """An artefact's bytes; None where the format cannot express the graph."""
+def _prepared(make: Make, recipe: Recipe) -> Artifact | None:
+    """An artefact; None where the format cannot express the graph."""
     try:
-        return prepare(make(), recipe).content
+        return prepare(make(), recipe)
     except UnsupportedNode:
         return None
 
 
-def _file(model: bytes, recipe: Recipe, samples: Samples | None) -> Path:
+def _slow_converters(recipe: Recipe) -> Iterator[str]:
+    """The converters whose artefacts are kept; the others are as fast as reading a file."""
+    if recipe.calibrated:
+        yield recipe.converter
+    if recipe.fallback_converter:
+        yield recipe.fallback_converter
+
+
+def _is_kept(model: bytes, recipe: Recipe) -> bool:
+    """Whether there is a file of a graph with random calibration data."""
+    return any(_file(model, recipe, None, c).is_file() for c in _slow_converters(recipe))
+
+
+def _keep(artifact: Artifact, model: bytes, recipe: Recipe, samples: Samples | None) -> None:
+    """Writes an artefact's file, where it took time to make."""
+    converter = artifact.info.converter
+    if converter in _slow_converters(recipe):
+        _write(_file(model, recipe, samples, converter), artifact.content)
+
+
+def _file(model: bytes, recipe: Recipe, samples: Samples | None, converter: str) -> Path:
     parts = (
         hashlib.sha256(model).hexdigest(),
         recipe.format,
         recipe.precision,
         "random" if samples is None else samples.sha256,
-        recipe.converter,
+        converter,
         source_sha256(recipe.format),
     )
     digest = hashlib.sha256("|".join(parts).encode()).hexdigest()

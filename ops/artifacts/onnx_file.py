@@ -26,6 +26,11 @@ def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
     return model
 
 
+def fallback(precision: str) -> tuple[str, ...]:
+    """Nothing: every graph is one."""
+    return ()
+
+
 def edges(content: bytes) -> Edges:
     """Inputs and outputs of a graph."""
     graph = onnx.load_from_string(content).graph

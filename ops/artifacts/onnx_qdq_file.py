@@ -27,6 +27,11 @@ def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
     return onnx_qdq.quantise_onnx(model, samples)
 
 
+def fallback(precision: str) -> tuple[str, ...]:
+    """Nothing."""
+    return ()
+
+
 def edges(content: bytes) -> Edges:
     """Inputs and outputs of a quantised graph."""
     return onnx_qdq.edges(content)

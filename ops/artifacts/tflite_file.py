@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..edges import Edge, Edges
+from ..export import CanonicalGraph
 
 FORMAT = "tflite"
 SUFFIX = ".tflite"
@@ -30,6 +31,19 @@ def convert(model: bytes, precision: str, samples: np.ndarray | None) -> bytes:
     return content if samples is None else quantise_tflite(content, samples)
 
 
+def fallback(precision: str) -> tuple[str, ...]:
+    """litert-torch, and what it is made of; it writes fp32, which can be quantised."""
+    return () if precision == "fp16" else ("litert-torch", "litert-converter", "torch")
+
+
+def convert_otherwise(model: CanonicalGraph, samples: np.ndarray | None) -> bytes:
+    """The file by litert-torch, quantised where there are samples."""
+    from ..tflite import convert_modules, quantise_tflite
+
+    content = convert_modules(model)
+    return content if samples is None else quantise_tflite(content, samples)
+
+
 def edges(content: bytes) -> Edges:
     """Inputs and outputs of the file's one subgraph, by the names of its signature."""
     from ..tflite.flatbuffer import tensor_type, unpack_model
@@ -44,7 +58,7 @@ def edges(content: bytes) -> Edges:
         if quantization is not None and quantization.scale is not None:
             (scale,), (zero_point,) = quantization.scale, quantization.zeroPoint
         return Edge(
-            tensor.name.decode(),
+            entry.name.decode(),
             tuple(int(size) for size in tensor.shape),
             tensor_type(tensor.type),
             float(scale),

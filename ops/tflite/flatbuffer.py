@@ -31,10 +31,18 @@ _INT8_VERSIONS = {
     schema.BuiltinOperator.CONV_2D: 3,
     schema.BuiltinOperator.DEPTHWISE_CONV_2D: 3,
     schema.BuiltinOperator.FULLY_CONNECTED: 4,
-    schema.BuiltinOperator.RESHAPE: 1,
-    schema.BuiltinOperator.QUANTIZE: 1,
+    schema.BuiltinOperator.ADD: 2,
+    schema.BuiltinOperator.CONCATENATION: 2,
+    schema.BuiltinOperator.DEQUANTIZE: 2,
+    schema.BuiltinOperator.MEAN: 2,
+    schema.BuiltinOperator.MUL: 2,
+    schema.BuiltinOperator.PAD: 2,
+    schema.BuiltinOperator.RELU: 2,
+    schema.BuiltinOperator.RELU6: 2,
+    schema.BuiltinOperator.SPLIT: 2,
+    schema.BuiltinOperator.TRANSPOSE: 2,
 }
-"""Of operators on int8 tensors; every other one that the writer uses has version 2 there."""
+"""Of operators on int8 tensors; of those that the writer does not use, the first has to do."""
 
 
 class ModelBuilder:
@@ -207,10 +215,9 @@ def _set_versions(model: Any) -> None:
     """Gives each operator code the highest version that one of its operators needs.
 
     A runtime that is too old for a version refuses the file instead of misreading it.
-    litert-quantizer leaves the versions of the fp32 model.
+    litert-quantizer leaves the versions of the fp32 model. None is lowered: operators that only
+    litert-torch writes have theirs from it.
     """
-    for code in model.operatorCodes:
-        code.version = 1
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
@@ -230,7 +237,7 @@ def _version(code: int, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         return 1
     if code == kinds.MUL and _scale(inputs[0]) * _scale(inputs[1]) >= _scale(outputs[0]):
         return 3
-    return _INT8_VERSIONS.get(code, 2)
+    return _INT8_VERSIONS.get(code, 1)
 
 
 def _scale(tensor: Any) -> float:

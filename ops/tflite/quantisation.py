@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,9 +15,12 @@ import numpy as np
 from ..calibration import check_samples
 from ..errors import BadRequest, HurricaneError
 from .flatbuffer import SIGNATURE, pack_model, schema, unpack_model
-from .scales import restore_biases, widen_ranges
+from .scales import left_in_fp32, restore_biases, widen_ranges
 
 _STDERR = 2
+
+_FP32_TYPES = {getattr(schema.TensorType, t) for t in ("FLOAT32", "INT32", "INT64", "BOOL")}
+"""What tensors of an fp32 file have: values, shapes, and conditions."""
 
 
 def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:
@@ -26,7 +30,7 @@ def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:
     runtime write there; call it from one thread at a time.
 
     Args:
-        tflite: an fp32 file that `write_tflite` wrote, with one input and batch 1.
+        tflite: an fp32 file of `write_tflite` or `convert_modules`, with one input and batch 1.
         samples: calibration data as ONNX takes it, [samples, channels, height, width].
 
     Returns:
@@ -41,7 +45,7 @@ def quantise_tflite(tflite: bytes, samples: np.ndarray) -> bytes:
     name, shape = _input_of(model)
     check_samples(samples, (shape[0], shape[-1], *shape[1:-1]))
     images = np.ascontiguousarray(np.moveaxis(samples, 1, -1), np.float32)
-    with _held_back() as messages:
+    with held_back() as messages:
         try:
             content = _quantise(tflite, model, [{name: image[np.newaxis]} for image in images])
         except ModuleNotFoundError:
@@ -60,6 +64,10 @@ def _quantise(tflite: bytes, model: Any, feeds: list[dict[str, np.ndarray]]) -> 
     from litert_quantizer.utils import qsv_utils
 
     chosen = recipe.static_wi8_ai8()
+    for name in left_in_fp32(model):
+        chosen.append(
+            {"regex": f"^{re.escape(name)};?$", "operation": "*", "algorithm_key": "no_quantize"}
+        )
     manager = recipe_manager.RecipeManager()
     manager.load_quantization_recipe(chosen)
     # The default, a moving average, keeps 95% of the first sample's range and clips the others'.
@@ -83,21 +91,21 @@ def _input_of(model: Any) -> tuple[str, tuple[int, ...]]:
     if signature is None or len(signature.inputs) != 1:
         raise BadRequest(f"this .tflite file has no signature {SIGNATURE!r} with one input")
     types = {t.type for t in model.subgraphs[signature.subgraphIndex].tensors}
-    if types - {schema.TensorType.FLOAT32, schema.TensorType.INT32}:
+    if types - _FP32_TYPES:
         raise BadRequest("this .tflite file is no fp32 one; quantise what was written with fp32")
     tensor = model.subgraphs[signature.subgraphIndex].tensors[signature.inputs[0].tensorIndex]
     return signature.inputs[0].name.decode(), tuple(int(size) for size in tensor.shape)
 
 
 @contextlib.contextmanager
-def _held_back() -> Iterator[IO[str]]:
-    """Takes what is written to stderr meanwhile, by Python and by C++, into a file."""
+def held_back() -> Iterator[IO[str]]:
+    """Takes what is written meanwhile into a file: to stderr, and by Python to stdout."""
     with tempfile.TemporaryFile("w+") as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kept = os.dup(_STDERR)
         os.dup2(log.fileno(), _STDERR)
         try:
-            with contextlib.redirect_stderr(log):
+            with contextlib.redirect_stderr(log), contextlib.redirect_stdout(log):
                 yield log
         finally:
             os.dup2(kept, _STDERR)

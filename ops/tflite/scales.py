@@ -22,6 +22,28 @@ _KINDS = schema.BuiltinOperator
 _CHANNEL_AXES = {_KINDS.CONV_2D: 0, _KINDS.DEPTHWISE_CONV_2D: 3, _KINDS.FULLY_CONNECTED: 0}
 """The axis of the output channels in the weights of each operator that has weights."""
 
+_FLOAT_KINDS = (_KINDS.EXP, _KINDS.LOG)
+"""What has no int8 kernels, and spans magnitudes."""
+
+
+def left_in_fp32(model: Any) -> Iterator[str]:
+    """What must not be int8 beside an exponential or a logarithm, which have no int8 kernels.
+
+    Their range spans magnitudes, and one step of it hides all but the largest values.
+
+    Returns:
+        Names of the outputs of operators that read an exponential or give a logarithm its input.
+    """
+    unsafe = {
+        index
+        for code, operator in _operators(model)
+        if code in _FLOAT_KINDS
+        for index in (operator.outputs if code == _KINDS.EXP else operator.inputs)
+    }
+    for _, operator in _operators(model):
+        if unsafe & {*operator.inputs, *operator.outputs}:
+            yield _name(model, operator.outputs[0])
+
 
 def widen_ranges(model: Any, ranges: Mapping[str, Any]) -> None:
     """Widens ranges that are too narrow for their operator.
@@ -48,13 +70,21 @@ def widen_ranges(model: Any, ranges: Mapping[str, Any]) -> None:
             known = ranges[_name(model, index)]
             known["max"] = np.maximum(known["max"], 0) + np.float32(missing)
 
+    def is_known(index: int) -> bool:
+        return _stored(model, index, np.float32) is not None or _name(model, index) in ranges
+
     for code, operator in _operators(model):
-        inputs = [i for i in operator.inputs if _is_float(model, i)]
+        inputs, outputs = (
+            [i for i in indices if i >= 0 and _is_float(model, i)]
+            for indices in (operator.inputs, operator.outputs)
+        )
+        if not inputs or not outputs or not all(map(is_known, (*inputs, *outputs))):
+            continue  # it is not quantised
         smallest = _smallest_span(code, [span(index) for index in inputs])
-        for index in operator.outputs:
+        for index in outputs:
             widen(index, smallest)
         if code == _KINDS.ADD:
-            widest = max(span(index) for index in (*inputs, *operator.outputs))
+            widest = max(span(index) for index in (*inputs, *outputs))
             for index in inputs:
                 widen(index, widest * _SMALLEST_ADDEND)
 
@@ -85,10 +115,10 @@ def restore_biases(quantised: Any, model: Any) -> None:
     biases = {
         _name(model, operator.inputs[2]): _stored(model, operator.inputs[2], np.float32)
         for code, operator in _operators(model)
-        if code in _CHANNEL_AXES
+        if code in _CHANNEL_AXES and _has_bias(operator)
     }
     for code, operator in _operators(quantised):
-        if code in _CHANNEL_AXES:
+        if code in _CHANNEL_AXES and _has_bias(operator) and _is_int8(quantised, operator):
             exact = biases[_name(quantised, operator.inputs[2])]
             assert exact is not None
             _restore_bias(quantised, operator, _CHANNEL_AXES[code], exact)
@@ -118,6 +148,16 @@ def _operators(model: Any) -> Iterator[tuple[int, Any]]:
 
 def _name(model: Any, index: int) -> str:
     return model.subgraphs[0].tensors[index].name.decode()
+
+
+def _has_bias(operator: Any) -> bool:
+    return len(operator.inputs) > 2 and operator.inputs[2] >= 0
+
+
+def _is_int8(model: Any, operator: Any) -> bool:
+    """Whether both what an operator reads and its weights are int8."""
+    types = {model.subgraphs[0].tensors[index].type for index in operator.inputs[:2]}
+    return types == {schema.TensorType.INT8}
 
 
 def _is_float(model: Any, index: int) -> bool:
