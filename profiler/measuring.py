@@ -341,10 +341,16 @@ class Bench:
             make: gives the ONNX graph.
         """
         info, artifact = self._info(key, make)
-        digest = info.artifact_sha256
+        return self._hold(info.artifact_sha256, lambda: artifact or cached(make, self.recipe))
+
+    def hold(self, artifact: Artifact) -> str:
+        """Makes sure that the agent holds an artefact, and gives its digest; as `send`."""
+        return self._hold(artifact.info.artifact_sha256, lambda: artifact)
+
+    def _hold(self, digest: str, artifact: Callable[[], Artifact]) -> str:
         if digest not in self._sent and digest not in self._refused:
             if self.client.missing([digest]):
-                content = (artifact or cached(make, self.recipe)).content
+                content = artifact().content
                 try:
                     check_artifact(content, self.recipe.format)
                 except AgentError as error:

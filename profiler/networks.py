@@ -13,6 +13,7 @@ from ..agents.errors import AgentError
 from ..agents.results import ArtifactResult, Protocol
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.verdict import ErrorFigures, GroupCheck
+from ..ops.artifacts import Artifact
 from ..ops.artifacts.cache import Make
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
@@ -122,17 +123,12 @@ def uniform_networks(model: LatencyModel) -> list[WholeNetwork]:
     ]
 
 
-def _as_given(made: bytes) -> bytes:
-    """What is to be timed as it is; it can be pickled."""
-    return made
-
-
 def time_networks(
     bench: Bench,
     backbone: Backbone,
     networks: Sequence[WholeNetwork],
     settings: MeasuringSettings,
-    contents: Mapping[str, bytes] | None = None,
+    artifacts: Mapping[str, Artifact] | None = None,
     on_progress: Callable[[str, float], None] | None = None,
     witnesses: Witnesses | None = None,
 ) -> list[NetworkTime]:
@@ -143,7 +139,7 @@ def time_networks(
         backbone: of all of them.
         networks: with labels that differ.
         settings: rounds and limits.
-        contents: artefacts by label, where they are not to be made with seeded weights.
+        artifacts: by label; other networks get seeded weights.
         on_progress: called with (what, share).
         witnesses: tell how fast the device is meanwhile; that is divided out.
 
@@ -153,22 +149,22 @@ def time_networks(
     note = on_progress or (lambda what, share: None)
     if len({(n.group, n.label) for n in networks}) != len(networks):
         raise BadRequest("two networks to be timed have the same name")
-    makes: list[Make] = []
-    for network in networks:
-        made = (contents or {}).get(network.label)
-        if made is not None:
-            makes.append(partial(_as_given, made))
-        else:
-            operators, gate = network.operators, network.gate
-            makes.append(partial(export_architecture, backbone, operators, gate=gate))
-    bench.prepare(makes, lambda done, n: note("convert", 0.2 * done / n))
+    given = artifacts or {}
+    makes: dict[WholeNetwork, Make] = {
+        network: partial(export_architecture, backbone, network.operators, gate=network.gate)
+        for network in networks
+        if network.label not in given
+    }
+    bench.prepare(makes.values(), lambda done, n: note("convert", 0.2 * done / n))
     digests: list[str] = []
-    sizes: list[int] = []
-    for index, (network, make) in enumerate(zip(networks, makes, strict=True)):
-        given = network.label if network.label in (contents or {}) else None
-        digests.append(bench.send((backbone, network.operators, network.gate, given), make))
-        sizes.append(4 * backbone.params(network.operators))
+    for index, network in enumerate(networks):
+        if network in makes:
+            key = (backbone, network.operators, network.gate)
+            digests.append(bench.send(key, makes[network]))
+        else:
+            digests.append(bench.hold(given[network.label]))
         note("send", 0.2 + 0.1 * (index + 1) / len(networks))
+    sizes = [4 * backbone.params(network.operators) for network in networks]
     # Where not all of them can be loaded at once, every batch is timed several times over, so
     # that a slow time does not fall on one batch alone.
     room, most = bench.max_bytes // 2, len(networks)

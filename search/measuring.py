@@ -68,13 +68,18 @@ class TargetMeasurer:
             pass
 
     def __call__(
-        self, backbone: Backbone, operators: Sequence[str], gate: str, model: bytes | None = None
+        self,
+        backbone: Backbone,
+        operators: Sequence[str],
+        gate: str,
+        make: Callable[[Recipe], Artifact] | None = None,
     ) -> Measurement:
         """Measures one network among others, as the networks that check a table are.
 
         Args:
             backbone, operators, gate: the network.
-            model: its ONNX file; None for seeded weights, which take as long.
+            make: gives its artefact, once the target's format is known; None for seeded weights,
+                which take as long.
 
         Raises:
             BadRequest: the named agent does not have the target.
@@ -96,7 +101,7 @@ class TargetMeasurer:
                 backbone,
                 [network, *company],
                 MeasuringSettings(rounds=self.rounds),
-                contents={} if model is None else {network.label: model},
+                artifacts={} if make is None else {network.label: make(bench.recipe)},
             )
         if time.error:
             raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")

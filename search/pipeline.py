@@ -6,6 +6,7 @@ Every finished step is found in the run's directory and not done again.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,6 @@ from ..lookup_tables.table import LookupTable, parse_options
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
-from ..ops.files import MAX_MODEL_BYTES, read_bytes
 from ..ops.pool import GATES
 from .architecture import (
     Accuracy,
@@ -52,7 +52,11 @@ class Measure(Protocol):
     """Times a network on the target (`measuring.TargetMeasurer`)."""
 
     def __call__(
-        self, backbone: Backbone, operators: Sequence[str], gate: str, model: bytes | None = None
+        self,
+        backbone: Backbone,
+        operators: Sequence[str],
+        gate: str,
+        make: Callable[[Recipe], Artifact] | None = None,
     ) -> Measurement: ...
 
 
@@ -627,9 +631,15 @@ def _finish(
         trained_on = training_data(workshop.data)
         architecture = replace(architecture, trained_on=trained_on)
         run.save_architecture(architecture)
+    finished = architecture
+
+    @functools.cache
+    def deploy(recipe: Recipe) -> Artifact:
+        model = export_trained(finished, workshop.backbone, run.weights_path, network)
+        return _deploy(run, workshop, trained_on, model, recipe)
+
     if network is not None or outdated or not run.model_path.exists():
-        model = export_trained(architecture, workshop.backbone, run.weights_path, network)
-        _deploy(run, workshop, trained_on, model, Recipe("onnx", "fp32"))
+        deploy(Recipe("onnx", "fp32"))
     unmeasured = untested = ""
     if measure is not None and leads() and architecture.measured_ms is None:
         workshop.tell("winner measured", 0, 1)
@@ -638,7 +648,7 @@ def _finish(
                 workshop.backbone,
                 architecture.operators,
                 architecture.gate,
-                read_bytes(run.model_path, "model", MAX_MODEL_BYTES),
+                deploy,
             )
         except NotMeasurable as error:
             unmeasured = str(error)
@@ -652,10 +662,9 @@ def _finish(
         workshop.tell("winner measured", 1, 1)
     timed = architecture.measured_ms is not None
     if test is not None and leads() and timed and architecture.artifact_accuracy is None:
-        model = read_bytes(run.model_path, "model", MAX_MODEL_BYTES)
         try:
             accuracy = test(
-                lambda recipe: _deploy(run, workshop, trained_on, model, recipe),
+                deploy,
                 workshop.data,
                 lambda done, total: workshop.tell("winner's test images", done, total),
             )

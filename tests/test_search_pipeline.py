@@ -82,7 +82,7 @@ class Device:
         self.factor = factor
         self.asked: list[tuple[str, ...]] = []
 
-    def __call__(self, backbone, operators, gate, model=None) -> Measurement:
+    def __call__(self, backbone, operators, gate, make=None) -> Measurement:
         self.asked.append(tuple(operators))
         ms = self.factor * self.model_ms(tuple(operators))
         return Measurement(ms, ms, ms)
