@@ -42,6 +42,10 @@ COPIES = 6
 """Loadings of every shorter graph, each with weights of its own: one that all rows of a shape
 share must be known better than they are, and where a graph happens to lie in memory matters."""
 
+AFTER_STEM = "SEP_7"
+"""Stands behind the stem where times are estimated: behind small stems, what is cheaper by itself
+becomes so much cheaper that nothing is left for the stem."""
+
 OPERATOR = "neighbours"
 STEM = "pool"
 UNPOOLED = "neighbours-unpooled"
@@ -104,7 +108,7 @@ def plan_row(
     estimated = origin == ESTIMATED
     out = (shape.out_height, shape.out_width, shape.out_channels)
     if is_stem(name) and estimated:
-        after = Piece(NEIGHBOURS[0], LayerShape(*out, shape.out_channels, 1), gate)
+        after = Piece(AFTER_STEM, LayerShape(*out, shape.out_channels, 1), gate)
         return PlannedRow(name, shape, (piece,), (Context((piece, after), (after,)),), UNPOOLED)
     if is_stem(name):
         pooled = (piece, _pool(*out))

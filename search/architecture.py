@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..lookup_tables.table import ORIGINS
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone, shipped_backbones
 from ..ops.errors import BadRequest
@@ -33,12 +34,14 @@ class TableSource:
         target: which of the table's targets.
         verdict: on its sums when it was read, a value of `lookup_tables.verdict.Verdict`; None:
             it was not verified. ``broken`` is there only where it was accepted all the same.
+        origin: of its latencies, and so of those that its target tells.
     """
 
     path: str
     sha256: str
     target: str
     verdict: str | None = None
+    origin: str = "measured"
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,12 @@ def read_table_source(fields: Fields) -> TableSource:
     verdict = None
     if fields.optional_text("verdict") is not None:
         verdict = fields.choice("verdict", tuple(Verdict))
-    return TableSource(fields.text("path"), fields.text("sha256"), fields.text("target"), verdict)
+    origin = "measured"  # an earlier version did not say
+    if fields.optional_text("origin") is not None:
+        origin = fields.choice("origin", ORIGINS)
+    return TableSource(
+        fields.text("path"), fields.text("sha256"), fields.text("target"), verdict, origin
+    )
 
 
 def backbone_reference(backbone: Backbone) -> str:

@@ -126,7 +126,7 @@ class TargetMeasurer:
         """
         if self.target.origin not in ("measured", "emulated"):
             raise NotMeasurable(
-                f"{self.target.name} has times that are {self.target.origin}, and computes nothing"
+                f"times of {self.target.name} are {self.target.origin}: nothing is computed"
             )
         with self._bench() as bench:
             return artifact_accuracy(bench, make(bench.recipe), data, count)

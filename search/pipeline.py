@@ -223,7 +223,11 @@ def open_latency(
     verdict = calibration.verdict if calibration is not None else None
     model = LatencyModel(opened, frame, found, calibration=calibration)
     source = TableSource(
-        str(table), opened.sha256(), target or found.name, None if verdict is None else str(verdict)
+        str(table),
+        opened.sha256(),
+        target or found.name,
+        None if verdict is None else str(verdict),
+        found.origin,
     )
     gate = parse_options(found.options).get("gate", GATES[0])
     return TargetLatency(model, frame, gate, source, known is not calibration)

@@ -64,7 +64,8 @@ def describe_architecture(architecture: Architecture) -> str:
             low, high = architecture.predicted_interval_ms
             latency += f" ({low:.4g}–{high:.4g})"
         if architecture.measured_ms is not None:
-            latency += f", {architecture.measured_ms:.4g} ms measured"
+            origin = architecture.table.origin if architecture.table else "measured"
+            latency += f", {architecture.measured_ms:.4g} ms {origin}"
         if architecture.measured_halves_ms is not None:
             first, second = architecture.measured_halves_ms
             latency += f" (its halves: {first:.4g} and {second:.4g})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hurricane.search.architecture import (
     backbone_reference,
     package_versions,
 )
+from hurricane.search.summary import describe_architecture
 
 
 @pytest.fixture
@@ -131,3 +133,28 @@ def test_a_failed_write_leaves_the_old_file(architecture: Architecture, tmp_path
         Architecture("digits32", architecture.operators, predicted_ms=float("nan")).save(path)
     assert path.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["architecture.json"]
+
+
+@pytest.mark.parametrize("origin", ["measured", "simulated", "estimated"])
+def test_what_a_target_tells_is_called_by_the_origin_of_its_table(
+    architecture: Architecture, origin: str, tmp_path: Path
+) -> None:
+    assert architecture.table is not None
+    source = replace(architecture.table, origin=origin)
+    replace(architecture, table=source).save(tmp_path / "a.json")
+    found = Architecture.load(tmp_path / "a.json")
+    assert found.table == source
+    assert f"{found.measured_ms:.4g} ms {origin}" in describe_architecture(found)
+
+
+def test_a_table_of_an_earlier_version_is_a_measured_one(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    content = architecture.to_dict()
+    del content["table"]["origin"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert Architecture.load(tmp_path / "a.json") == architecture
+    content["table"]["origin"] = "guessed"
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(BadRequest, match="origin must be one of"):
+        Architecture.load(tmp_path / "a.json")

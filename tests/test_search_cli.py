@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
+from hurricane.ops.artifacts import prepare
 from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.pool import POOL
 from hurricane.ops.shapes import LayerShape
@@ -271,7 +272,7 @@ def test_a_network_is_measured_on_the_target_of_its_table(
         winner.load_backbone(),
         winner.operators,
         winner.gate,
-        (finished / "model.onnx").read_bytes(),
+        lambda recipe: prepare((finished / "model.onnx").read_bytes(), recipe),
     )
     assert found.ms > 0
     assert found.first_ms == pytest.approx(found.ms, rel=0.2)

@@ -253,9 +253,10 @@ def test_a_network_that_is_not_trained_has_no_accuracy(backbone: Backbone, tmp_p
     assert not (tmp_path / "a.onnx").exists()
 
 
-def test_a_simulated_device_has_no_accuracy(digits: ImageData) -> None:
-    target = Target("myriadx-vpu", "vpu", "openvino", precision="fp16", origin="simulated")
-    with pytest.raises(pipeline.NotMeasurable, match="simulates time"):
+@pytest.mark.parametrize("origin", ["simulated", "estimated"])
+def test_what_computes_nothing_has_no_accuracy(origin: str, digits: ImageData) -> None:
+    target = Target("myriadx-vpu", "vpu", "openvino", precision="fp16", origin=origin)
+    with pytest.raises(pipeline.NotMeasurable, match=f"are {origin}: nothing is computed"):
         TargetMeasurer(target).accuracy(lambda recipe: pytest.fail("made"), digits)
 
 
