@@ -15,23 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import openvino
+from sampled_graphs import graphs
 
-from hurricane.ops.backbone import load_backbone
 from hurricane.ops.calibration import random_samples
-from hurricane.ops.export import export_architecture, export_operator
-from hurricane.ops.graph import Piece, prepare_templates
 from hurricane.ops.onnx_qdq import Edges, edges, quantise_onnx
-from hurricane.ops.pool import GATES, POOL
+from hurricane.ops.pool import GATES
 
 RUNTIMES = ("onnxruntime", "openvino")
 SETTINGS = {
@@ -41,22 +37,6 @@ SETTINGS = {
     "INFERENCE_PRECISION_HINT": "f32",
 }
 CORE = openvino.Core()
-
-
-def graphs(backbone: str, gate: str, networks: int) -> Iterator[tuple[str, bytes]]:
-    """Name and ONNX bytes of each graph."""
-    frame = load_backbone(backbone)
-    rows = [(op.name, s) for op in POOL for s in frame.distinct_shapes if op.applies_to(s)]
-    rows += [(frame.stem_name, frame.stem_shape), (frame.head_name, frame.head_shape)]
-    prepare_templates([Piece(name, shape, gate) for name, shape in rows])
-    for name, shape in rows:
-        yield f"{name} {shape}", export_operator(name, shape, gate)
-    for seed in range(networks):
-        draw = random.Random(seed)
-        chosen = [
-            draw.choice([op.name for op in POOL if op.applies_to(shape)]) for shape in frame.layers
-        ]
-        yield f"random network {seed}", export_architecture(frame, chosen, gate=gate)
 
 
 def options() -> onnxruntime.SessionOptions:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from numbers import Integral
@@ -24,6 +24,9 @@ MAX_COUNT = 2**63 - 1
 
 MAX_CELL = 2_000
 """Characters of a cell; options of a runtime are the longest, with some hundred."""
+
+FALLBACK = "fallback"
+"""Kind of the flags that say that a graph, or some of its nodes, ran on another unit."""
 
 _WORD = re.compile(r"[a-z][a-z0-9_.]*")
 _OPERATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
@@ -86,6 +89,11 @@ def check_flags(text: str) -> None:
         words = text.split(";")
         if not all(_FLAG.fullmatch(word) for word in words) or len(set(words)) < len(words):
             fail(f"flags is {text!r}; write different words with ';' between them")
+
+
+def has_flag(words: Iterable[str], kind: str) -> bool:
+    """Whether a flag is among words: ``fallback`` finds ``fallback:cpu`` as well."""
+    return any(word.partition(":")[0] == kind or word == kind for word in words)
 
 
 def check_sha256(name: str, digest: str) -> None:

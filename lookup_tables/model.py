@@ -22,6 +22,7 @@ from ..ops.errors import BadRequest
 from ..ops.pool import POOL, parse_operator
 from ..ops.shapes import LayerShape
 from .calibration import Calibration
+from .cells import has_flag
 from .table import LookupTable, Row, Target, parse_options
 
 NORMAL_95 = 1.96
@@ -294,11 +295,7 @@ class LatencyModel:
         Args:
             kind: the flag, or its part before the colon: ``fallback`` finds ``fallback:cpu``.
         """
-        return tuple(
-            row
-            for row in self.rows
-            if any(kind in (word, word.split(":", 1)[0]) for word in row.flag_words)
-        )
+        return tuple(row for row in self.rows if has_flag(row.flag_words, kind))
 
     def _code_of(self, name: str) -> int:
         code = self._code.get(name)

@@ -11,13 +11,13 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..ops.errors import BadRequest
 from ..ops.shapes import LayerShape
 from .cells import (
+    FALLBACK,
     FileKind,
     check_choice,
     check_flags,
@@ -26,6 +26,7 @@ from .cells import (
     check_text,
     check_time,
     fail,
+    has_flag,
     header_names,
     header_problem,
     number,
@@ -35,14 +36,15 @@ from .cells import (
 )
 from .files import write_atomically
 from .table import (
+    SHAPE_COLUMNS,
     STATUSES,
-    TARGET_COLUMNS,
     Target,
+    TargetRow,
+    identity_of,
     is_support_header,
     matches_patterns,
     matches_target,
     order_of,
-    part_of,
 )
 
 MAX_REASON = 300
@@ -50,9 +52,6 @@ MAX_REASON = 300
 
 LISTED_REASONS = 20
 """Different reasons that are listed before it is said how many more there are."""
-
-FALLBACK = "fallback"
-"""Kind of the flags that say that a graph, or some of its nodes, ran on another unit."""
 
 _WHAT = "support report"
 
@@ -66,7 +65,7 @@ class SupportKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SupportRow:
+class SupportRow(TargetRow):
     """One line of a report; the attributes are its columns, in order.
 
     Attributes:
@@ -81,21 +80,6 @@ class SupportRow:
     Raises:
         TableError: a value breaks the format; the message names the column.
     """
-
-    device: str
-    processor: str
-    runtime: str
-    runtime_version: str
-    options: str
-    precision: str
-    threads: int
-    origin: str
-    operator: str
-    height: int
-    width: int
-    in_channels: int
-    out_channels: int
-    stride: int
 
     status: str
     compute_unit: str = ""
@@ -112,7 +96,7 @@ class SupportRow:
     checked_at: str = ""
 
     def __post_init__(self) -> None:
-        for name in _SHAPE_COLUMNS:
+        for name in SHAPE_COLUMNS:
             object.__setattr__(self, name, whole(name, getattr(self, name)))
         for name in _NUMBERS:
             if (value := getattr(self, name)) is not None:
@@ -133,9 +117,7 @@ class SupportRow:
     @classmethod
     def of(cls, target: Target, operator: str, shape: LayerShape, **values: Any) -> SupportRow:
         """A row from its identity in parts and the remaining columns by name."""
-        places: dict[str, Any] = {name: getattr(target, name) for name in TARGET_COLUMNS}
-        places |= {name: getattr(shape, name) for name in _SHAPE_COLUMNS}
-        return cls(operator=operator, **places, **values)
+        return cls(**identity_of(target, operator, shape), **values)
 
     @classmethod
     def from_line(cls, line: str, columns: Sequence[str] | None = None) -> SupportRow:
@@ -145,14 +127,6 @@ class SupportRow:
             TableError: too few or too many cells, or a cell breaks the format.
         """
         return cls(**parse_line(line, columns or SUPPORT_COLUMNS, _WHOLES, _NUMBERS))
-
-    @cached_property
-    def target(self) -> Target:
-        return _target(*(getattr(self, name) for name in TARGET_COLUMNS))
-
-    @property
-    def shape(self) -> LayerShape:
-        return LayerShape(*(getattr(self, name) for name in _SHAPE_COLUMNS))
 
     @property
     def key(self) -> SupportKey:
@@ -167,17 +141,9 @@ class SupportRow:
         return tuple(self.flags.split(";")) if self.flags else ()
 
     @property
-    def is_stem(self) -> bool:
-        return part_of(self.operator) == "stem"
-
-    @property
-    def is_head(self) -> bool:
-        return part_of(self.operator) == "head"
-
-    @property
     def falls_back(self) -> bool:
         """Whether some of it ran on another unit than the one that was asked for."""
-        return any(word.partition(":")[0] == FALLBACK for word in self.flag_words)
+        return has_flag(self.flag_words, FALLBACK)
 
     @property
     def exactness_db(self) -> float | None:
@@ -211,10 +177,8 @@ class SupportRow:
 SUPPORT_COLUMNS = tuple(f.name for f in fields(SupportRow))
 """The header of a report."""
 
-_SHAPE_COLUMNS = ("height", "width", "in_channels", "out_channels", "stride")
-_WHOLES = ("threads", *_SHAPE_COLUMNS)
+_WHOLES = ("threads", *SHAPE_COLUMNS)
 _NUMBERS = ("relative_error", "sqnr_db")
-_target = lru_cache(maxsize=256)(Target)
 
 
 class SupportReport:

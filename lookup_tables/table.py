@@ -109,29 +109,9 @@ class Target:
         return f"{self.name} ({', '.join(filter(None, facts))})"
 
 
-TARGET_COLUMNS = tuple(f.name for f in fields(Target))
-
-
 @dataclass(frozen=True)
-class RowKey:
-    """A row's identity: no table holds two rows with the same."""
-
-    target: Target
-    operator: str
-    shape: LayerShape
-    batch: int = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of a table; the attributes are its columns, in order.
-
-    Numbers are rounded to `SIGNIFICANT_DIGITS` on creation, so that a row in memory equals
-    the one read back. ``None`` and ``""`` are empty cells; a missing number is never 0.
-
-    Raises:
-        TableError: a value breaks the format; the message names the column.
-    """
+class TargetRow:
+    """What rows of all our files begin with: a target, an operator, and its layer shape."""
 
     device: str
     processor: str
@@ -147,6 +127,56 @@ class Row:
     in_channels: int
     out_channels: int
     stride: int
+
+    @cached_property
+    def target(self) -> Target:
+        return _target(*(getattr(self, name) for name in TARGET_COLUMNS))
+
+    @property
+    def shape(self) -> LayerShape:
+        return LayerShape(*(getattr(self, name) for name in SHAPE_COLUMNS))
+
+    @property
+    def is_stem(self) -> bool:
+        return part_of(self.operator) == "stem"
+
+    @property
+    def is_head(self) -> bool:
+        return part_of(self.operator) == "head"
+
+
+TARGET_COLUMNS = tuple(f.name for f in fields(Target))
+SHAPE_COLUMNS = tuple(f.name for f in fields(LayerShape))
+
+
+def identity_of(target: Target, operator: str, shape: LayerShape) -> dict[str, Any]:
+    """The columns of a `TargetRow`, by name."""
+    places = {name: getattr(target, name) for name in TARGET_COLUMNS}
+    places |= {name: getattr(shape, name) for name in SHAPE_COLUMNS}
+    return {**places, "operator": operator}
+
+
+@dataclass(frozen=True)
+class RowKey:
+    """A row's identity: no table holds two rows with the same."""
+
+    target: Target
+    operator: str
+    shape: LayerShape
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class Row(TargetRow):
+    """One line of a table; the attributes are its columns, in order.
+
+    Numbers are rounded to `SIGNIFICANT_DIGITS` on creation, so that a row in memory equals
+    the one read back. ``None`` and ``""`` are empty cells; a missing number is never 0.
+
+    Raises:
+        TableError: a value breaks the format; the message names the column.
+    """
+
     batch: int
 
     status: str
@@ -180,7 +210,7 @@ class Row:
     measured_at: str = ""
 
     def __post_init__(self) -> None:
-        for name in _SHAPE_COLUMNS:
+        for name in _SIZES:
             object.__setattr__(self, name, whole(name, getattr(self, name)))
         for name in _OPTIONAL_COUNTS:
             value = getattr(self, name)
@@ -191,8 +221,7 @@ class Row:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, number(name, value))
-        target = _target(*(getattr(self, name) for name in TARGET_COLUMNS))
-        object.__setattr__(self, "threads", target.threads)
+        object.__setattr__(self, "threads", self.target.threads)
         self._check_values()
         self._check_provenance()
 
@@ -201,25 +230,7 @@ class Row:
         cls, target: Target, operator: str, shape: LayerShape, *, batch: int = 1, **values: Any
     ) -> Row:
         """A row from its identity in parts and the remaining columns by name."""
-        return cls(
-            *(getattr(target, name) for name in TARGET_COLUMNS),
-            operator=operator,
-            height=shape.height,
-            width=shape.width,
-            in_channels=shape.in_channels,
-            out_channels=shape.out_channels,
-            stride=shape.stride,
-            batch=batch,
-            **values,
-        )
-
-    @cached_property
-    def target(self) -> Target:
-        return _target(*(getattr(self, name) for name in TARGET_COLUMNS))
-
-    @property
-    def shape(self) -> LayerShape:
-        return LayerShape(self.height, self.width, self.in_channels, self.out_channels, self.stride)
+        return cls(**identity_of(target, operator, shape), batch=batch, **values)
 
     @cached_property
     def key(self) -> RowKey:
@@ -232,14 +243,6 @@ class Row:
     @property
     def flag_words(self) -> tuple[str, ...]:
         return tuple(self.flags.split(";")) if self.flags else ()
-
-    @property
-    def is_stem(self) -> bool:
-        return part_of(self.operator) == "stem"
-
-    @property
-    def is_head(self) -> bool:
-        return part_of(self.operator) == "head"
 
     def to_line(self) -> str:
         """The row as one line of CSV, with its line end."""
@@ -320,9 +323,9 @@ IDENTITY_COLUMNS = COLUMNS[: COLUMNS.index("batch") + 1]
 VALUE_COLUMNS = COLUMNS[COLUMNS.index("latency_ms") : COLUMNS.index("estimator") + 1]
 """Empty unless the status is ok."""
 
-_SHAPE_COLUMNS = ("height", "width", "in_channels", "out_channels", "stride", "batch")
+_SIZES = (*SHAPE_COLUMNS, "batch")
 _OPTIONAL_COUNTS = ("samples", "rounds", "macs", "params")
-_WHOLES = ("threads", *_SHAPE_COLUMNS, *_OPTIONAL_COUNTS)
+_WHOLES = ("threads", *_SIZES, *_OPTIONAL_COUNTS)
 _NUMBERS = tuple(name for name in COLUMNS if name.endswith(("_ms", "_c", "_mhz")))
 _LATENCIES = ("latency_ms", "warm_ms", "cold_ms", "p10_ms", "p90_ms", "device_ms")
 _HEADER = ",".join(COLUMNS)

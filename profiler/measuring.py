@@ -32,6 +32,9 @@ _THREADS = re.compile(r"(?P<name>.+)-t(?P<threads>[1-9][0-9]*)")
 GATE_OPTION = "gate"
 """In a table's options, where squeeze-and-excitation has another gate than the default."""
 
+RUN_S = 60.0
+"""How long `Bench.run` waits for outputs."""
+
 ORIGIN = {
     Availability.AVAILABLE: "measured",
     Availability.EMULATED: "emulated",
@@ -410,6 +413,24 @@ class Bench:
         if answer is not None:
             self.machine.note(answer, self.spent_ms - spent_ms)
         return results
+
+    def run(
+        self, digest: str, inputs: Mapping[str, np.ndarray], timeout_s: float = RUN_S
+    ) -> dict[str, np.ndarray]:
+        """Outputs of an artefact that the agent holds, by name; not timed.
+
+        Raises:
+            AgentError: it failed on the agent.
+        """
+        return self.client.run(
+            digest,
+            self.request.name,
+            inputs,
+            threads=self.request.threads,
+            options=self.request.runtime_options,
+            format=self.recipe.format,
+            timeout_s=timeout_s,
+        )
 
 
 def table_target(info: TargetInfo, request: TargetRequest) -> Target:

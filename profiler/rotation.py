@@ -19,6 +19,7 @@ import numpy as np
 from ..agents.conditions import Conditions
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
+from ..lookup_tables.cells import FALLBACK, has_flag
 from ..ops.backbone import is_stem
 from .estimate import Estimate, estimate_row, location_ms, relative_levels
 from .measuring import Bench, MeasuringSettings, clock_ms
@@ -106,8 +107,7 @@ class Lap:
 
     def falls_back(self, graph: Graph) -> bool:
         """Whether a part of a graph runs on another unit than the target's."""
-        words = (flag for result in self.results[graph] for flag in result.flags)
-        return any(word.partition(":")[0] == "fallback" for word in words)
+        return any(has_flag(result.flags, FALLBACK) for result in self.results[graph])
 
     def times(self, graph: Graph) -> list[np.ndarray]:
         """The calls of a graph, for each of its copies [visits, calls] ms."""

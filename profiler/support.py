@@ -241,14 +241,8 @@ def _outputs(
     names = [edge.name for edge in known.outputs]
     values = []
     for value in inputs:
-        given = bench.client.run(
-            bench.digest_of(row.alone),
-            bench.request.name,
-            {entry.name: entry.encode(value[None])},
-            threads=bench.request.threads,
-            options=bench.request.runtime_options,
-            format=bench.recipe.format,
-            timeout_s=timeout_s,
+        given = bench.run(
+            bench.digest_of(row.alone), {entry.name: entry.encode(value[None])}, timeout_s
         )
         if set(given) != set(names):
             found = ", ".join(given) or "none"

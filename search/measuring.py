@@ -188,10 +188,10 @@ def artifact_accuracy(
     from ..agents.results import Protocol
     from ..ops.artifacts import edges
 
-    client, request, recipe = bench.client, bench.request, bench.recipe
-    found = edges(artifact.content, recipe.format)
+    format = bench.recipe.format
+    found = edges(artifact.content, format)
     (source,), (target,) = found.inputs, found.outputs
-    digest = client.upload(artifact.content, recipe.format)
+    digest = bench.client.upload(artifact.content, format)
     # What a batch leaves loaded, the calls after it need not load each for itself.
     kept = bench.time([digest], Protocol(rounds=1, calls_per_visit=1, keep_loaded=True))[digest]
     if kept.error is not None:
@@ -200,14 +200,7 @@ def artifact_accuracy(
     right = 0
     for index, label in enumerate(labels):
         image = data.normalise(data.test.images[index : index + 1]).numpy()
-        outputs = client.run(
-            digest,
-            request.name,
-            {source.name: source.encode(image)},
-            threads=request.threads,
-            options=request.runtime_options,
-            format=recipe.format,
-        )
+        outputs = bench.run(digest, {source.name: source.encode(image)})
         right += int(np.argmax(target.decode(outputs[target.name]))) == label
         if count is not None:
             count(index + 1, len(labels))
@@ -218,7 +211,7 @@ def artifact_accuracy(
         target=bench.target.name,
         origin=bench.target.origin,
         runtime_version=bench.target.runtime_version,
-        format=recipe.format,
+        format=format,
         precision=bench.target.precision,
         converter=artifact.info.converter,
         calibration=artifact.info.calibration,

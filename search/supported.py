@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..lookup_tables.cells import FALLBACK
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.support import FALLBACK, SupportReport, SupportRow
+from ..lookup_tables.support import SupportReport, SupportRow
 from ..lookup_tables.table import Target
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest

@@ -28,32 +28,10 @@ from hurricane.search.cli import cli
 from hurricane.search.measuring import NotMeasurable, TargetMeasurer
 from hurricane.search.space import SearchSpace
 
-BACKBONE = """
-classes = 10
-split = 1
-exploring_layers = 1
-[input]
-channels = 1
-height = 8
-width = 8
-[[stem]]
-channels = 8
-kernel = 3
-stride = 1
-[[stages]]
-channels = 16
-repeats = 2
-stride = 2
-[[stages]]
-channels = 32
-repeats = 2
-stride = 2
-[head]
-channels = 32
-"""
+from .search_backbone import BACKBONE, BUDGET
+
 TARGET = Target("test-board", "dsp", "qnn", "1.0", precision="int8")
 PROGRAM = "from hurricane.search.cli import main; main()"
-BUDGET = "0.36"
 FAST = ["--training", "0.05", "--evaluations", "12", "--population", "4", "--device", "cpu"]
 
 

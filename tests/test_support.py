@@ -43,6 +43,7 @@ from hurricane.search.supported import keep_supported
 
 from .agents_partial_backend import TARGET as PARTIAL
 from .agents_rogue import Rogue, events
+from .search_backbone import BACKBONE, BUDGET
 
 BACKEND = Path(__file__).parent / "agents_partial_backend.py"
 SHAPE = LayerShape(8, 8, 96, 96, 1)
@@ -553,31 +554,6 @@ def test_an_agent_that_says_nothing_leaves_no_report(partial: str, tmp_path: Pat
 
 
 # hurricane space
-
-BACKBONE = """
-classes = 10
-split = 1
-exploring_layers = 1
-[input]
-channels = 1
-height = 8
-width = 8
-[[stem]]
-channels = 8
-kernel = 3
-stride = 1
-[[stages]]
-channels = 16
-repeats = 2
-stride = 2
-[[stages]]
-channels = 32
-repeats = 2
-stride = 2
-[head]
-channels = 32
-"""
-BUDGET = "0.36"
 
 
 class Place:

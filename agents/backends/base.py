@@ -348,6 +348,46 @@ def runtime_version(module: str, extra: str) -> tuple[str, str]:
         return "", f"{module} does not import: {error}{advice(error)}"
 
 
+def cpu_targets(
+    context: Context,
+    runtime: str,
+    version: str,
+    reason: str,
+    formats: Mapping[str, tuple[str, ...]],
+    options: Mapping[str, tuple[str, ...]],
+) -> list[TargetInfo]:
+    """The targets of a runtime on this machine's CPU, one for each precision.
+
+    Args:
+        context: how the agent was started.
+        runtime: its name.
+        version: empty where it cannot be used.
+        reason: why it cannot be used; empty where it can.
+        formats, options: by precision.
+    """
+    return [
+        TargetInfo(
+            name=f"cpu-{runtime}-{precision}",
+            device=context.device_name,
+            processor="cpu",
+            runtime=runtime,
+            runtime_version=version,
+            precision=precision,
+            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            reason=reason,
+            formats=taken,
+            options=options[precision],
+            max_threads=len(allowed_cores()),
+        )
+        for precision, taken in formats.items()
+    ]
+
+
+def precision_of_target(target: str) -> str:
+    """The precision in a target's name."""
+    return target.rpartition("-")[2]
+
+
 def allowed_cores() -> list[int]:
     """The cores this process may run on, in ascending order."""
     if hasattr(os, "sched_getaffinity"):

@@ -20,7 +20,6 @@ from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, Unsupp
 from ._litert_graph import nodes_of, other_precisions, placement_of, precision_of
 from ._litert_runtime import Delegate, Runtime, Unavailable, delegate_of, find_runtime
 from .base import (
-    Availability,
     Context,
     Loaded,
     Sample,
@@ -33,15 +32,17 @@ from .base import (
     check_options,
     check_threads,
     choice_of,
+    cpu_targets,
     one_line,
     pin,
+    precision_of_target,
     random_inputs,
     time_calls,
 )
 
-_FORMATS = ("tflite",)
-_PRECISIONS = ("fp32", "int8")
-_OPTIONS = ("xnnpack", "delegate", "delegate_options")
+_FORMATS: tuple[str, ...] = ("tflite",)
+_PRECISIONS: tuple[str, ...] = ("fp32", "int8")
+_OPTIONS: tuple[str, ...] = ("xnnpack", "delegate", "delegate_options")
 # With this metadata XNNPACK computes in fp16 where the processor can, and says nothing.
 _HALF_PRECISION = b"reduced_precision_support"
 _NO_MEMORY = "no memory for the graph's tensors"
@@ -61,22 +62,9 @@ def targets(context: Context) -> list[TargetInfo]:
         version = find_runtime().version
     except Unavailable as error:
         reason = str(error)
-    return [
-        TargetInfo(
-            name=_name(precision),
-            device=context.device_name,
-            processor="cpu",
-            runtime="litert",
-            runtime_version=version,
-            precision=precision,
-            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
-            reason=reason,
-            formats=_FORMATS,
-            options=_OPTIONS,
-            max_threads=len(allowed_cores()),
-        )
-        for precision in _PRECISIONS
-    ]
+    formats = dict.fromkeys(_PRECISIONS, _FORMATS)
+    options = dict.fromkeys(_PRECISIONS, _OPTIONS)
+    return cpu_targets(context, "litert", version, reason, formats, options)
 
 
 def open_target(
@@ -102,8 +90,9 @@ def open_target(
             "option 'xnnpack' cannot be 1 with option 'delegate': XNNPACK would take what the "
             "delegate leaves, and nobody could tell them apart"
         )
-    precision = next(precision for precision in _PRECISIONS if _name(precision) == target)
-    return LitertSession(precision, threads, xnnpack and delegate is None, delegate)
+    return LitertSession(
+        precision_of_target(target), threads, xnnpack and delegate is None, delegate
+    )
 
 
 class LitertSession(Session):

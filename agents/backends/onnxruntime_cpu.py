@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
 from ..formats.onnx_file import operators_of
 from .base import (
-    Availability,
     Context,
     Loaded,
     Sample,
@@ -28,9 +27,11 @@ from .base import (
     check_options,
     check_threads,
     choice_of,
+    cpu_targets,
     one_line,
     pin,
     precision_flags,
+    precision_of_target,
     random_inputs,
     runtime_version,
     time_calls,
@@ -79,22 +80,7 @@ _DTYPES = {
 def targets(context: Context) -> list[TargetInfo]:
     """The targets of this backend, with the reason where the runtime is not there."""
     version, reason = runtime_version("onnxruntime", extra="onnxruntime")
-    return [
-        TargetInfo(
-            name=f"cpu-onnxruntime-{precision}",
-            device=context.device_name,
-            processor="cpu",
-            runtime="onnxruntime",
-            runtime_version=version,
-            precision=precision,
-            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
-            reason=reason,
-            formats=formats,
-            options=_OPTIONS[precision],
-            max_threads=len(allowed_cores()),
-        )
-        for precision, formats in _FORMATS.items()
-    ]
+    return cpu_targets(context, "onnxruntime", version, reason, _FORMATS, _OPTIONS)
 
 
 def open_target(
@@ -110,7 +96,7 @@ def open_target(
     Raises:
         BadRequest: an unknown option or value, or too many threads.
     """
-    check_options(target, _OPTIONS[_precision_of(target)], options)
+    check_options(target, _OPTIONS[precision_of_target(target)], options)
     check_threads(target, threads, len(allowed_cores()))
     optimization = choice_of(options, "graph_optimization", tuple(_OPTIMIZATION))
     spinning = choice_of(options, "spinning", ("1", "0"))
@@ -129,7 +115,7 @@ class OnnxruntimeSession(Session):
         target: str = "cpu-onnxruntime-fp32",
         exact: str = "0",
     ) -> None:
-        self._target, self._precision = target, _precision_of(target)
+        self._target, self._precision = target, precision_of_target(target)
         cores = pin(threads)
         import onnxruntime
 
@@ -329,10 +315,6 @@ class OnnxruntimeGraph(Loaded):
     def close(self) -> None:
         self._memory.remove(self)
         del self._binding, self._session
-
-
-def _precision_of(target: str) -> str:
-    return target.rpartition("-")[2]
 
 
 def _page_faults() -> int:

@@ -10,7 +10,6 @@ import numpy as np
 
 from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
 from .base import (
-    Availability,
     Context,
     Loaded,
     Sample,
@@ -24,9 +23,11 @@ from .base import (
     check_options,
     check_threads,
     choice_of,
+    cpu_targets,
     one_line,
     pin,
     precision_flags,
+    precision_of_target,
     random_inputs,
     runtime_version,
 )
@@ -40,22 +41,8 @@ _PRECISIONS = {"fp32": ("f32",), "int8": ("u8", "i8")}  # of what these read
 def targets(context: Context) -> list[TargetInfo]:
     """The targets of this backend, with the reason where the runtime is not there."""
     version, reason = runtime_version("openvino", extra="openvino")
-    return [
-        TargetInfo(
-            name=f"cpu-openvino-{precision}",
-            device=context.device_name,
-            processor="cpu",
-            runtime="openvino",
-            runtime_version=version,
-            precision=precision,
-            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
-            reason=reason,
-            formats=formats,
-            options=_OPTIONS,
-            max_threads=len(allowed_cores()),
-        )
-        for precision, formats in _FORMATS.items()
-    ]
+    options = dict.fromkeys(_FORMATS, _OPTIONS)
+    return cpu_targets(context, "openvino", version, reason, _FORMATS, options)
 
 
 def open_target(
@@ -80,7 +67,7 @@ class OpenvinoSession(Session):
     """One OpenVINO core whose compiled graphs differ in nothing but the graph."""
 
     def __init__(self, target: str, threads: int, denormals_optimization: bool) -> None:
-        self._target, self._precision = target, target.rpartition("-")[2]
+        self._target, self._precision = target, precision_of_target(target)
         # Before the import: OpenVINO looks once at the cores that it may use.
         pin(threads)
         import openvino

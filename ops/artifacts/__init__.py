@@ -181,11 +181,10 @@ def prepare(model: bytes, recipe: Recipe, samples: Samples | None = None) -> Art
         UnsupportedNode: the format cannot express a node of the graph.
         HurricaneError: a converter failed, or is not installed.
     """
-    _ = recipe.converter  # says what is not installed
+    converter = recipe.converter  # first: it says what is not installed
     values = None
     if recipe.calibrated:
         values = _random_samples(model) if samples is None else samples.values
-    converter = recipe.converter
     try:
         content = _modules()[recipe.format].convert(model, recipe.precision, values)
     except UnsupportedNode as error:

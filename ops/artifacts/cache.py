@@ -17,6 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import HurricaneError, UnsupportedNode
+from ..export import sha256
 from ..graph import CACHE_VARIABLE, cache_folder, ignore_interrupt
 from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
 
@@ -40,13 +41,14 @@ def cached(make: Make, recipe: Recipe, samples: Samples | None = None) -> Artifa
         HurricaneError: a converter failed or is not installed, or the cache cannot be written.
     """
     model = make()
+    digest = sha256(model)
     for converter in _slow_converters(recipe):
-        content = _read(_file(model, recipe, samples, converter))
+        content = _read(_file(digest, recipe, samples, converter))
         if content is not None:
             return Artifact(content, info_of(model, content, recipe, samples, converter))
     with _MAKING:
         artifact = prepare(model, recipe, samples)
-    _keep(artifact, model, recipe, samples)
+    _keep(artifact, recipe, samples)
     return artifact
 
 
@@ -66,7 +68,7 @@ def fill(
     """
     if not recipe.calibrated:
         return
-    missing = [make for make in makes if not _is_kept(make(), recipe)]
+    missing = [make for make in makes if not _is_kept(sha256(make()), recipe)]
     workers = min(os.cpu_count() or 1, len(missing))
     with contextlib.ExitStack() as stack:
         run = map
@@ -76,9 +78,9 @@ def fill(
             pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
             run = functools.partial(stack.enter_context(pool).map, chunksize=2)
         artifacts = run(functools.partial(_prepared, recipe=recipe), missing)
-        for done, (make, artifact) in enumerate(zip(missing, artifacts, strict=True), start=1):
+        for done, artifact in enumerate(artifacts, start=1):
             if artifact is not None:
-                _keep(artifact, make(), recipe, None)
+                _keep(artifact, recipe, None)
             if on_progress:
                 on_progress(done, len(missing))
     if missing:
@@ -101,21 +103,21 @@ def _slow_converters(recipe: Recipe) -> Iterator[str]:
         yield recipe.fallback_converter
 
 
-def _is_kept(model: bytes, recipe: Recipe) -> bool:
+def _is_kept(graph_sha256: str, recipe: Recipe) -> bool:
     """Whether there is a file of a graph with random calibration data."""
-    return any(_file(model, recipe, None, c).is_file() for c in _slow_converters(recipe))
+    return any(_file(graph_sha256, recipe, None, c).is_file() for c in _slow_converters(recipe))
 
 
-def _keep(artifact: Artifact, model: bytes, recipe: Recipe, samples: Samples | None) -> None:
+def _keep(artifact: Artifact, recipe: Recipe, samples: Samples | None) -> None:
     """Writes an artefact's file, where it took time to make."""
-    converter = artifact.info.converter
-    if converter in _slow_converters(recipe):
-        _write(_file(model, recipe, samples, converter), artifact.content)
+    info = artifact.info
+    if info.converter in _slow_converters(recipe):
+        _write(_file(info.graph_sha256, recipe, samples, info.converter), artifact.content)
 
 
-def _file(model: bytes, recipe: Recipe, samples: Samples | None, converter: str) -> Path:
+def _file(graph_sha256: str, recipe: Recipe, samples: Samples | None, converter: str) -> Path:
     parts = (
-        hashlib.sha256(model).hexdigest(),
+        graph_sha256,
         recipe.format,
         recipe.precision,
         "random" if samples is None else samples.sha256,
