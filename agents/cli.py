@@ -33,7 +33,8 @@ _MIN_TOKEN = 16
 
 _SERVE_HELP = """Serves this machine's runtimes to profile-ops and hurricane.
 
-Listens on loopback unless told otherwise; an address that the network can reach needs TLS.
+Listens on loopback by default; an address that the network can reach needs TLS, and should have
+a token.
 
 \b
 Examples:
@@ -42,7 +43,7 @@ Examples:
   agent serve --simulate hexagon685-dsp --simulate myriadx-vpu
 """
 
-_INFO_HELP = """Tells what an agent can measure; without an address, what this machine can.
+_INFO_HELP = """Lists the targets of an agent, or of this machine.
 
 \b
 Examples:
@@ -66,8 +67,8 @@ _simulate_option = click.option(
     "--simulate",
     multiple=True,
     metavar="NAME|FILE",
-    help="A simulated device to offer as well: a name or a device file (.toml); repeatable; "
-    "'all': every one that is shipped.",
+    help="Simulated device to add: a name, a device file (.toml), or 'all' shipped ones "
+    "(repeatable).",
 )
 
 
@@ -81,27 +82,25 @@ _simulate_option = click.option(
     type=click.Choice(["virtual", "real"]),
     default="virtual",
     show_default=True,
-    help="Simulated devices answer at once, or wait as a board would.",
+    help="Simulated devices answer at once (virtual), or after the time that a board takes.",
 )
 @click.option(
     "--store",
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder that keeps artefacts between starts [a temporary one].",
 )
-@_file_option("--token-file", "File whose first line callers must know.")
+@_file_option("--token-file", "File whose first line is the token that callers must send.")
 @_file_option("--tls-cert", "PEM file of this agent's certificate.")
 @_file_option("--tls-key", "PEM file of its key.")
-@_file_option("--tls-client-ca", "PEM file; callers must show a certificate of this authority.")
+@_file_option("--tls-client-ca", "PEM file of an authority whose certificate callers must have.")
 @click.option("--insecure", is_flag=True, help="Listen off loopback without TLS.")
-@click.option(
-    "--user", default="", help="Run graphs as this user; the agent has to be started as root."
-)
+@click.option("--user", default="", help="Run graphs as this user; start the agent as root.")
 @click.option(
     "--allow-read",
     multiple=True,
     metavar="PATH",
     type=click.Path(exists=True, resolve_path=True),
-    help="Leave a path open to runtimes, such as their libraries in an unusual place (repeatable).",
+    help="Let runtimes read this path too, such as a library outside the system's (repeatable).",
 )
 @click.option("--private", is_flag=True, hidden=True)
 def serve(
@@ -232,17 +231,21 @@ def _info_text(
     for target in sorted(targets, key=lambda target: _LISTED.index(target.availability)):
         runtime = f"{target.runtime} {target.runtime_version}".strip()
         facts = target.reason or ", ".join(
-            [runtime, target.device, f"up to {target.max_threads} threads", *target.defaults]
+            [runtime, target.device, _threads(target.max_threads), *target.defaults]
         )
         lines.append(f"{target.name:<{width}}  {target.availability.name.lower():<11}  {facts}")
     return "\n".join(lines)
 
 
+def _threads(most: int) -> str:
+    return "1 thread" if most == 1 else f"up to {most} threads"
+
+
 def _isolation_lines(isolation: Optional[Isolation]) -> list[str]:
     if isolation is None:
         return []
-    means = ", ".join(isolation.means) or "nothing"
-    return [f"graphs are kept in by {means}", *(f"  no {text}" for text in isolation.missing)]
+    means = ", ".join(isolation.means) or "none"
+    return [f"sandbox: {means}", *(f"  no {text}" for text in isolation.missing)]
 
 
 def _target_list(targets: tuple[TargetInfo, ...]) -> str:

@@ -288,7 +288,8 @@ class Worker:
             with contextlib.suppress(ValueError):
                 how = signal.Signals(-status).name
         lines = self._stderr.decode("utf-8", "replace").split("\n")
-        last_words = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = [line.strip() for line in lines if not line.startswith("INFO")]  # as LiteRT does
+        last_words = next(filter(None, reversed(said)), "")
         message = f"the runtime's process died ({how})"
         message += f": {one_line(last_words)}" if last_words else ""
         out_of_memory = status == -signal.SIGKILL and _oom_kills() > self._oom_kills

@@ -20,7 +20,7 @@ from .runs import Run, load_runs, save_runs
 from .shipped import open_table, shipped_tables
 from .support import SupportReport, is_support_report
 from .support_grid import show_support, support_facts
-from .table import LookupTable, Row, TableError, Target, describe
+from .table import LookupTable, Row, TableError, Target, count_and_example, describe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @click.group("table")
 def table_group() -> None:
-    """Look at lookup tables, check, compare and merge them.
+    """Shows, checks, compares and merges lookup tables.
 
     A table is given as a CSV file or by the name of a shipped one (hurricane table list).
 
@@ -54,7 +54,7 @@ def table_group() -> None:
 @table_group.command("list")
 @_json_option
 def list_command(as_json: bool) -> None:
-    """List the tables that come with the package.
+    """Lists the tables that come with the package.
 
     \b
     Examples:
@@ -75,26 +75,26 @@ def list_command(as_json: bool) -> None:
 @table_group.command("show")
 @click.argument("table")
 @click.option("--target", help="One target of the table, such as cpu-onnxruntime-fp32.")
-@click.option("--operator", "operators", help="Names or patterns, such as 'MB_*,Choice_3'.")
+@click.option("--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3'.")
 @click.option("--fastest", type=click.IntRange(1), help="Only the N fastest at each layer shape.")
 @_json_option
 def show_command(
     table: str, target: str | None, operators: str | None, fastest: int | None, as_json: bool
 ) -> None:
-    """Show latencies, or a support report: operators against layer shapes.
+    """Shows latencies, or a support report: operators against layer shapes.
 
     Latencies are marginal, in ms; green is within 15% of the fastest in its column. A star
     marks a row with flags that not all rows have; they are listed below.
 
-    Of a support report (hurricane support) the grid has the SQNR against fp32 in dB; a star marks
-    what falls back to another unit.
+    For a support report (hurricane support) the grid has the signal-to-quantisation-noise ratio
+    (SQNR) against fp32 in dB; a star marks what falls back to another unit.
 
     \b
     Examples:
       hurricane table show table.csv
       hurricane table show my-board.support.csv
       hurricane table show table.csv --fastest 4
-      hurricane table show imagenet224-sim-hexagon685-dsp --operator 'SEP_*,Choice_*'
+      hurricane table show imagenet224-sim-hexagon685-dsp --operators 'SEP_*,Choice_*'
       hurricane table show table.csv --target cpu-onnxruntime-fp32 --json
     """
     if is_support_report(table):
@@ -135,7 +135,7 @@ def show_command(
 @click.argument("tables", nargs=-1, required=True)
 @_json_option
 def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
-    """Check tables and support reports, and list every line that is wrong.
+    """Checks tables and support reports, and lists every line that is wrong.
 
     \b
     Examples:
@@ -175,11 +175,11 @@ def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
     type=click.Choice(MATCHES),
     default=MATCHES[0],
     show_default=True,
-    help="Rows meet on the same target but for the runtime's version, on exactly the same "
-    "target, or on operator and shape alone.",
+    help="Rows to compare: of the same target whatever the runtime's version, of exactly the "
+    "same target, or of the same operator and shape on any target.",
 )
 @click.option("--target", help="Take only this target of both tables.")
-@click.option("--operator", "operators", help="Names or patterns, such as 'MB_*,Choice_3'.")
+@click.option("--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3'.")
 @click.option("--top", default=10, show_default=True, help="Largest changes to list; 0 for all.")
 @_json_option
 def diff_command(
@@ -191,7 +191,7 @@ def diff_command(
     top: int,
     as_json: bool,
 ) -> None:
-    """Compare two tables: ratios are SECOND over FIRST.
+    """Compares two tables: ratios are SECOND over FIRST.
 
     \b
     Examples:
@@ -256,7 +256,7 @@ def diff_command(
 )
 @_json_option
 def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_json: bool) -> None:
-    """Put the rows of several tables into one.
+    """Puts the rows of several tables into one.
 
     Tables that differ in a row are refused, unless --prefer says which one wins.
 
@@ -444,7 +444,7 @@ def _show_rest(console: Console, part: LookupTable) -> None:
         if word in common:
             console.print(f"flag of all rows: {escape(word)}")
         else:
-            console.print(f"* {escape(word)}: {len(rows)} rows, such as {rows[0].operator}")
+            console.print(f"* {escape(word)}: {count_and_example(rows)}")
 
 
 def _common_flags(part: LookupTable) -> set[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..ops.errors import BadRequest
+from ..ops.errors import BadRequest, HurricaneError
 from ..ops.shapes import LayerShape
 from .cells import (
     FALLBACK,
@@ -34,12 +34,13 @@ from .cells import (
     to_line,
     whole,
 )
-from .files import write_atomically
+from .files import locked_folder, write_atomically
 from .table import (
     SHAPE_COLUMNS,
     STATUSES,
     Target,
     TargetRow,
+    count_and_example,
     identity_of,
     is_support_header,
     matches_patterns,
@@ -212,6 +213,25 @@ class SupportReport:
         """
         write_atomically(path, self.to_csv().encode())
 
+    @classmethod
+    def update(cls, path: str | Path, rows: Iterable[SupportRow]) -> None:
+        """Puts rows into a file as it is by now, in place of those of equal identity.
+
+        Others that do so at the same time wait. Without rows nothing is written: it is told
+        whether it could be.
+
+        Raises:
+            TableError: the file that is there breaks the format.
+            HurricaneError: the file cannot be written.
+        """
+        found = list(rows)
+        with locked_folder(path):
+            report = cls.load(path) if os.path.lexists(path) else cls()
+            if found:
+                report.with_rows(found).save(path)
+            elif not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK):
+                raise HurricaneError(f"cannot write {path}: its folder may not be written to")
+
     def to_csv(self) -> str:
         """The canonical text of the report."""
         lines = (to_line([getattr(row, name) for name in SUPPORT_COLUMNS]) for row in self.rows)
@@ -246,7 +266,8 @@ class SupportReport:
             and matches_patterns(row.operator, operators)
         ]
         if not rows:
-            raise BadRequest(f"{self._name} has no rows that match")
+            have = ", ".join(one.name for one in self.targets()) or "nothing"
+            raise BadRequest(f"{self._name} has no rows that match; it has {have}")
         return SupportReport(rows, self.path)
 
     def with_rows(self, rows: Iterable[SupportRow]) -> SupportReport:
@@ -339,9 +360,8 @@ def reason_lines(rows: Sequence[SupportRow]) -> list[str]:
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
     lines = []
     for (status, reason), group in ranked[:LISTED_REASONS]:
-        count = f"{len(group)} rows, such as " if len(group) > 1 else ""
         said = reason if status == "ok" else f"{status}: {reason}"
-        lines.append(f"{count}{group[0].operator} at {group[0].shape}: {said}")
+        lines.append(f"{count_and_example(group)}: {said}")
     if len(ranked) > LISTED_REASONS:
         lines.append(f"and {len(ranked) - LISTED_REASONS} other reasons")
     return lines

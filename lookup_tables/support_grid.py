@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops.shapes import LayerShape
 from .support import SupportReport, SupportRow, SupportSummary, reason_lines
+from .table import count_and_example
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +35,7 @@ def show_support(console: Console, report: SupportReport) -> None:
         for flag in sorted({word for row in rows for word in row.flag_words}):
             flagged = [row for row in rows if flag in row.flag_words]
             mark = "* " if any(row.falls_back for row in flagged) else ""
-            words = f"{len(flagged)} rows, such as {flagged[0].operator} at {flagged[0].shape}"
-            console.print(f"{mark}{escape(flag)}: {words}")
+            console.print(f"{mark}{escape(flag)}: {count_and_example(flagged)}")
         for line in reason_lines(rows):
             console.print(escape(line))
 

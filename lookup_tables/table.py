@@ -596,6 +596,16 @@ def describe(row: Row | RowKey) -> str:
     return f"{row.operator} at {row.shape}{batch} on {row.target}"
 
 
+def count_and_example(rows: Sequence[Any]) -> str:
+    """How many rows there are, and the first of them, in words.
+
+    Args:
+        rows: at least one, of a table or a support report.
+    """
+    first = f"{rows[0].operator} at {rows[0].shape}"
+    return first if len(rows) == 1 else f"{len(rows)} rows, such as {first}"
+
+
 def is_support_header(names: Sequence[str]) -> bool:
     """Whether a header is, or was to be, that of a support report (`lookup_tables.support`)."""
     return "sqnr_db" in names and "latency_ms" not in names

@@ -13,10 +13,10 @@ from ..ops.errors import BadRequest
 from .boards import Answer, Board, ask
 from .options import boards_option, chosen_agents, credential_options, credentials
 
-_HELP = """Tells what boards there are, what they can measure and what they are busy with.
+_HELP = """Lists boards: what they can measure, and what they are doing.
 
-AGENTS are names of boards in the file (none: all of them) or, without --boards, addresses. The
-exit status is 1 if one of them does not answer.
+AGENTS are names of boards in the file [all] or, without --boards, addresses. The exit status is 1
+if one of them does not answer.
 
 \b
 Examples:

@@ -14,7 +14,7 @@ import click
 from ..agents.console import EXIT_INTERRUPTED, emit, json_option, run_command
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
-from .options import credentials, plugin_option, share_bar, target_options
+from .options import LAYERS_HELP, credentials, plugin_option, share_bar, target_options
 
 if TYPE_CHECKING:
     from .kinds import Kind, Outcome
@@ -47,40 +47,50 @@ class Interrupted(HurricaneError):
 
 
 @click.command("profile-ops", help=_PROFILE_HELP)
-@click.option(
-    "--layers", required=True, metavar="BACKBONE[:0-7,12]", help="A backbone, or some layers of it."
-)
+@click.option("--layers", required=True, metavar="BACKBONE[:0-7,12]", help=LAYERS_HELP)
 @click.option(
     "--target",
     "targets",
     required=True,
     multiple=True,
     metavar="NAME[-tN]",
-    help="What to measure on (repeatable).",
+    help="Target, as agent info lists it, with -tN for N threads (repeatable).",
 )
-@click.option("--operators", metavar="PATTERNS", help="Names or patterns, with commas [all].")
-@click.option("--gate", type=click.Choice(GATES), default=GATES[0], show_default=True)
+@click.option(
+    "--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3' [all]."
+)
+@click.option(
+    "--gate",
+    type=click.Choice(GATES),
+    default=GATES[0],
+    show_default=True,
+    help="Activation of squeeze-and-excitation blocks.",
+)
 @click.option(
     "-o",
     "--output",
     required=True,
     type=click.Path(),
-    help="The table; for several kinds of device a folder of tables, FOLDER/.",
+    help="Table to write; for several kinds of device a folder of tables, FOLDER/.",
 )
-@click.option("--check", is_flag=True, help="Only tell what the table lacks; status 1 if anything.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Measure nothing; list what the table lacks (status 1 if anything).",
+)
 @click.option(
     "--retry",
     is_flag=True,
-    help="Measure rows again that hold no latency, are unstable, or were taken in a slow or "
-    "throttled time.",
+    help="Measure again the rows that have no latency, are unstable, or were taken while "
+    "the device was slow or throttled.",
 )
 @click.option(
     "--reference",
     type=click.Path(exists=True),
     metavar="TABLE",
-    help="An earlier table of the same device, or a folder of tables: rows are given as on a "
-    "device as fast as it was then, so that tables made on different days can be compared. A "
-    "table that holds rows already goes on at their speed.",
+    help="Earlier table of the same device, or a folder of tables: latencies are scaled to "
+    "the speed that the device had then, so that tables of different days compare. A table that "
+    "has rows already keeps their speed.",
 )
 @click.option(
     "--interval",
@@ -88,20 +98,20 @@ class Interrupted(HurricaneError):
     default=0.02,
     show_default=True,
     metavar="SHARE",
-    help="Rows are timed until the half-width of their 95% interval is this share of the latency.",
+    help="Time a row until the half-width of its 95% interval is this share of its latency.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=3),
     default=60,
     show_default=True,
-    help="Passes after which a row is left as it is.",
+    help="Time a row in at most so many passes.",
 )
 @click.option(
     "--time-budget",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="SECONDS",
-    help="Of each agent; once it is spent, half of the fewest passes do [no limit].",
+    help="Limit for each agent; after it, rows left get half of the fewest passes [no limit].",
 )
 @target_options
 @plugin_option
@@ -289,7 +299,7 @@ def _check(
         lines += [f"  lacks {row.name} at {row.shape}" for row in lacking[:10]]
         lines += [f"  failed: {row.name} at {row.shape}" for row in failed[:10]]
         if failed:
-            lines.append(f"  {_failed(len(failed))}")
+            lines.append(f"  {failure_words(len(failed), kind.target.origin)}")
     named = [
         {"table": str(path), "target": kind.target.name, **facts}
         for kind, path, facts in zip(kinds, paths, found, strict=True)
@@ -298,9 +308,12 @@ def _check(
     return 1 if any(facts["missing"] or facts["failed"] for facts in found) else 0
 
 
-def _failed(count: int) -> str:
+def failure_words(count: int, origin: str) -> str:
+    """What to say and to do about rows of a table that have no latency."""
     rows = "1 of its rows has" if count == 1 else f"{count} of its rows have"
-    return f"{rows} no latency because something went wrong; --retry measures again"
+    # A calculation gives the same answer again.
+    remedy = "searches leave them out" if origin == "estimated" else "--retry measures again"
+    return f"{rows} no latency (see the column flags); {remedy}"
 
 
 def _complain_of(outcomes: Sequence[Outcome], silent: Sequence[str]) -> None:
@@ -311,7 +324,8 @@ def _complain_of(outcomes: Sequence[Outcome], silent: Sequence[str]) -> None:
         complaints.append(f"{len(unfinished)} of {len(outcomes)} tables are not finished: {words}")
     for outcome in outcomes:
         if outcome.result is not None and outcome.result.failed:
-            complaints.append(f"{outcome.path}: {_failed(outcome.result.failed)}")
+            words = failure_words(outcome.result.failed, outcome.result.target.origin)
+            complaints.append(f"{outcome.path}: {words}")
     if silent:
         complaints.append(f"boards that did not answer took no part: {'; '.join(silent)}")
     if complaints:

@@ -60,7 +60,7 @@ boards_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=_load_boards,
-    help="A TOML file of boards, with their tokens; all of them, or those named.",
+    help="TOML file of boards and their tokens; all of them are used, or those that are named.",
 )
 
 
@@ -76,11 +76,19 @@ def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 credential_options = together(
-    click.option("--token-file", type=click.Path(dir_okay=False), help="The agents' token."),
-    click.option("--insecure", is_flag=True, help="The token may go over a network without TLS."),
-    click.option("--tls-ca", type=click.Path(dir_okay=False), help="Turns TLS on."),
-    click.option("--tls-cert", type=click.Path(dir_okay=False), help="Your certificate."),
-    click.option("--tls-key", type=click.Path(dir_okay=False), help="Its key."),
+    click.option(
+        "--token-file", type=click.Path(dir_okay=False), help="File with the agents' token."
+    ),
+    click.option("--insecure", is_flag=True, help="Send the token off loopback without TLS."),
+    click.option(
+        "--tls-ca",
+        type=click.Path(dir_okay=False),
+        help="PEM file of the authority of the agents' certificates; turns TLS on.",
+    ),
+    click.option(
+        "--tls-cert", type=click.Path(dir_okay=False), help="PEM file of your own certificate."
+    ),
+    click.option("--tls-key", type=click.Path(dir_okay=False), help="PEM file of its key."),
 )
 
 
@@ -97,20 +105,25 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             multiple=True,
             metavar="HOST:PORT|NAME",
             callback=chosen_agents,
-            help="An agent to measure on [a private one on this machine], or a board of "
-            "--boards; profile-ops shares work out to several.",
+            help="Agent, or board of --boards, to use (repeatable) [a private agent on this "
+            "machine].",
         ),
         click.option(
             "--option",
             "runtime_options",
             multiple=True,
             metavar="KEY=VALUE",
-            help="An option of the target's runtime (repeatable).",
+            help="Option of the target's runtime (repeatable).",
         ),
         credential_options,
-        click.option("--seed", default=0, show_default=True, help="Of orders and draws."),
+        click.option("--seed", default=0, show_default=True, help="Random seed."),
     )(command)
 
+
+LAYERS_HELP = (
+    "Backbone (cifar32, digits32, imagenet224, proxyless224, or a TOML file), or some of its "
+    "layers."
+)
 
 plugin_option = click.option(
     "--plugin",
@@ -118,7 +131,7 @@ plugin_option = click.option(
     multiple=True,
     type=click.Path(exists=True, dir_okay=False),
     callback=lambda ctx, param, value: use_plugins(value),
-    help="A Python file that registers operators of your own (repeatable).",
+    help="Python file that registers operators of your own (repeatable).",
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,17 @@ from ..agents.errors import AgentError
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
 from .cli import Interrupted, gate_option
-from .options import credentials, plugin_option, share_bar, target_options
+from .options import LAYERS_HELP, credentials, plugin_option, share_bar, target_options
 
 if TYPE_CHECKING:
-    from ..lookup_tables.support import SupportReport, SupportRow
+    from ..lookup_tables.support import SupportRow
 
-_SUPPORT_HELP = """Asks a target which operators it takes, where they run, and how exactly.
+_SUPPORT_HELP = """Reports which operators a target supports, where they run, and their error.
 
-Nothing is timed. Every operator is loaded and called at every layer shape, and its outputs for
-random inputs are compared with those of the fp32 graph. Rows of the report that are asked again
-are replaced, others are kept. Unsupported is an answer; the exit status is 1 where something
-failed or took too long.
+Nothing is timed. Every operator is loaded and run at every layer shape, and its outputs for
+random inputs are compared with those of the fp32 graph: the error is a signal-to-quantisation-noise
+ratio (SQNR) in dB, higher is better. Rows that the report has already are replaced. The exit status
+is 1 where an operator failed or took too long; one that is not supported is no failure.
 
 \b
 Examples:
@@ -37,12 +36,23 @@ Examples:
 
 
 @click.command("support", help=_SUPPORT_HELP)
+@click.option("--layers", required=True, metavar="BACKBONE[:0-7,12]", help=LAYERS_HELP)
 @click.option(
-    "--layers", required=True, metavar="BACKBONE[:0-7,12]", help="A backbone, or some layers of it."
+    "--target",
+    required=True,
+    metavar="NAME[-tN]",
+    help="Target, as agent info lists it, with -tN for N threads.",
 )
-@click.option("--target", required=True, metavar="NAME[-tN]", help="What to ask.")
-@click.option("--operators", metavar="PATTERNS", help="Names or patterns, with commas [all].")
-@click.option("--gate", type=click.Choice(GATES), default=GATES[0], show_default=True)
+@click.option(
+    "--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3' [all]."
+)
+@click.option(
+    "--gate",
+    type=click.Choice(GATES),
+    default=GATES[0],
+    show_default=True,
+    help="Activation of squeeze-and-excitation blocks.",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -50,9 +60,11 @@ Examples:
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="For loading a graph, and for calling it.",
+    help="Limit for loading a graph, and for running it.",
 )
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The report.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(dir_okay=False), help="Report to write, a CSV."
+)
 @target_options
 @plugin_option
 @json_option
@@ -83,8 +95,8 @@ def support(
     rows = plan_rows(parse_layers(layers), select_operators(operators), gate)
     request = parse_target(target, (*runtime_options, *gate_option(gate)))
     settings = SupportSettings(timeout_s=timeout_s, seed=seed)
-    # A broken one is told before anything else.
-    report = SupportReport.load(output) if os.path.lexists(output) else SupportReport()
+    # A broken one, or one that cannot be written, is told before anything else.
+    SupportReport.update(output, [])
     keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
     found: list[SupportRow] = []
     try:
@@ -95,10 +107,9 @@ def support(
             for row in ask_support(bench, rows, settings, note):
                 found.append(row)
     except BaseException as error:
-        _save_part(report, found, output, len(rows), error)
+        _save_part(found, output, len(rows), error)
         raise
-    report = report.with_rows(found)
-    report.save(output)
+    SupportReport.update(output, found)
     summary = SupportSummary.of(found)
     seconds = time.monotonic() - started
     result = {
@@ -118,7 +129,6 @@ def support(
 
 
 def _save_part(
-    report: SupportReport,
     found: Sequence[SupportRow],
     output: str,
     rows: int,
@@ -130,8 +140,10 @@ def _save_part(
         Interrupted: that is what ended it.
         HurricaneError: the agent failed; with how much is kept.
     """
+    from ..lookup_tables.support import SupportReport
+
     if found:
-        report.with_rows(found).save(output)
+        SupportReport.update(output, found)
     kept = f"{len(found)} of {rows} rows are in {output}, the same command asks all again"
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(f"interrupted; {kept if found else 'nothing was written'}") from None

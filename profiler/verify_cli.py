@@ -32,18 +32,22 @@ Examples:
 @click.command("verify", help=_VERIFY_HELP)
 @click.argument("architectures", nargs=-1, type=click.Path(exists=True, dir_okay=False))
 @click.option(
-    "--table", "table_name", required=True, help="A table's path, or a shipped one's name."
+    "--table", "table_name", required=True, help="Lookup table: a path, or a shipped table's name."
 )
-@click.option("--target", metavar="NAME[-tN]", help="Which of the table's targets [the only one].")
-@click.option("--backbone", "backbone_name", help="[that of the architectures or the table]")
+@click.option("--target", metavar="NAME[-tN]", help="One of the table's targets [the only one].")
+@click.option(
+    "--backbone",
+    "backbone_name",
+    help="Name or TOML file [that of the architectures or the table].",
+)
 @click.option(
     "--random",
     "random_count",
     type=click.IntRange(0, 1000),
     default=0,
-    help="Random networks, stratified over latency.",
+    help="Number of random networks, spread evenly over latency.",
 )
-@click.option("--uniform", is_flag=True, help="Networks with one operator in all layers.")
+@click.option("--uniform", is_flag=True, help="Add networks with one operator in all layers.")
 @click.option(
     "--store/--no-store",
     "--calibrate",

@@ -85,7 +85,8 @@ class ArtifactAccuracy:
         target: name of the target that the file ran on.
         origin: ``measured`` or ``emulated``.
         runtime_version: of the target.
-        format, precision: of the file.
+        format: of the file.
+        precision: that the target computes in; what the file stores otherwise is in the flags.
         converter: what made the file, with versions; empty: the exported graph itself.
         calibration: source of the calibration data; empty where there was none.
         artifact_sha256: of the file.

@@ -61,7 +61,9 @@ _LAZY = {
         "hurricane.search.export_cli:export_command", "Writes an architecture as ONNX or TFLite."
     ),
     "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
-    "demo": LazyCommand("hurricane.search.demo:demo_command", "Runs everything, in small."),
+    "demo": LazyCommand(
+        "hurricane.search.demo:demo_command", "Runs all steps in small, with a report."
+    ),
 }
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -102,47 +104,52 @@ class _AlphaType(click.ParamType):
 
 
 _space_options = together(
-    click.option("--table", metavar="T", help="Lookup table: a path, or a shipped table's name."),
-    click.option("--latency", "latency_ms", type=float, metavar="MS", help="The budget, in ms."),
+    click.option(
+        "--table", metavar="TABLE", help="Lookup table: a path, or a shipped table's name."
+    ),
+    click.option("--latency", "latency_ms", type=float, metavar="MS", help="Latency budget."),
     click.option("--backbone", help="Name or TOML file [the one that the table covers]."),
     click.option("--target", help="One of the table's targets [the only one]."),
-    click.option("--top", type=int, metavar="P", help="Scored operators kept at each layer [4]."),
+    click.option("--top", type=int, metavar="P", help="Best operators kept at each layer [4]."),
     click.option(
-        "--alpha", type=_AlphaType(), metavar="A", help="Exponent of the score, or auto [auto]."
+        "--alpha",
+        type=_AlphaType(),
+        metavar="A",
+        help="Exponent of latency in the score, or auto [auto].",
     ),
     click.option(
         "--exploring-layers",
         type=int,
         metavar="N",
-        help="Last layers with one more candidate [the backbone's].",
+        help="Number of last layers with one more candidate [the backbone's].",
     ),
     click.option(
         "--split",
         type=int,
-        metavar="T",
-        help="First layers, which stage 2 searches [the backbone's].",
+        metavar="N",
+        help="Number of first layers: those that stage 2 searches [the backbone's].",
     ),
     click.option(
         "--score-latency",
         type=click.Choice(["operator", "architecture"]),
-        help="Whose latency the score divides by [operator].",
+        help="Latency in the score: the operator's, or the whole network's [operator].",
     ),
     click.option(
         "--support",
-        metavar="S",
-        help="A report of hurricane support: what the target does not take, or what falls back, "
-        "is left out.",
+        metavar="REPORT",
+        help="Report of hurricane support: leave out operators that the target does not support, "
+        "or that fall back to another unit.",
     ),
     click.option(
         "--min-sqnr",
         type=click.FloatRange(min=0.0),
         metavar="DB",
-        help="With --support: what lies below this SQNR is left out too.",
+        help="With --support: leave out operators with less SQNR than this, too.",
     ),
     click.option(
         "--accept-table",
         is_flag=True,
-        help="Take a table whose sums do not hold (hurricane verify).",
+        help="Accept a table whose sums do not hold (hurricane verify).",
     ),
 )
 
@@ -152,18 +159,21 @@ _training_options = together(
         default="digits",
         show_default=True,
         metavar="SPEC",
-        help="digits, cifar10:PATH or folder:PATH; with ?limit=N, N images of every split.",
+        help="digits, cifar10:PATH or folder:PATH; ?limit=N after it takes N images of each split.",
     ),
     click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0)),
     click.option(
-        "--device", default="auto", show_default=True, help="For training: auto, cpu, cuda, cuda:N."
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Device for training: auto, cpu, cuda or cuda:N.",
     ),
     click.option(
         "--training",
         default=1.0,
         show_default=True,
         metavar="FACTOR",
-        help="Length of all trainings, as a multiple of the data's preset.",
+        help="Length of training, as a multiple of the data's preset.",
     ),
 )
 
@@ -171,7 +181,7 @@ one_agent = together(
     click.option(
         "--agent",
         metavar="HOST:PORT",
-        help="The one agent to measure on [a private one on this machine].",
+        help="Agent to measure on [a private one on this machine].",
     ),
     credential_options,
 )
@@ -181,8 +191,8 @@ _agent_options = together(
         "--measure/--no-measure",
         default=True,
         show_default=True,
-        help="Measure on the table's target: candidates for the winner before training, which "
-        "can change the choice, and the trained network's latency and accuracy.",
+        help="Measure on the table's target: the best candidates before training (which can "
+        "change the winner), and the trained network's latency and accuracy.",
     ),
     one_agent,
 )
@@ -198,7 +208,7 @@ Examples:
 
 _SEARCH_HELP = """Finds the most accurate network within a latency budget, trains and exports it.
 
-Given again with the same -o, a run that was killed is carried on.
+A run that was stopped is resumed by the same command.
 
 \b
 Examples:
@@ -216,7 +226,9 @@ Example:
 
 @cli.command(help=_SPACE_HELP, short_help="Builds the search space for a budget.")
 @_space_options
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="space.json")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Space file to write."
+)
 @json_option
 def space(output: Path | None, as_json: bool, **options: Any) -> None:
     from .summary import describe_space
@@ -234,8 +246,8 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     "--space",
     "space_file",
     type=click.Path(path_type=Path),
-    metavar="S",
-    help="A space file, instead of the options that build a space.",
+    metavar="SPACE",
+    help="Space file, instead of the options that build a space.",
 )
 @_training_options
 @click.option("--stages", default=2, show_default=True, type=click.IntRange(1, 2))
@@ -244,7 +256,7 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     default=1000,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Architectures evaluated in each stage, at most.",
+    help="Most architectures evaluated in each stage.",
 )
 @click.option("--population", default=50, show_default=True, type=click.IntRange(min=1))
 @click.option(
@@ -258,7 +270,7 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     default="single-path",
     show_default=True,
     type=click.Choice(SUPERNET_TRAININGS),
-    help="How a supernet is trained.",
+    help="Sampling of paths when a supernet is trained.",
 )
 @_agent_options
 @click.option(

@@ -400,6 +400,12 @@ def _from_folders(
                 f"({', '.join(IMAGE_SUFFIXES)})"
             )
     classes = sorted(files["train"])
+    for name in classes:
+        if not _is_text(name):
+            raise BadRequest(
+                f"data {spec!r}: the class folder {name!r} of {source.where} has a name that is "
+                "no UTF-8 text; rename it"
+            )
     for part, found in files.items():
         odd = sorted(set(found) ^ set(classes))
         if odd:
@@ -413,6 +419,15 @@ def _from_folders(
         labels = torch.tensor([i for i, c in enumerate(classes) for _ in found[c]])
         pools[part] = _Pool.of(labels, partial(_decode_all, source, names, backbone))
     return classes, pools
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name was UTF-8: Python keeps other bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_memory(count: int, backbone: Backbone, spec: str) -> None:

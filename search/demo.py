@@ -74,7 +74,7 @@ class TargetResult:
         return None if measured is None else measured <= self.prepared.space.budget_ms
 
 
-_HELP = """Runs everything, in small, on this machine.
+_HELP = """Runs all steps in small on this machine.
 
 For this CPU (measured, in fp32 by ONNX Runtime and in int8 by LiteRT), a simulated Hexagon 685 DSP
 and a simulated Myriad X VPU: profiles all 32 operators, checks the table's sums on whole networks,
@@ -95,17 +95,20 @@ Examples:
     default="runs/demo",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory; given again, a demo that was stopped is carried on.",
+    help="Directory of the runs; a demo that was stopped is resumed from it.",
 )
-@click.option("--targets", default=",".join(TARGETS), show_default=True, help="With commas.")
+@click.option(
+    "--targets", default=",".join(TARGETS), show_default=True, help="Targets, separated by commas."
+)
 @click.option("--evaluations", default=EVALUATIONS, show_default=True, type=click.IntRange(min=1))
 @click.option(
-    "--training", default=TRAINING, show_default=True, help="Length, as a multiple of the preset."
+    "--training",
+    default=TRAINING,
+    show_default=True,
+    help="Length of training, as a multiple of the preset.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option(
-    "--accept-table", is_flag=True, help="Go on with a table whose sums turn out not to hold."
-)
+@click.option("--accept-table", is_flag=True, help="Accept tables whose sums do not hold.")
 @json_option
 def demo_command(
     output: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,12 @@ PRECISIONS = ("fp32", "fp16", "int8")
 
 _HELP = """Writes an architecture as the file that a device loads: ONNX or TFLite.
 
-Precision is that of the table's target unless told otherwise, the format that of the file's name:
-.tflite, or .onnx, which is onnx-qdq for int8. Of a trained network, a second file with .json
-behind its name says what an application must know to use it.
+The output's name gives the format: .tflite, or .onnx, which is onnx-qdq for int8. For a trained
+network a second file, with .json after its name, has what an application needs: preprocessing and
+class names.
 
-Weights are those that training left beside the architecture; without any, or where they are
-another network's, they are drawn from a fixed seed, which is enough to measure latency. For int8,
-ranges are found on training images.
+Without trained weights of this very network, random ones of a fixed seed are written, which is
+enough to measure latency.
 
 \b
 Examples:
@@ -47,34 +47,38 @@ Examples:
     "--format",
     "form",
     type=click.Choice(FORMATS),
-    help="Of the file [by the name of the output].",
+    help="Format [from the output's name].",
 )
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Of the file [that of the table's target; fp32 without a table].",
+    help="Precision [that of the table's target; fp32 without a table].",
 )
 @click.option(
     "--calibration",
     metavar="SPEC",
-    help="Data whose training images give the ranges of int8 [what it was trained on].",
+    help="Data whose training images give the ranges for int8 [what it was trained on].",
 )
 @click.option(
     "--weights",
     type=click.Path(path_type=Path),
-    help="Weights that training saved [weights.pt beside the architecture].",
+    help="Trained weights [weights.pt beside the architecture].",
 )
-@click.option(
-    "--data", metavar="SPEC", help="The data it was trained on, where that has been moved."
-)
+@click.option("--data", metavar="SPEC", help="Where the training data is now, if it was moved.")
 @click.option(
     "--test",
     is_flag=True,
-    help="Measure the file's accuracy on the test split, in its target's runtime.",
+    help="Measure the file's accuracy on the test split, in the target's runtime.",
 )
-@click.option("--target", metavar="NAME", help="Where to test the file [the table's target].")
+@click.option("--target", metavar="NAME", help="Target for --test [the table's].")
 @one_agent
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
 @json_option
 def export_command(
     architecture: Path,
@@ -160,10 +164,15 @@ def export_command(
 def _recipe(
     architecture: Architecture, form: str | None, precision: str | None, output: Path
 ) -> Recipe:
-    """What to write: as asked, else by the table's target and the name of the file."""
+    """What to write: as asked, else by the table's target and the name of the file.
+
+    Where nobody asks for a precision, and the format does not have that of the table's target, a
+    format with one precision has that one: a runtime lowers that of ``onnx`` itself.
+    """
     from ..lookup_tables.shipped import open_table
     from ..ops.artifacts import Recipe, formats_of, precisions
 
+    asked = precision is not None
     if precision is None and architecture.table is not None:
         table = architecture.table
         try:
@@ -180,6 +189,9 @@ def _recipe(
     for name in known:
         if precision in precisions(name):
             return Recipe(name, precision)
+    for name in () if asked else known:
+        if len(precisions(name)) == 1:
+            return Recipe(name, *precisions(name))
     there = "; ".join(f"{name} has {', '.join(precisions(name))}" for name in known)
     raise BadRequest(f"{output} cannot be {precision}: {there}; choose with --precision")
 
@@ -197,7 +209,7 @@ def _training_spec(architecture: Architecture, folder: Path) -> str | None:
 
 
 def _load(spec: str, backbone: Backbone, trained_on: TrainingData | None) -> ImageData:
-    """The data that a network was trained on.
+    """The data that a network was trained on, with the mean and deviation that it was trained with.
 
     Raises:
         BadRequest: it cannot be read, or has other classes.
@@ -211,6 +223,7 @@ def _load(spec: str, backbone: Backbone, trained_on: TrainingData | None) -> Ima
         raise BadRequest(f"{error}; say with --data where the training data is") from error
     if trained_on is not None:
         check_same_classes(found, trained_on)
+        return replace(found, mean=trained_on.mean, std=trained_on.std)
     return found
 
 

@@ -28,7 +28,7 @@ COMPANY = 12
 """Networks timed beside it, see `confirm.random_company`."""
 
 
-class NotMeasurable(HurricaneError):
+class NotMeasurable(BadRequest):
     """No agent was named and this machine is not the table's target, or it computes nothing."""
 
 
@@ -124,10 +124,7 @@ class TargetMeasurer:
             BadRequest, NotMeasurable, HurricaneError: as for a latency; simulations and estimates
                 have no accuracy either.
         """
-        if self.target.origin not in ("measured", "emulated"):
-            raise NotMeasurable(
-                f"times of {self.target.name} are {self.target.origin}: nothing is computed"
-            )
+        _check_computes(self.target)
         with self._bench() as bench:
             return artifact_accuracy(bench, make(bench.recipe), data, count)
 
@@ -181,6 +178,7 @@ def artifact_accuracy(
     """Accuracy of an artefact on the test split, one image a call in the target's runtime.
 
     Raises:
+        NotMeasurable: the target computes nothing.
         HurricaneError: the target could not run the artefact.
     """
     import numpy as np
@@ -188,6 +186,7 @@ def artifact_accuracy(
     from ..agents.results import Protocol
     from ..ops.artifacts import edges
 
+    _check_computes(bench.target)
     format = bench.recipe.format
     found = edges(artifact.content, format)
     (source,), (target,) = found.inputs, found.outputs
@@ -218,3 +217,9 @@ def artifact_accuracy(
         artifact_sha256=digest,
         flags=tuple(kept.flags),
     )
+
+
+def _check_computes(target: Target) -> None:
+    """Raises NotMeasurable for targets that tell times and compute no outputs."""
+    if target.origin not in ("measured", "emulated"):
+        raise NotMeasurable(f"times of {target.name} are {target.origin}: nothing is computed")

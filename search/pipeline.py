@@ -100,10 +100,9 @@ class TargetLatency:
         found = []
         missing = self.model.missing()
         if missing:
-            found.append(
-                f"{len(missing)} cells of the table hold no latency and are no candidates "
-                f"(such as {missing[0]})"
-            )
+            first = f"{missing[0]}"
+            some = first if len(missing) == 1 else f"{len(missing)}, such as {first}"
+            found.append(f"left out, as the table has no latency for it: {some}")
         fallen = self.model.flagged("fallback")
         if fallen:
             found.append(

@@ -1173,9 +1173,9 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-_HELP = """Makes one HTML page of a run, or of several runs side by side.
+_HELP = """Writes one HTML page about a run, or several runs side by side.
 
-A folder of runs stands for all runs in it. The page needs no network and no scripts.
+A folder of runs means all runs in it. The page needs no network and no scripts.
 
 \b
 Examples:
@@ -1191,9 +1191,9 @@ Examples:
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The page [report.html in the one folder that is named].",
+    help="Page to write [report.html in the folder, if there is only one].",
 )
-@click.option("--title", help="Of the page [the folders' names].")
+@click.option("--title", help="Title of the page [the folders' names].")
 @json_option
 def report_command(
     folders: tuple[Path, ...], output: Path | None, title: str | None, as_json: bool

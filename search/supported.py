@@ -6,6 +6,7 @@ or lies below an SQNR is treated as one without a latency: it is NaN, so that no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -109,9 +110,11 @@ def keep_supported(
         min_sqnr_db: the least SQNR; None: any, known or not.
 
     Raises:
-        BadRequest: the report is of another target, lacks candidates or their SQNR, or leaves a
-            layer without any.
+        BadRequest: the SQNR is not finite; the report is of another target, lacks candidates or
+            their SQNR, or leaves a layer without any.
     """
+    if min_sqnr_db is not None and not math.isfinite(min_sqnr_db):
+        raise BadRequest(f"an SQNR of {min_sqnr_db} dB is no limit; give a finite number")
     target = _matching(report, model.target, path)
     rows = {(row.operator, row.shape): row for row in report.of(target).rows}
     known = np.isfinite(model.latency_ms)

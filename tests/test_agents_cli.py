@@ -18,7 +18,9 @@ import click
 import pytest
 
 import hurricane.agents
+from hurricane.agents import cli as agent_cli
 from hurricane.agents import console
+from hurricane.agents.backends.base import Availability, TargetInfo
 from hurricane.agents.client import (
     AgentClient,
     Protocol,
@@ -27,6 +29,7 @@ from hurricane.agents.client import (
     private_agent,
 )
 from hurricane.agents.errors import AgentError, BadRequest, Unreachable
+from hurricane.agents.machine import read_device
 from hurricane.agents.server import Security, split_address
 
 from .agents_support import process_gone, wait_until
@@ -130,6 +133,31 @@ def test_info_describes_this_machine_without_a_server() -> None:
         target = targets[f"cpu-{runtime}-fp32"]
         assert target["availability"] == "unavailable"
         assert f"pip install 'hurricane-nas[{runtime}]'" in target["reason"]
+
+
+def test_info_lists_what_is_measured_first_and_what_is_not_there_last() -> None:
+    states = ("UNAVAILABLE", "SIMULATED", "ESTIMATED", "EMULATED", "AVAILABLE")
+    targets = [
+        TargetInfo(
+            name=f"cpu-{state.lower()}-fp32",
+            device="d",
+            processor="cpu",
+            runtime="r",
+            runtime_version="1",
+            precision="fp32",
+            availability=Availability[state],
+            reason="not here" if state == "UNAVAILABLE" else "",
+            defaults=("mode=slow",),
+        )
+        for state in states
+    ]
+    text = agent_cli._info_text("1", read_device("board"), tuple(targets), None, None)
+    lines = text.splitlines()
+    listed = [line.split() for line in lines if line.startswith("cpu-")]
+    order = ["available", "emulated", "estimated", "simulated", "unavailable"]
+    assert [words[1] for words in listed] == order
+    assert all(words[-1] == "mode=slow" for words in listed[:-1])
+    assert listed[-1][2:] == ["not", "here"]
 
 
 def test_info_asks_an_agent_and_prints_a_line_for_each_target() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -267,6 +268,72 @@ def test_a_graph_of_another_precision_is_refused(agent: AgentClient) -> None:
     assert good.error is None
 
 
+def test_a_graph_whose_output_is_of_another_precision_is_refused(agent: AgentClient) -> None:
+    model = unpack_model(int8("SEP_3"))
+    graph = model.subgraphs[0]
+    real = schema.TensorT(
+        name=b"real",
+        shape=graph.tensors[graph.outputs[0]].shape,
+        type=schema.TensorType.FLOAT32,
+    )
+    graph.tensors.append(real)
+    code = schema.BuiltinOperator.DEQUANTIZE
+    model.operatorCodes.append(
+        schema.OperatorCodeT(deprecatedBuiltinCode=code, builtinCode=code, version=1)
+    )
+    given, made = graph.outputs, np.array([len(graph.tensors) - 1], np.int32)
+    last = len(model.operatorCodes) - 1
+    graph.operators.append(schema.OperatorT(opcodeIndex=last, inputs=given, outputs=made))
+    graph.outputs, model.signatureDefs = made, []
+    (result,) = estimates(agent, U65, pack_model(model))
+    assert result.error is not None
+    assert result.error.kind == ErrorKind.BAD_REQUEST
+    assert "'real' is float32" in str(result.error)
+
+
+def test_memory_that_vela_lacks_is_no_operator_that_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session = ethosu_vela.open_target(Context(), U65, {}, 1)
+
+    def compile(*arguments: object, **settings: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(session._compiler, "_regor", SimpleNamespace(compile=compile))
+    with pytest.raises(MemoryError):
+        session.load(int8("SEP_3"), "tflite")
+
+
+@pytest.mark.parametrize("kind", ["FLOAT8_E5M2", "UINT4"])  # vela's schema is an older one
+def test_a_type_that_vela_does_not_know_is_refused_in_words(agent: AgentClient, kind: str) -> None:
+    model = unpack_model(int8("SEP_3"))
+    graph = model.subgraphs[0]
+    code = model.operatorCodes[0]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RESHAPE
+    del model.operatorCodes[1:]
+    operator = graph.operators[0]
+    operator.inputs, operator.outputs = np.array([0], np.int32), np.array([1], np.int32)
+    operator.opcodeIndex = 0
+    operator.builtinOptionsType = schema.BuiltinOptions.ReshapeOptions
+    operator.builtinOptions = schema.ReshapeOptionsT(newShape=np.array([4], np.int32))
+    graph.operators, graph.tensors = [operator], graph.tensors[:2]
+    graph.inputs, graph.outputs, model.signatureDefs = operator.inputs, operator.outputs, []
+    for tensor in graph.tensors:
+        tensor.shape, tensor.buffer, tensor.quantization = np.array([4], np.int32), 0, None
+        tensor.type = getattr(schema.TensorType, kind)
+    (result,) = estimates(agent, U65, pack_model(model))
+    assert result.error is not None
+    assert result.error.kind == ErrorKind.BAD_REQUEST
+    assert f"is {kind.lower()}; {U65} takes int8" in str(result.error)
+
+
+def test_tensors_need_no_names(agent: AgentClient) -> None:
+    model = unpack_model(int8("SEP_3"))
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = None
+    assert call_ms(agent, U65, pack_model(model)) == call_ms(agent, U65, int8("SEP_3"))
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_a_truncated_file_is_a_typed_error_and_costs_itself_only(
     agent: AgentClient, share: float
@@ -322,3 +389,23 @@ def test_a_vela_that_does_not_fit_is_told_and_not_used(
     for target in ethosu_vela.targets(Context()):
         assert target.availability == Availability.UNAVAILABLE
         assert re.search(words, target.reason)
+
+
+def test_without_vela_an_older_python_is_told_that_it_is_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def installed(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", installed)
+    monkeypatch.setattr(ethosu_vela, "sys", SimpleNamespace(version_info=(3, 9, 18)))
+    for target in ethosu_vela.targets(Context()):
+        assert target.reason == "ethos-u-vela is not installed; it needs Python 3.10 or newer"
+
+
+def test_a_vela_that_does_not_import_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ethosu.regor", None)
+    for target in ethosu_vela.targets(Context()):
+        assert target.availability == Availability.UNAVAILABLE
+        assert "does not import" in target.reason
+        assert "pip install 'hurricane-nas[ethosu]'" in target.reason

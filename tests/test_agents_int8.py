@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -226,6 +227,19 @@ def test_an_int8_target_does_not_take_fp32_graphs(client, target) -> None:
 
 
 @pytest.mark.parametrize("target", INT8)
+def test_a_graph_without_inputs_is_not_quantised(client, target) -> None:
+    weights = numpy_helper.from_array(np.ones((1, 4), np.float32), "w")
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    nodes = [helper.make_node("Relu", ["w"], ["y"])]
+    graph = helper.make_graph(nodes, "constant", [], [output], [weights])
+    opsets = [helper.make_opsetid("", 13)]
+    content = helper.make_model(graph, opset_imports=opsets, ir_version=7).SerializeToString()
+    result = measure(client, target, content)
+    assert result.error is not None
+    assert "takes graphs quantised to 8 bits, and this one has no input" in str(result.error)
+
+
+@pytest.mark.parametrize("target", INT8)
 def test_sums_of_extreme_products_are_exact(client, target) -> None:
     """Kernels without VNNI add two products in 16 bits, and 2 * 255 * 127 is beyond them."""
     constants = {
@@ -312,14 +326,23 @@ def test_an_onnxruntime_that_cannot_tell_is_flagged(tmp_path) -> None:
         "from hurricane.agents.backends import onnxruntime_cpu\n"
         "from hurricane.agents.backends.base import Context\n"
         "del onnxruntime.ModelCompiler\n"
-        "session = onnxruntime_cpu.open_target(Context(), 'cpu-onnxruntime-int8', {}, 1)\n"
-        "print(session.load(Path(sys.argv[1]).read_bytes(), 'onnx-qdq').flags)\n"
+        "_, path, precision, format = sys.argv\n"
+        "target = f'cpu-onnxruntime-{precision}'\n"
+        "session = onnxruntime_cpu.open_target(Context(), target, {}, 1)\n"
+        "print(session.load(Path(path).read_bytes(), format).flags)\n"
     )
-    file = tmp_path / "graph.onnx"
-    file.write_bytes(QUANTISED["SEP_3_SE"])
-    words = [sys.executable, "-c", code, str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "('precision:unknown',)"
+    model = onnx.load_from_string(FLOAT["SEP_3_SE"])
+    model.graph.node[0].name = "MyLinear/conv"  # no operator of 8 bits, whatever its name
+    for content, precision, format, flags in (
+        (QUANTISED["SEP_3_SE"], "int8", "onnx-qdq", "('precision:unknown',)"),
+        (QUANTISED["SEP_3_SE"], "fp32", "onnx", "('precision:unknown',)"),
+        (model.SerializeToString(), "fp32", "onnx", "()"),
+    ):
+        file = tmp_path / "graph.onnx"
+        file.write_bytes(content)
+        words = [sys.executable, "-c", code, str(file), precision, format]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == flags
 
 
 @pytest.mark.parametrize("on", [False, True])

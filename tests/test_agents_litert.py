@@ -308,6 +308,12 @@ def test_what_is_not_of_the_targets_precision_is_flagged(session: litert_cpu.Lit
     assert flags([real], "fp32") == ()
     assert flags([whole, back], "int8") == ()
     assert flags([whole, back, real], "int8") == ("precision:fp32",)
+    wide, narrow = (Node("ADD", (), (), (kind, kind), (kind,)) for kind in ("int16", "float16"))
+    stored = Node("DEQUANTIZE", (), (), ("float16",), ("float32",))
+    assert flags([whole, wide, narrow], "int8") == ("precision:fp16", "precision:int16")
+    assert flags([real, wide, narrow], "fp32") == ("precision:fp16", "precision:int16")
+    assert flags([real, stored], "fp32") == ("weights:fp16",)
+    assert flags([real, stored, hybrid], "fp32") == ("precision:int8", "weights:fp16")
     assert _litert_graph.precision_of([back, whole, back, real, whole], []) == "int8"
     steps = [Node(name, (), (), ("float32",), ("float32",)) for name in ("EXP", "ADD", "LOG")]
     assert _litert_graph.precision_of([whole, back, *steps], []) == "int8"
@@ -507,7 +513,10 @@ def test_a_delegate_that_aborts_or_hangs_costs_only_its_request(
     content = fp32_of("SEP_5")
 
     def fails(mode: str) -> Any:
-        options = {"delegate": delegate, "delegate_options": f"mode:{mode}"}
+        options = {
+            "delegate": delegate,
+            "delegate_options": f"take:{graphs.CONV_2D},mode:{mode}",
+        }
         protocol = Protocol(rounds=1, calls_per_visit=1, warmup_calls=1, artifact_timeout_s=1.0)
         return board.measure(FP32, content, options=options, protocol=protocol)
 
@@ -519,10 +528,38 @@ def test_a_delegate_that_aborts_or_hangs_costs_only_its_request(
         with pytest.raises(kind):
             fails(mode)
         assert works()
-    for mode, kind in (("abort-later", RuntimeCrashed), ("hang-later", TimedOut)):
-        (result,) = fails(mode)
-        assert isinstance(result.error, kind)
+        for moment in ("later", "call"):
+            (result,) = fails(f"{mode}-{moment}")
+            assert isinstance(result.error, kind)
+            assert "INFO" not in str(result.error)
+            assert works()
+        with pytest.raises(kind):
+            fails(f"{mode}-end")
         assert works()
+
+
+def test_a_delegate_that_reports_an_error_is_no_fault_of_the_file(
+    board: Board, delegate: str
+) -> None:
+    content = fp32_of("SEP_5")
+    for moment, kind in (("later", UnsupportedOperator), ("call", RuntimeCrashed)):
+        options = {
+            "delegate": delegate,
+            "delegate_options": f"take:{graphs.CONV_2D},mode:error-{moment}",
+        }
+        (result,) = board.measure(FP32, content, options=options)
+        assert isinstance(result.error, kind)
+
+
+def test_a_delegate_has_a_name_whatever_its_file_is_called(
+    board: Board, delegate: str, folder: Path
+) -> None:
+    hidden = shutil.copy(delegate, folder / ".so")
+    content = fp32_of("SEP_5")
+    total = graphs.node_count(content)
+    (result,) = board.measure(FP32, content, options={"delegate": str(hidden)})
+    assert result.compute_unit == f"CPU 0/{total}"
+    assert any(flag.startswith("fallback:") for flag in result.flags)
 
 
 # --- Threads and memory, in a process of its own: a session pins the process
@@ -609,6 +646,23 @@ def test_renewed_memory_lies_elsewhere_and_holds_the_same(tmp_path: Path, xnnpac
     assert found["closed"]
 
 
+RENEWAL_WITH_A_DELEGATE = """
+import json, sys
+from hurricane.agents.backends.base import Context
+from hurricane.agents.backends.litert_cpu import open_target
+
+session = open_target(Context(), "cpu-litert-fp32", {"delegate": sys.argv[2]}, 1)
+graph = session.load(open(sys.argv[1], "rb").read(), "tflite")
+before = graph._interpreter
+session.renew()
+print(json.dumps(graph._interpreter is before))
+"""
+
+
+def test_what_a_delegate_compiled_is_kept(tmp_path: Path, delegate: str) -> None:
+    assert _in_a_process(RENEWAL_WITH_A_DELEGATE, fp32_of("SEP_5"), tmp_path, delegate)
+
+
 def _in_a_process(script: str, content: bytes, folder: Path, *arguments: str) -> Any:
     path = folder / "graph.tflite"
     path.write_bytes(content)
@@ -639,6 +693,26 @@ def test_without_a_runtime_the_targets_say_what_to_install(monkeypatch: pytest.M
         assert "pip install 'hurricane-nas[litert]'" in target.reason
     with pytest.raises(BadRequest, match="neither ai-edge-litert nor tflite-runtime"):
         litert_cpu.open_target(Context(), FP32, {}, 1)
+
+
+def test_packages_that_do_not_import_say_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One lacks what it needs, the other is built for another machine."""
+    for package, program in (
+        ("ai_edge_litert", "import flatbuffers_of_old"),
+        ("tflite_runtime", "raise OSError('GLIBC_2.99 not found')"),
+    ):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(program)
+        for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for target in litert_cpu.targets(Context()):
+        assert target.availability == Availability.UNAVAILABLE
+        assert "ai_edge_litert does not import" in target.reason
+        assert "flatbuffers_of_old" in target.reason
+        assert "tflite_runtime does not import: GLIBC_2.99 not found" in target.reason
 
 
 def test_a_runtime_that_makes_no_interpreter_is_not_available(

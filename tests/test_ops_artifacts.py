@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +145,8 @@ def test_values_are_encoded_to_the_nearest_and_back() -> None:
     assert stored.shape == (1, 2, 3, 4)
     assert stored[0, 1, 2, 3] == round(values[0, 3, 1, 2] / 0.5) + 3
     assert np.array_equal(edge.decode(stored), values)
+    near = edge.encode(np.float32([0.2, 0.3, -0.2, -0.3]))  # between two that can be stored
+    assert near.tolist() == [3, 4, 3, 2]
     assert edge.encode(np.float32([1e9])) == 127
     assert edge.encode(np.float32([-1e9])) == -128
 
@@ -290,6 +295,34 @@ def test_a_cache_that_is_no_folder_is_told_in_one_line(folder: Path) -> None:
     with pytest.raises(HurricaneError, match=r"cannot be written.*HURRICANE_CACHE") as caught:
         cache.cached(graph, QDQ)
     assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "replace", full)
+    with pytest.raises(HurricaneError, match=r"No space left.*HURRICANE_CACHE"):
+        cache.cached(graph, QDQ)
+    assert files(folder) == []
+
+
+def deadly(name: str) -> bytes:
+    """A graph that a process for artefacts does not survive."""
+    if name == "SEP_5" and multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return export_operator(name, SHAPE)
+
+
+def test_a_process_that_is_killed_is_told_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    names = ("SEP_3", "SEP_5", "SEP_7", "Choice_3")
+    with pytest.raises(HurricaneError, match="was killed"):
+        cache.fill([functools.partial(deadly, name) for name in names], QDQ)
 
 
 def test_the_least_recently_used_files_go_first(

@@ -26,7 +26,7 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import POOL, select_operators
-from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.cli import failure_words, profile_ops
 from hurricane.profiler.estimate import estimate_row, location_ms
 from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.networks import (
@@ -559,3 +559,8 @@ def test_the_commands_time_with_the_protocol_s_defaults():
     assert defaults["rounds"] == MeasuringSettings().max_rounds
     assert defaults["interval"] == MeasuringSettings().interval
     assert {o.name: o.default for o in verify.params}["rounds"] == MeasuringSettings().rounds
+
+
+@pytest.mark.parametrize(("origin", "again"), [("measured", True), ("estimated", False)])
+def test_measuring_again_is_not_the_remedy_for_an_estimate(origin: str, again: bool) -> None:
+    assert ("--retry" in failure_words(1, origin)) is again

@@ -242,3 +242,13 @@ def test_real_photographs_load_at_the_backbones_size(data_folder: Path):
     assert len(data.classes) == 10
     assert data.train.images.shape == (100, 3, 32, 32)
     assert 0.1 < min(data.std) < max(data.std) < 0.5
+
+
+def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    """No file could tell the class: training would end with an error."""
+    write_images(tmp_path, "train", 2)
+    write_images(tmp_path, "test", 1)
+    for part in ("train", "test"):
+        (tmp_path / part / CLASSES[0]).rename(tmp_path / part / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(BadRequest, match=r"class folder 'caf\\udce9'.*rename it"):
+        load_data(f"folder:{tmp_path}", SMALL)

@@ -260,6 +260,44 @@ def test_what_computes_nothing_has_no_accuracy(origin: str, digits: ImageData) -
         TargetMeasurer(target).accuracy(lambda recipe: pytest.fail("made"), digits)
 
 
+def test_a_named_target_that_computes_nothing_has_no_accuracy_either(
+    outcome: RunOutcome, tmp_path: Path
+) -> None:
+    result = call(
+        "export", outcome.directory / "architecture.json", "-o", tmp_path / "a.onnx",
+        "--precision", "fp32", "--test", "--target", "sim-myriadx-vpu", status=2,
+    )  # fmt: skip
+    assert "simulated: nothing is computed" in str(result.exception)
+
+
+def test_a_target_that_is_not_there_is_wrong_use(outcome: RunOutcome, tmp_path: Path) -> None:
+    result = call(
+        "export", outcome.directory / "architecture.json", "-o", tmp_path / "a.onnx",
+        "--precision", "fp32", "--test", "--target", "npu-nobody-fp32", status=2,
+    )  # fmt: skip
+    assert "does not know the target 'npu-nobody-fp32'" in str(result.exception)
+
+
+def test_the_accuracy_is_with_the_mean_and_deviation_that_the_file_tells(
+    outcome: RunOutcome, tmp_path: Path
+) -> None:
+    """Not with those of the data named, whose training images may be others."""
+    architecture = outcome.architecture
+    assert architecture.trained_on is not None
+    odd = replace(architecture.trained_on, mean=(9.0, 9.0, 9.0))
+    replace(architecture, trained_on=odd).save(tmp_path / "architecture.json")
+    (tmp_path / "weights.pt").write_bytes((outcome.directory / "weights.pt").read_bytes())
+    output = tmp_path / "a.onnx"
+    result = call(
+        "export", tmp_path / "architecture.json", "-o", output, "--precision", "fp32",
+        "--test", "--target", "cpu-onnxruntime-fp32", "--json",
+    )  # fmt: skip
+    found = json.loads(result.stdout)["test"]
+    assert json.loads(Path(f"{output}.json").read_text())["mean"] == [9.0, 9.0, 9.0]
+    assert found["fp32_accuracy"] < 0.5
+    assert found["value"] == found["fp32_accuracy"]
+
+
 def test_the_figure_stands_in_the_report_and_on_the_terminal(outcome: RunOutcome) -> None:
     found = outcome.architecture.artifact_accuracy
     assert found is not None
@@ -385,6 +423,20 @@ def test_what_cannot_be_written_is_refused(
     result = call("export", path, "-o", tmp_path / name, *options, status=2)
     assert words in str(result.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_precision_that_onnx_leaves_to_the_runtime_is_written_as_fp32(
+    outcome: RunOutcome, tmp_path: Path
+) -> None:
+    """Such as that of the shipped table of an fp16 device."""
+    name = "imagenet224-sim-myriadx-vpu"
+    source = TableSource(name, "0" * 64, "sim-myriadx-vpu")
+    found = tmp_path / "architecture.json"
+    replace(outcome.architecture, table=source).save(found)
+    words = ("export", found, "-o", tmp_path / "a.onnx", "--json")
+    assert json.loads(call(*words).stdout)["precision"] == "fp32"
+    assert json.loads(call(*words, "--format", "onnx").stdout)["format"] == "onnx"
+    assert "cannot be fp16" in str(call(*words, "--precision", "fp16", status=2).exception)
 
 
 def test_an_output_that_cannot_be_written_is_told(outcome: RunOutcome, tmp_path: Path) -> None:

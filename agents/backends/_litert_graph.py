@@ -146,17 +146,23 @@ def precision_of(nodes: Sequence[Node], input_types: Iterable[str]) -> str:
 
 def other_precisions(nodes: Sequence[Node], precision: str) -> tuple[str, ...]:
     """Flags for what a graph of ``fp32`` or ``int8`` holds of other precisions."""
+    computed = _precisions(dtype for node in _computing(nodes) for dtype in node.output_types)
     if precision == "int8":
-        types = {dtype for node in _computing(nodes) for dtype in node.output_types}
-        return ("precision:fp32",) if "float32" in types else ()
-    types = {dtype for node in own_nodes(nodes) for dtype in node.input_types + node.output_types}
-    flags = []
-    if types & {"int8", "uint8", "int16"}:
-        # Of weights, too: XNNPACK then quantises the values as well, and says nothing.
-        flags.append("precision:int8")
-    if "float16" in types:
-        flags.append("weights:fp16")
-    return tuple(flags)
+        return _flags(computed - {precision})
+    held = _precisions(
+        dtype for node in own_nodes(nodes) for dtype in node.input_types + node.output_types
+    )
+    # 8 bits of weights, too: XNNPACK then quantises the values as well, and says nothing.
+    flags = _flags((held - {precision, "fp16"}) | (computed & {"fp16"}))
+    return (*flags, "weights:fp16") if "fp16" in held - computed else flags
+
+
+def _precisions(dtypes: Iterable[str]) -> set[str]:
+    return {_PRECISIONS[dtype] for dtype in dtypes if dtype in _PRECISIONS}
+
+
+def _flags(precisions: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"precision:{precision}" for precision in sorted(precisions))
 
 
 def _computing(nodes: Sequence[Node]) -> tuple[Node, ...]:

@@ -53,7 +53,9 @@ class Delegate:
 
     @property
     def name(self) -> str:
-        return os.path.basename(self.library).partition(".")[0]
+        """Never empty, for that is the name of none."""
+        file = os.path.basename(self.library)
+        return file.partition(".")[0] or file
 
     def load(self, runtime: Runtime) -> Any:
         """A delegate for one interpreter.

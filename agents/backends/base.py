@@ -290,8 +290,12 @@ def check_eight_bits(target: str, inputs: Sequence[TensorInfo]) -> None:
     """Refuses a graph that is not quantised, for a target of precision int8.
 
     Raises:
-        BadRequest: an input is not of 8 bits.
+        BadRequest: an input is not of 8 bits, or there is none.
     """
+    if not inputs:
+        raise BadRequest(
+            f"target '{target}' takes graphs quantised to 8 bits, and this one has no input"
+        )
     for tensor in inputs:
         if tensor.dtype not in EIGHT_BITS:
             raise BadRequest(

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..conditions import Conditions
 from ..errors import BadRequest, UnsupportedOperator
+from ..formats._tflite_schema import TENSOR_TYPES
 from .base import (
     Availability,
     Context,
@@ -341,15 +342,14 @@ class VelaGraph(Loaded):
 def _tensors(content: bytes) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """Inputs and outputs of a `.tflite` file that passed the check of its format."""
     from ethosu.vela.tflite.Model import Model
-    from ethosu.vela.tflite.TensorType import TensorType
 
-    dtypes = {number: name.lower() for name, number in vars(TensorType).items() if name.isupper()}
     graph: Any = Model.GetRootAs(content, 0).Subgraphs(0)
 
     def info(index: int) -> TensorInfo:
         tensor = graph.Tensors(index)
         shape = tuple(tensor.Shape(axis) for axis in range(tensor.ShapeLength()))
-        return TensorInfo(tensor.Name().decode(), dtypes[tensor.Type()], shape)
+        name = tensor.Name() or b""  # a file need not have any
+        return TensorInfo(name.decode(), TENSOR_TYPES[tensor.Type()].lower(), shape)
 
     inputs = [info(graph.Inputs(i)) for i in range(graph.InputsLength())]
     outputs = [info(graph.Outputs(i)) for i in range(graph.OutputsLength())]

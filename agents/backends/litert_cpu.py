@@ -52,6 +52,7 @@ _UNSUPPORTED = (
     "builtin_code out of range",
     "failed to prepare",
     "Failed to apply delegate",
+    "after delegate application failure",
 )
 
 

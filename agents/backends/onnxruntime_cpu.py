@@ -61,7 +61,7 @@ _OPTIONS = {
 # Parts of the names of operators with weights: QLinearConv, QGemm, MatMulInteger, FusedConv …
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
 _PRECISIONS = {"fp32": ("f32",), "int8": ("u8",)}
-_QUANTISED = (b"Linear", b"Integer")  # in the name of every operator that makes or takes 8 bits
+_QUANTISED = ("Linear", "Integer")  # in the name of every operator that makes or takes 8 bits
 _IN_8_BITS = ("QLinear", "QGemm", "Integer", "DynamicQuantize")
 _DTYPES = {
     "tensor(float)": "float32",
@@ -164,7 +164,7 @@ class OnnxruntimeSession(Session):
         flags = ()
         if self._precision == "int8":
             check_eight_bits(self._target, [_tensor_info(node) for node in session.get_inputs()])
-        if self._precision == "int8" or any(word in content for word in _QUANTISED):
+        if self._precision == "int8" or _is_quantised(content):
             flags = self._precision_flags(content)
         return OnnxruntimeGraph(self._runtime, session, self._memory, flags)
 
@@ -315,6 +315,13 @@ class OnnxruntimeGraph(Loaded):
     def close(self) -> None:
         self._memory.remove(self)
         del self._binding, self._session
+
+
+def _is_quantised(content: bytes) -> bool:
+    """Whether a graph has an operator of 8 bits."""
+    if not any(word.encode() in content for word in _QUANTISED):  # a faster look than reading it
+        return False
+    return any(word in kind for kind in operators_of(content) for word in _QUANTISED)
 
 
 def _page_faults() -> int:

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -65,6 +66,10 @@ def fill(
         makes: of the graphs.
         recipe: of all of them.
         on_progress: called with (done, total).
+
+    Raises:
+        HurricaneError: a converter failed or is not installed, the cache cannot be written, or a
+            process was killed.
     """
     if not recipe.calibrated:
         return
@@ -78,11 +83,17 @@ def fill(
             pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
             run = functools.partial(stack.enter_context(pool).map, chunksize=2)
         artifacts = run(functools.partial(_prepared, recipe=recipe), missing)
-        for done, artifact in enumerate(artifacts, start=1):
-            if artifact is not None:
-                _keep(artifact, recipe, None)
-            if on_progress:
-                on_progress(done, len(missing))
+        try:
+            for done, artifact in enumerate(artifacts, start=1):
+                if artifact is not None:
+                    _keep(artifact, recipe, None)
+                if on_progress:
+                    on_progress(done, len(missing))
+        except BrokenProcessPool as error:
+            raise HurricaneError(
+                "a process that makes artefacts was killed, perhaps for want of memory; run it "
+                "again: what was finished is kept"
+            ) from error
     if missing:
         _prune(cache_folder() / "artifacts", MAX_BYTES)
 
@@ -153,6 +164,9 @@ def _write(file: Path, content: bytes) -> None:
             f"the cache of artefacts in {cache_folder()} cannot be written: "
             f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there only where writing failed
+            temporary.unlink()
 
 
 def _prune(folder: Path, limit_bytes: int) -> None:
