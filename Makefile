@@ -7,7 +7,7 @@ export HURRICANE_CACHE := $(CURDIR)/.cache/hurricane
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 
-.PHONY: demo test style types environment clean
+.PHONY: demo test quick style types protocol-page results-page environment clean
 .DEFAULT_GOAL := environment
 
 environment: $(VENV)/.ready
@@ -23,6 +23,10 @@ demo: environment
 test: environment style
 	$(BIN)/python -m pytest
 
+# Without tests that start processes, train or compute for seconds: 90 seconds on 2 free cores.
+quick: environment
+	$(BIN)/python -m pytest -m "not process"
+
 style: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -30,6 +34,13 @@ style: environment
 # Fetches pyright's own program from the npm registry on first use.
 types: environment
 	$(BIN)/pyright
+
+# Pages of the docs that are written by scripts; tests compare them.
+protocol-page: environment
+	$(BIN)/python tools/protocol_page.py
+
+results-page: environment
+	$(BIN)/python tools/results_page.py
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info

@@ -1,4 +1,4 @@
-"""The command ``agent``: `serve` a board's runtimes, and `info` about an agent."""
+"""The command ``agent``: `serve` a board's runtimes, `info` about an agent, and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
@@ -17,19 +18,18 @@ import click
 
 from .backends.base import Availability, Context, TargetInfo
 from .client import Activity, AgentClient, TlsFiles
-from .console import EXIT_INTERRUPTED, emit, json_option, run_command
+from .console import EXIT_FAILED, EXIT_INTERRUPTED, emit, json_option, run_command
+from .doctor import Finding, State, Verdict, examine, verdict_of
 from .errors import BadRequest
-from .files import read_bytes
 from .machine import DeviceInfo, hide_memory, read_device
 from .sandbox import Isolation
-from .security import Security, split_address
+from .security import Security, read_token, split_address
 from .server import AgentServer, Limits
 from .supervisor import discover
 from .version import agent_version
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
 _PARENT_POLL_S = 1.0
-_MIN_TOKEN = 16
 
 _SERVE_HELP = """Serves this machine's runtimes to profile-ops and hurricane.
 
@@ -50,6 +50,21 @@ Examples:
   agent info
   agent info board:50051 --token-file token.txt --tls-ca ca.pem
   agent info 127.0.0.1:50051 --json
+"""
+
+_DOCTOR_HELP = """Looks at this machine before its latencies are trusted.
+
+Answers READY, DEGRADED or NOT READY, and says of each check what was found, why it matters for
+latencies, and what mends it. It changes nothing. What cannot be read is unknown, and DEGRADED.
+
+\b
+Status: 0 READY or DEGRADED (with --strict: READY only), 1 otherwise.
+
+\b
+Examples:
+  agent doctor
+  agent doctor --strict && agent serve
+  agent doctor --store /var/lib/agent --json
 """
 
 
@@ -123,7 +138,7 @@ def serve(
     # with the process that started it.
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     stopped = _Stopped()
-    token = sys.stdin.readline().strip() if private else _read_token(token_file)
+    token = sys.stdin.readline().strip() if private else _token(token_file)
     context = Context(device_name, simulate, seed, pace, user, allow_read)
     security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
     hide_memory()
@@ -178,7 +193,7 @@ def info(
                 "started (agent serve --simulate)"
             )
         tls = TlsFiles(tls_ca, tls_cert, tls_key) if tls_ca or tls_cert else None
-        token = _read_token(token_file) or None
+        token = _token(token_file) or None
         with AgentClient(address, token=token, tls=tls, insecure=insecure) as client:
             if client.warning:
                 click.echo(f"Warning: {client.warning}", err=True)
@@ -202,6 +217,51 @@ def info(
     emit(result, as_json, _info_text(version, device, targets, activity, isolation))
 
 
+@cli.command(help=_DOCTOR_HELP)
+@click.option("--strict", is_flag=True, help="Status 1 for DEGRADED as well.")
+@click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that the agent is to keep artefacts in [a temporary one].",
+)
+@json_option
+def doctor(strict: bool, store: Optional[Path], as_json: bool) -> int:
+    device = read_device()
+    found = examine(lambda: discover(Context(device.name)), store)
+    verdict = verdict_of(found)
+    result = {
+        "verdict": verdict.value,
+        "agent_version": agent_version(),
+        "device": asdict(device),
+        "findings": [{**asdict(finding), "state": finding.state.value} for finding in found],
+    }
+    head = _device_lines(agent_version(), device)
+    emit(result, as_json, "\n".join([*head, "", *_finding_lines(found), "", _summary(found)]))
+    passed = (Verdict.READY,) if strict else (Verdict.READY, Verdict.DEGRADED)
+    return 0 if verdict in passed else EXIT_FAILED
+
+
+def _finding_lines(found: Sequence[Finding]) -> list[str]:
+    states = max(len(finding.state.value) for finding in found)
+    checks = max(len(finding.check) for finding in found)
+    lines = []
+    for finding in found:
+        lines.append(f"{finding.state.value:<{states}}  {finding.check:<{checks}}  {finding.found}")
+        for label, text in (("why", finding.why), ("do", finding.remedy)):
+            if text:
+                lines.append(f"{'':<{states + checks + 2}}  {label + ':':<4} {text}")
+    return lines
+
+
+def _summary(found: Sequence[Finding]) -> str:
+    counts = [
+        f"{count} {state.value}"
+        for state in (State.FAILED, State.WARNING, State.UNKNOWN)
+        if (count := sum(finding.state is state for finding in found))
+    ]
+    return f"{verdict_of(found).value}: {', '.join(counts) or 'all was read and is good'}"
+
+
 # In the order of `agent info`: what can be used, from hardware to none.
 _LISTED = (
     Availability.AVAILABLE,
@@ -219,10 +279,8 @@ def _info_text(
     activity: Optional[Activity],
     isolation: Optional[Isolation],
 ) -> str:
-    gib = device.memory_bytes / 2**30
     lines = [
-        f"{device.name}: {device.model}, {device.cores} cores, {gib:.1f} GiB, {device.machine}",
-        f"{device.system}, Python {device.python}, agent {version}",
+        *_device_lines(version, device),
         *([f"{activity}; {activity.waiting} waiting"] if activity else []),
         *_isolation_lines(isolation),
         "",
@@ -239,6 +297,14 @@ def _info_text(
 
 def _threads(most: int) -> str:
     return "1 thread" if most == 1 else f"up to {most} threads"
+
+
+def _device_lines(version: str, device: DeviceInfo) -> list[str]:
+    gib = device.memory_bytes / 2**30
+    return [
+        f"{device.name}: {device.model}, {device.cores} cores, {gib:.1f} GiB, {device.machine}",
+        f"{device.system}, Python {device.python}, agent {version}",
+    ]
 
 
 def _isolation_lines(isolation: Optional[Isolation]) -> list[str]:
@@ -264,19 +330,8 @@ def _check_simulated(simulate: tuple[str, ...], targets: tuple[TargetInfo, ...])
         raise BadRequest(f"'{broken[0].name}' cannot be simulated: {broken[0].reason}")
 
 
-def _read_token(path: Optional[Path]) -> str:
-    if path is None:
-        return ""
-    try:
-        token = read_bytes(path, "token file").decode().partition("\n")[0].strip()
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"token file {path} is not UTF-8 text") from error
-    if len(token) < _MIN_TOKEN or not token.isascii() or not token.isprintable():
-        raise BadRequest(
-            f"the first line of {path} is no token: at least {_MIN_TOKEN} printable characters; "
-            "make one with: openssl rand -hex 32"
-        )
-    return token
+def _token(path: Optional[Path]) -> str:
+    return "" if path is None else read_token(path, "--token-file")
 
 
 class _Stopped:

@@ -270,19 +270,20 @@ class AgentClient:
                 raise BadAnswer("digests as missing that it was not asked for, or twice")
         return missing
 
-    def upload(self, content: bytes, format: str = "") -> str:
+    def upload(self, content: bytes, format: str = "", digest: str = "") -> str:
         """Sends an artefact, unless the agent holds it; returns its SHA-256.
 
         Args:
             content: of any format.
             format: which; it is then checked before anything is sent, see `check_artifact`.
+            digest: its SHA-256, where it is known; the agent refuses a wrong one.
 
         Raises:
             BadRequest: it is too large for the agent.
             AgentError: it breaks its format.
         """
         check_artifact(content, format)
-        digest = hashlib.sha256(content).hexdigest()
+        digest = digest or hashlib.sha256(content).hexdigest()
         with self._typed_errors():
             answer = self._stub.Upload(
                 _upload_messages(digest, content),

@@ -1,8 +1,9 @@
 """What the machine was like around a measurement: temperature, clock, load, others, throttling.
 
 Everything is read from /proc and /sys, and speaks of the cores that this process is pinned to
-where the kernel tells them apart; what a machine does not tell is 0 or empty. One reading takes
-a fraction of a millisecond, for it is made before and after every request.
+where the kernel tells them apart; what a machine does not tell is 0 or empty, and stands in
+`Conditions.unwatched` where 0 could also be what was read. One reading takes a fraction of a
+millisecond, for it is made before and after every request.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Optional
 
 _THERMAL = Path("/sys/class/thermal")
 _HWMON = Path("/sys/class/hwmon")
@@ -24,6 +26,12 @@ _CPU_SENSORS = ("cpu", "soc", "pkg", "core", "coretemp", "k10temp", "x86_pkg_tem
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 # The kernel counts in ticks of 10 ms: in less time than this, one of them is too much of a share.
 _SHORTEST_S = 0.3
+
+LOAD, BUSY, STEAL, THROTTLING = "load", "busy", "steal", "throttling"
+"""What `Conditions.unwatched` may name."""
+
+STEAL_LIMIT, BUSY_LIMIT = 0.05, 0.10
+"""A hypervisor, or other processes, that take more than these shares of the cores spoil timings."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Conditions:
             idling and other machines; only `since` an earlier moment.
         ticks: the cores in use as a bit mask, and their ticks since boot: all, idle, stolen, and
             those of this process; to take differences of.
+        unwatched: what could not be watched, so that 0 says nothing of it: ``load``, ``busy``,
+            ``steal``, ``throttling``. A device that has nothing of the kind names nothing.
     """
 
     temperature_c: float = 0.0
@@ -53,21 +63,35 @@ class Conditions:
     governor: str = ""
     busy_share: float = 0.0
     ticks: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    unwatched: tuple[str, ...] = ()
+
+    @property
+    def interference_unwatched(self) -> bool:
+        """Whether it is unknown what other processes or a hypervisor took."""
+        return BUSY in self.unwatched or STEAL in self.unwatched
 
 
-def read_conditions() -> Conditions:
-    """The machine's conditions now."""
+def read_conditions(children: bool = False) -> Conditions:
+    """The machine's conditions now.
+
+    Args:
+        children: what child processes took that have ended counts as this process's own.
+    """
     cores = _cores()
-    ticks = _ticks(cores)
+    ticks = _ticks(cores, children)
     _, total, _, stolen, _ = ticks
+    load_1m, events = _load_1m(), _throttle_events(cores)
+    known = {LOAD: load_1m is not None, BUSY: total > 0, STEAL: total > 0}
+    known[THROTTLING] = events is not None
     return Conditions(
         temperature_c=_temperature_c(),
         frequency_mhz=_frequency_mhz(cores),
-        load_1m=_load_1m(),
+        load_1m=load_1m or 0.0,
         steal_share=stolen / total if total else 0.0,
-        throttle_events=_throttle_events(cores),
+        throttle_events=events or 0,
         governor=_governor(cores),
         ticks=ticks,
+        unwatched=tuple(name for name, there in known.items() if not there),
     )
 
 
@@ -75,21 +99,34 @@ def since(before: Conditions, after: Conditions) -> Conditions:
     """`after`, with the shares of the time since `before` in place of those since boot.
 
     The kernel counts in ticks of 10 ms, so shares are good to a few hundredths in a second. In
-    less than 0.3 s they would be made of single ticks, and are left 0; so they are where the
-    cores in use changed in between.
+    less than 0.3 s they would be made of single ticks, and are left 0. They are unwatched where
+    the cores in use changed in between, or where the kernel's counters stand still: less than
+    this process took.
+
+    Returns:
+        With what was unwatched at either moment.
     """
+    unwatched = dict.fromkeys((*before.unwatched, *after.unwatched))
     cores = after.ticks[0]
     if not cores:
-        return after
+        return replace(after, unwatched=tuple(unwatched))
     total, idle, stolen, own = (a - b for a, b in zip(after.ticks[1:], before.ticks[1:]))
     shortest = _SHORTEST_S * _TICKS_A_SECOND * bin(cores).count("1")
     if cores != before.ticks[0] or total < shortest:
-        return replace(after, steal_share=0.0, busy_share=0.0)
+        if cores != before.ticks[0] or own >= shortest:
+            unwatched.update(dict.fromkeys((BUSY, STEAL)))
+        return replace(after, steal_share=0.0, busy_share=0.0, unwatched=tuple(unwatched))
     others = total - idle - stolen - own
-    return replace(after, steal_share=max(0, stolen) / total, busy_share=max(0, others) / total)
+    return replace(
+        after,
+        steal_share=max(0, stolen) / total,
+        busy_share=max(0, others) / total,
+        unwatched=tuple(unwatched),
+    )
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What stands in a file of the kernel; empty where it cannot be read."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -104,7 +141,7 @@ def _number(text: str) -> float:
 
 
 def _read_number(path: Path) -> float:
-    return _number(_read(path))
+    return _number(read_text(path))
 
 
 @functools.cache
@@ -116,7 +153,7 @@ def _sensors(thermal: Path, hwmon: Path) -> tuple[tuple[Path, ...], tuple[Path, 
     found = [(zone / "type", zone / "temp") for zone in sorted(thermal.glob("thermal_zone*"))]
     for chip in sorted(hwmon.glob("hwmon*")):
         found += [(chip / "name", sensor) for sensor in sorted(chip.glob("temp*_input"))]
-    of_cpu = [any(word in _read(name).lower() for word in _CPU_SENSORS) for name, _ in found]
+    of_cpu = [any(word in read_text(name).lower() for word in _CPU_SENSORS) for name, _ in found]
     return (
         tuple(file for (_, file), cpu in zip(found, of_cpu) if cpu),
         tuple(file for (_, file), cpu in zip(found, of_cpu) if not cpu),
@@ -150,7 +187,7 @@ def _cores() -> list[int]:
 
 
 def _cpufreq(cores: Collection[int], name: str) -> Iterator[str]:
-    texts = (_read(_CPU / f"cpu{core}" / "cpufreq" / name) for core in cores)
+    texts = (read_text(_CPU / f"cpu{core}" / "cpufreq" / name) for core in cores)
     return (text for text in texts if text)
 
 
@@ -164,7 +201,7 @@ def _frequency_mhz(cores: Collection[int]) -> float:
     if not values:
         listed: dict[int, float] = {}
         core = -1
-        for line in _read(_PROC / "cpuinfo").splitlines():
+        for line in read_text(_PROC / "cpuinfo").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "processor":
                 core = int(value)
@@ -174,14 +211,14 @@ def _frequency_mhz(cores: Collection[int]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _load_1m() -> float:
-    words = _read(_PROC / "loadavg").split()
-    return float(words[0]) if words else 0.0
+def _load_1m() -> Optional[float]:
+    words = read_text(_PROC / "loadavg").split()
+    return float(words[0]) if words else None
 
 
-def _ticks(cores: Collection[int]) -> tuple[int, int, int, int, int]:
+def _ticks(cores: Collection[int], children: bool) -> tuple[int, int, int, int, int]:
     found: list[list[int]] = []
-    for line in _read(_PROC / "stat").splitlines():
+    for line in read_text(_PROC / "stat").splitlines():
         if not line.startswith("cpu"):
             break
         name, *words = line.split()
@@ -190,15 +227,19 @@ def _ticks(cores: Collection[int]) -> tuple[int, int, int, int, int]:
             found.append([int(word) for word in words[:8]])
     if len(found) < len(cores):
         return 0, 0, 0, 0, 0
+    own_s = time.process_time()
+    if children:
+        own_s += sum(os.times()[2:4])  # user and system
     return (
         sum(1 << core for core in cores),
         sum(sum(ticks) for ticks in found),
         sum(ticks[3] + ticks[4] for ticks in found),
         sum(ticks[7] for ticks in found),
-        int(time.process_time() * _TICKS_A_SECOND),
+        int(own_s * _TICKS_A_SECOND),
     )
 
 
-def _throttle_events(cores: Collection[int]) -> int:
+def _throttle_events(cores: Collection[int]) -> Optional[int]:
     files = (_CPU / f"cpu{core}" / "thermal_throttle" / "core_throttle_count" for core in cores)
-    return int(sum(_read_number(file) for file in files))
+    texts = [text for text in map(read_text, files) if text]
+    return int(sum(map(_number, texts))) if texts else None

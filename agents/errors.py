@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from ..ops import errors
+
 
 class ErrorKind(enum.IntEnum):
     """Who is at fault; names and numbers are those of ``ErrorKind`` in agent.proto."""
@@ -19,17 +21,15 @@ class ErrorKind(enum.IntEnum):
     INTERNAL = 9
 
 
-class AgentError(Exception):
-    """Something failed. The message says what, where and what to do, in one or two lines."""
+class AgentError(errors.HurricaneError):
+    """Something failed on a board, or on the way to it."""
 
-    exit_status = 1
     kind = ErrorKind.INTERNAL
 
 
-class BadRequest(AgentError):
+class BadRequest(AgentError, errors.BadRequest):
     """The request itself is wrong: unknown target, unknown option, impossible protocol."""
 
-    exit_status = 2
     kind = ErrorKind.BAD_REQUEST
 
 

@@ -1,6 +1,6 @@
 """Reading files that whoever starts an agent gives: whatever is wrong with one is a `BadRequest`.
 
-The host's rooms have `ops.files` for the same; this package imports nothing of theirs.
+The host has `ops.files` for the same, which this package does not import: it is Python 3.11.
 """
 
 from __future__ import annotations

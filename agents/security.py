@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 import grpc
 
 from .errors import BadRequest
 from .files import read_bytes
+
+MIN_TOKEN = 16
+"""Characters: what a program would take too long to guess."""
+
+MAX_TOKEN_BYTES = 64 * 1024
+"""Of a file with a token."""
+
+_ADDRESS = re.compile(
+    r"(?:\[(?P<v6>[^\s\[\]/]+)\]|(?P<host>[^\s:\[\]/]+)):(?P<port>[0-9]{1,5})", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,47 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         BadRequest: not an address.
     """
-    host, separator, port = address.rpartition(":")
-    host = host.strip("[]")
-    digits = port.isascii() and port.isdigit() and len(port) <= 5
-    if not separator or not host or not digits or int(port) > 65535:
-        raise BadRequest(f"'{address}' is no address; give HOST:PORT, such as 127.0.0.1:50051")
-    return host, int(port)
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise BadRequest(f"{address!r} is no address; give HOST:PORT, such as 127.0.0.1:50051")
+    return match["v6"] or match["host"], int(match["port"])
+
+
+def check_address(address: str, where: str) -> str:
+    """The address of an agent to connect to; `where` stands first in the error.
+
+    Raises:
+        BadRequest: not an address, or one with port 0, which is for listening.
+    """
+    try:
+        if split_address(address)[1] == 0:
+            raise BadRequest(f"{address!r} has no port; give HOST:PORT")
+    except BadRequest as error:
+        raise BadRequest(f"{where}: {error}") from error
+    return address
+
+
+def read_token(path: Union[str, Path], where: str) -> str:
+    """The token in the first line of a file, for an agent or for its callers.
+
+    Args:
+        path: the file.
+        where: names it in errors, such as ``--token-file``.
+
+    Raises:
+        BadRequest: it cannot be read, or its first line is no token that agents take.
+    """
+    try:
+        text = read_bytes(path, where, MAX_TOKEN_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{where} {path} is not UTF-8 text") from error
+    token = text.partition("\n")[0].strip()
+    if len(token) < MIN_TOKEN or not token.isascii() or not token.isprintable():
+        raise BadRequest(
+            f"the first line of {where} {path} is no token: at least {MIN_TOKEN} printable "
+            "characters; make one with: openssl rand -hex 32"
+        )
+    return token
 
 
 def is_loopback(host: str) -> bool:

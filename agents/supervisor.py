@@ -909,7 +909,11 @@ def _conditions(fields: dict[str, Any]) -> Conditions:
     numbers = (v for v in vars(conditions).values() if isinstance(v, (int, float)))
     if not all(math.isfinite(number) for number in numbers) or conditions.throttle_events < 0:
         raise ValueError("not conditions")
-    return replace(conditions, governor=one_line(conditions.governor, _MAX_NAME))
+    return replace(
+        conditions,
+        governor=one_line(conditions.governor, _MAX_NAME),
+        unwatched=tuple(one_line(str(n), _MAX_NAME) for n in fields["unwatched"][:_MAX_FLAGS]),
+    )
 
 
 def run(

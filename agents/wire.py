@@ -294,7 +294,9 @@ def conditions_from_wire(conditions: pb.Conditions) -> Conditions:
     in_range("a share of other work", conditions.busy_share, 0, _MAX_SHARE)
     in_range("a number of throttling events", conditions.throttle_events, 0, _MAX_COUNT)
     names = [field.name for field in pb.Conditions.DESCRIPTOR.fields]
-    return Conditions(**_printable_fields({name: getattr(conditions, name) for name in names}))
+    fields = {name: getattr(conditions, name) for name in names}
+    fields["unwatched"] = _texts("unwatched conditions", conditions.unwatched)
+    return Conditions(**_printable_fields(fields))
 
 
 def tensors_to_wire(tensors: Mapping[str, np.ndarray]) -> list[pb.Tensor]:

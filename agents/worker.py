@@ -29,7 +29,7 @@ import numpy as np
 from .backends import load_backend
 from .backends.base import Context, Loaded, Sample, Session, one_line
 from .channel import Channel, ChannelClosed
-from .conditions import Conditions, since
+from .conditions import BUSY_LIMIT, STEAL_LIMIT, Conditions, since
 from .errors import (
     AgentError,
     BadRequest,
@@ -54,9 +54,6 @@ MAX_OUTPUT_BYTES = 64 * 1024 * 1024 - 64 * 1024
 """Of the outputs of a graph; a message to the caller holds so much, with names."""
 STEP_LOAD = 1
 STEP_MEASURE = 2
-# A hypervisor, or other processes, that take more than these shares of the cores spoil timings.
-_STEAL_LIMIT = 0.05
-_BUSY_LIMIT = 0.10
 _RENEWAL_SHARE = 1 / 16  # of the time between two of them that placing memory anew may take
 
 
@@ -373,10 +370,12 @@ def _result_of(
     flags = list(record.flags)
     if after.throttle_events > before.throttle_events:
         flags.append("throttled")
-    if after.steal_share > _STEAL_LIMIT:
+    if after.steal_share > STEAL_LIMIT:
         flags.append("steal")
-    if after.busy_share > _BUSY_LIMIT:
+    if after.busy_share > BUSY_LIMIT:
         flags.append("busy")
+    if after.interference_unwatched:
+        flags.append("unwatched")
     device_ms = np.array(record.device_ms)
     return {
         "sha256": sha256,

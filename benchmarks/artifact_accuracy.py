@@ -20,7 +20,7 @@ from typing import Any
 from hurricane.ops.artifacts import Artifact, Recipe
 from hurricane.ops.backbone import Backbone, parse_backbone
 from hurricane.ops.export import export_architecture
-from hurricane.profiler.measuring import parse_target
+from hurricane.profiler.target import parse_target
 from hurricane.search.data import ImageData, load_data
 from hurricane.search.deployment import calibration_samples, make_artifact, training_data
 from hurricane.search.measuring import artifact_accuracy, open_bench
@@ -70,10 +70,10 @@ def measure(name: str, backbone: Backbone, trained: TrainedNetwork, data: ImageD
         seconds["make"] = round(time.monotonic() - started, 1)
         return made
 
-    with open_bench(parse_target(name), (), {}) as bench:
-        artifact = make(bench.recipe)
+    with open_bench(parse_target(name), (), {}) as session:
+        artifact = make(session.recipe)
         started = time.monotonic()
-        found = artifact_accuracy(bench, artifact, data)
+        found = artifact_accuracy(session, artifact, data)
         seconds["test"] = round(time.monotonic() - started, 1)
     return {
         **found.to_dict(),

@@ -3,8 +3,8 @@
 A process of this benchmark computes in seeded bursts on the core that is measured on, or on
 another one, while a table is filled; quiet runs come before and after. All refer to the first quiet
 one (`profile-ops --reference`), and their rows are held against it: `within_5` as the tables say,
-`within_5_as_timed` with the machine's speed that was divided out (`level`) put back. `median` tells
-by how much a table is slower as a whole.
+`within_5_as_timed` without the correction for the machine's speed (`slowdown`). `median` is by how
+much a table is slower as a whole.
 
     python benchmarks/busy_core.py --json
 """
@@ -27,12 +27,13 @@ import numpy as np
 
 from hurricane.lookup_tables.diff import compare
 from hurricane.ops.pool import POOL
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.plan import parse_layers, plan_rows
-from hurricane.profiler.profile import ProfileResult, profile
-from hurricane.profiler.rotation import DISTURBED, THROTTLED, UNSTABLE
+from hurricane.profiler.profile import DOUBTFUL, ProfileResult, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 
-FLAGS = {DISTURBED, UNSTABLE, THROTTLED}
+FLAGS = set(DOUBTFUL)
 BURST_S, PAUSE_S = (0.5, 4.0), (1.0, 8.0)
 
 
@@ -69,17 +70,17 @@ def fill(
     request = parse_target(target)
     rows = plan_rows(parse_layers(layers), POOL)
     with connect([], request) as clients:
-        bench = Bench.open(clients[0], request)
+        session = TargetSession.open(clients[0], request)
         with bursts(core, seed):
-            done = profile([bench], rows, path, MeasuringSettings(), reference=reference)
+            done = profile([session], rows, path, TimingProtocol(), reference=reference)
     flagged = np.mean([not FLAGS.isdisjoint(row.flag_words) for row in done.table.rows])
     told = {
-        "device_s": bench.spent_ms / 1e3,
-        "laps": sum(run.laps for run in done.runs),
-        "laps_repeated": sum(run.laps_repeated for run in done.runs),
+        "device_s": session.log.spent_ms / 1e3,
+        "batches": sum(run.batches for run in done.runs),
+        "batches_rejected": sum(run.batches_rejected for run in done.runs),
         "busy_share": max(run.busy_share for run in done.runs),
         "flagged": float(flagged),
-        "level": done.level,
+        "slowdown": done.slowdown,
     }
     return done, told
 

@@ -20,10 +20,13 @@ import numpy as np
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.pool import POOL
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
-from hurricane.profiler.networks import kendall_tau, random_networks, uniform_networks
+from hurricane.profiler.accuracy import kendall_tau
+from hurricane.profiler.networks import random_networks, uniform_networks
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 from hurricane.profiler.verification import verify_table
 
 
@@ -32,11 +35,11 @@ def fill(device: str, layers: str, options: list[str], path: Path):
     chosen = parse_layers(layers)
     request = parse_target(f"sim-{device}", options)
     with connect([], request) as clients:
-        bench = Bench.open(clients[0], request)
-        profile([bench], plan_rows(chosen, POOL), path, MeasuringSettings())
+        session = TargetSession.open(clients[0], request)
+        profile([session], plan_rows(chosen, POOL), path, TimingProtocol())
         model = LatencyModel(LookupTable.load(path), chosen.backbone)
         networks = random_networks(model, 20, 0) + uniform_networks(model)
-        return model, verify_table(bench, model, networks, MeasuringSettings())
+        return model, verify_table(session, model, networks, TimingProtocol())
 
 
 def ranking(free: LatencyModel, priced: LatencyModel) -> dict[str, float]:

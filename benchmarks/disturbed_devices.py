@@ -1,13 +1,17 @@
 """What the measuring protocol stands up to, on simulated devices of imagenet224.
 
 - Additivity: with `fusion` pairs of convolutions hide time, which the rows' contexts see; with
-  `fusion_growth` deep graphs hide more than shallow ones, which no row can see: the verdict must
+  `fusion_growth` deep graphs hide more than shallow ones, which no row can see: the check must
   say so, and `hurricane space` must refuse the table.
 - One graph at a time, 5 ms ± 20% a call, with and without device time: sums, and the order of the
   operators at each layer shape against the noise-free model.
 - Disturbances: rows within 3% of the noise-free device, or flagged; throttling after 20 s, which
   may be while graphs are loaded, and midway through what the table takes otherwise. Bimodal calls
   also on the device if it kept one graph at a time: there all calls of a visit are slow.
+- Cache: a graph called again before 32 MiB of others takes up to 20% less; with background graphs
+  and without. Drift: calls get slower by 20% a minute, without end and up to 10%. Rows, and the
+  sums of random networks, against the noise-free device: its caches cold, its speed that of the
+  beginning. Where a table has one factor for all, the error is given without it, too.
 
     python benchmarks/disturbed_devices.py --json
     python benchmarks/disturbed_devices.py --part disturbances --device myriadx-vpu
@@ -39,19 +43,22 @@ from hurricane.agents.backends._simulation_graph import WorkGraph, read_graph
 from hurricane.agents.client import private_agent
 from hurricane.lookup_tables.calibration import save_calibration
 from hurricane.lookup_tables.model import LatencyModel
-from hurricane.lookup_tables.table import Row, RowKey
+from hurricane.lookup_tables.table import LookupTable, Row, RowKey
+from hurricane.ops.export import export_architecture
 from hurricane.ops.pool import POOL
-from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
-from hurricane.profiler.networks import kendall_tau, random_networks, uniform_networks
+from hurricane.profiler.accuracy import kendall_tau
+from hurricane.profiler.networks import random_networks, uniform_networks
 from hurricane.profiler.plan import Graph, PlannedRow, graph_bytes, parse_layers, plan_rows
-from hurricane.profiler.profile import profile
-from hurricane.profiler.rotation import DISTURBED, THROTTLED, UNSTABLE
+from hurricane.profiler.profile import DOUBTFUL, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import parse_target
 from hurricane.profiler.verification import verify_table
 
 DEVICES = ("snapdragon845-cpu", "hexagon685-dsp", "myriadx-vpu")
 LAYERS = parse_layers("imagenet224")
 ROWS = plan_rows(LAYERS, POOL)
-FLAGS = {DISTURBED, UNSTABLE, THROTTLED}
+FLAGS = set(DOUBTFUL)
 NEAR = 0.03
 """How far a row may be from the truth without a flag, a fraction."""
 
@@ -64,6 +71,42 @@ DISTURBANCES = {
     "bimodal": BIMODAL,
     "outliers": ("outlier_probability=0.02", "outlier_factor=10"),
 }
+CACHE = ("warm_gain=0.2", "cache_mib=32")
+BATCH_MIB = (0, 32, 64, 128)
+"""Values of `TimingProtocol.min_batch_bytes` for the disturbance ``cache``."""
+DRIFTS = {
+    "20% a minute": ("drift_per_minute=0.2",),
+    "20% a minute to 10%": ("drift_per_minute=0.2", "drift_most=0.1"),
+}
+NETWORKS = 40
+"""Random networks whose sums are compared."""
+PARTS = ("additivity", "one-at-a-time", "disturbances", "cache", "drift")
+
+
+@functools.cache
+def _networks() -> dict[tuple[str, ...], WorkGraph]:
+    """Random networks, the same for all tables: an operator drawn for each layer."""
+    random = np.random.default_rng(0)
+    fitting = [[o.name for o in POOL if o.applies_to(s)] for s in LAYERS.backbone.layers]
+    drawn = [tuple(str(random.choice(names)) for names in fitting) for _ in range(NETWORKS)]
+    return {names: read_graph(export_architecture(LAYERS.backbone, names)) for names in drawn}
+
+
+def sums(path: Path, quiet: Device) -> dict[str, float]:
+    """Sums of a table against the noise-free times of random networks."""
+    model = LatencyModel(LookupTable.load(path), LAYERS.backbone, statistic="quiet")
+    ratios = np.array(
+        [
+            model.latency_of(names) / price(graph, quiet).total_ms
+            for names, graph in _networks().items()
+        ]
+    )
+    return {
+        "bias": float(np.mean(ratios) - 1),
+        "rmspe": float(np.sqrt(np.mean((ratios - 1) ** 2))),
+        "rmspe_after_one_factor": float(np.std(ratios) / np.mean(ratios)),
+        "near": float(np.mean(np.abs(ratios - 1) <= NEAR)),
+    }
 
 
 @functools.cache
@@ -75,15 +118,19 @@ def marginal_ms(row: PlannedRow, device: Device) -> float:
     """The noise-free marginal latency of a row, as it is planned."""
     longer, shorter = (
         [price(_work(graph), device).total_ms for graph in graphs]
-        for graphs in (row.longer, row.shorter)
+        for graphs in (row.with_operator, row.baselines)
     )
     return float(np.mean(longer) - np.mean(shorter))
 
 
 def measure(
-    file: str, options: Sequence[str], path: Path, verify: bool
+    file: str,
+    options: Sequence[str],
+    path: Path,
+    verify: bool,
+    protocol: TimingProtocol | None = None,
 ) -> tuple[dict[PlannedRow, Row], dict[str, Any]]:
-    """Fills a table on a device, and checks it on whole networks where asked.
+    """Fills a table on a device, and checks it on end-to-end networks where asked.
 
     Args:
         file: the device's name, or its TOML file.
@@ -96,16 +143,16 @@ def measure(
     """
     request = parse_target(f"sim-{Path(file).stem}", options)
     with private_agent(simulate=(file,)) as client:
-        bench = Bench.open(client, request)
-        done = profile([bench], ROWS, path, MeasuringSettings())
-        told: dict[str, Any] = {"device_s": sum(done.device_s.values()), "not_ok": done.not_ok}
+        session = TargetSession.open(client, request)
+        done = profile([session], ROWS, path, protocol or TimingProtocol())
+        told: dict[str, Any] = {"device_s": done.device_s, "counts": dict(done.counts)}
         if verify:
             model = LatencyModel(done.table, LAYERS.backbone)
             networks = random_networks(model, 20, 0) + uniform_networks(model)
-            found = verify_table(bench, model, networks, MeasuringSettings())
+            found = verify_table(session, model, networks, TimingProtocol())
             known = found.calibration(done.table)
             save_calibration(path, known)
-            told |= {"verdict": known.verdict and known.verdict.words, "reason": known.reason}
+            told |= {} if known.check is None else asdict(known.check)
             told["groups"] = [asdict(group) for group in found.groups]
             told["budget_ms"] = float(np.mean(model.bounds()))
     keys = {row: RowKey(done.target, row.name, row.shape) for row in ROWS}
@@ -152,11 +199,16 @@ def changed(device: str, folder: Path, **facts: bool) -> str:
 
 
 def disturbed(
-    device: str, name: str, options: Sequence[str], folder: Path, file: str = ""
+    device: str,
+    name: str,
+    options: Sequence[str],
+    folder: Path,
+    file: str = "",
+    protocol: TimingProtocol | None = None,
 ) -> dict[str, Any]:
-    """How many rows are near the truth, or say that they may not be."""
+    """How many rows and sums are near the truth, or say that they may not be."""
     path = folder / f"{device}-{name.replace(' ', '-')}.csv"
-    rows, told = measure(file or device, options, path, verify=False)
+    rows, told = measure(file or device, options, path, verify=False, protocol=protocol)
     quiet = _quiet(device, ())
     near = [
         found.latency_ms is not None and abs(found.latency_ms / marginal_ms(row, quiet) - 1) <= NEAR
@@ -168,6 +220,7 @@ def disturbed(
         "near": float(np.mean(near)),
         "flagged": float(np.mean(flagged)),
         "near_or_flagged": float(np.mean(np.logical_or(near, flagged))),
+        "sums": sums(path, quiet),
         **told,
     }
 
@@ -181,12 +234,10 @@ def _quiet(device: str, options: Sequence[str]) -> Device:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", action="append", choices=DEVICES, help="[all]")
-    parser.add_argument(
-        "--part", action="append", choices=("additivity", "one-at-a-time", "disturbances")
-    )
+    parser.add_argument("--part", action="append", choices=PARTS, help="[all]")
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     arguments = parser.parse_args()
-    parts = arguments.part or ("additivity", "one-at-a-time", "disturbances")
+    parts = arguments.part or PARTS
     result: dict[str, Any] = {"layers": LAYERS.backbone.name, "origin": "simulated"}
 
     def keep(part: str, device: str, name: str, found: dict[str, Any]) -> None:
@@ -214,6 +265,15 @@ def main() -> None:
                 keep("disturbances", device, name, disturbed(device, name, options, folder))
                 name, file = "bimodal one at a time", changed(device, folder, resident=False)
                 keep("disturbances", device, name, disturbed(device, name, BIMODAL, folder, file))
+            if "cache" in parts:
+                for size in BATCH_MIB:
+                    protocol = TimingProtocol(min_batch_bytes=size * 2**20)
+                    name = f"cache {size}"
+                    found = disturbed(device, name, CACHE, folder, protocol=protocol)
+                    keep("cache", device, f"at least {size} MiB of weights in a batch", found)
+            if "drift" in parts:
+                for name, options in DRIFTS.items():
+                    keep("drift", device, name, disturbed(device, name, options, folder))
     print(json.dumps(result))
 
 

@@ -32,7 +32,6 @@ from hurricane.ops.calibration import random_samples
 from hurricane.ops.export import export_architecture
 from hurricane.ops.pool import POOL
 from hurricane.ops.tflite import quantise_tflite, write_tflite
-from hurricane.profiler.measuring import parse_target
 from hurricane.profiler.plan import (
     ESTIMATED,
     Graph,
@@ -42,6 +41,7 @@ from hurricane.profiler.plan import (
     plan_row,
     plan_rows,
 )
+from hurricane.profiler.target import parse_target
 
 
 class Estimates:
@@ -85,7 +85,7 @@ def difference_ms(estimates: Estimates, row: PlannedRow) -> float:
     """A row's marginal latency; what the pooled stem leaves out is the price of a call."""
     found: dict[bool, list[float]] = {True: [], False: []}
     for context in row.contexts:
-        longer, shorter = map(estimates.of_graph, (context.longer, context.shorter))
+        longer, shorter = map(estimates.of_graph, (context.with_operator, context.baselines))
         found[bool(shorter.on_cpu)].append(estimates.ms(longer) - estimates.ms(shorter))
     return float(np.mean(found[False] or found[True]))
 
@@ -158,7 +158,7 @@ def main() -> None:
     for way, of_row in ways.items():
         found = {row: of_row(row) for row in rows}
         # The pooled stem is told without what its shorter graph, the call, takes.
-        call_ms = estimates.ms(estimates.of_graph(rows[0].shorter[0])) if way == "pooled" else 0.0
+        call_ms = estimates.ms(estimates.of_graph(rows[0].baselines[0])) if way == "pooled" else 0.0
         sums_ms = np.array([sum(found[row] for row in places[n]) + call_ms for n in kept])
         result[way] = {
             "not_positive": [f"{r.name} at {r.shape}" for r, ms in found.items() if ms <= 0],

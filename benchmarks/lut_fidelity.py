@@ -1,4 +1,4 @@
-"""How near a table's sums come to whole networks, with the networks' own retest beside it.
+"""How near a table's sums come to end-to-end networks, with their split-half difference beside it.
 
 Builds the table through a private agent (or takes one that is there), then times three groups of
 networks that played no part in it, interleaved: random ones stratified over latency, the uniform
@@ -28,17 +28,13 @@ from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.graph import CACHE_VARIABLE, prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
-from hurricane.profiler.networks import (
-    WholeNetwork,
-    compare,
-    fit_line,
-    random_networks,
-    stratified,
-    uniform_networks,
-)
-from hurricane.profiler.plan import COPIES, anchor_graphs, graph_bytes, parse_layers, plan_rows
+from hurricane.profiler.accuracy import compare, fit_line, stratified
+from hurricane.profiler.networks import WholeNetwork, random_networks, uniform_networks
+from hurricane.profiler.plan import baseline_graphs, graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import DeviceLog, TargetSession, connect
+from hurricane.profiler.target import parse_target
 from hurricane.profiler.verification import verify_table
 from hurricane.search.space import build_space
 from hurricane.search.two_stage import two_stage_search
@@ -87,11 +83,11 @@ def winners(model: LatencyModel, backbone, evaluations: int) -> list[WholeNetwor
     return found
 
 
-def looped(bench: Bench, rows, seed: int, done: set) -> tuple[dict, dict]:
+def looped(session: TargetSession, rows, seed: int, done: set) -> tuple[dict, dict]:
     """What a peer does: each graph called 10 + 50 times on end, the median taken.
 
     Args:
-        bench: what to time them on.
+        session: what to time them on.
         rows: whose graphs are looped.
         seed: of the order.
         done: graphs that were looped before and are not again; is added to.
@@ -102,16 +98,18 @@ def looped(bench: Bench, rows, seed: int, done: set) -> tuple[dict, dict]:
     """
 
     def loop(graphs) -> tuple[dict, float]:
-        spent, found = bench.spent_ms, {}
+        spent, found = session.log.spent_ms, {}
         for start in range(0, len(graphs), 64):
-            part = {graph: bench.digest_of(graph) for graph in graphs[start : start + 64]}
+            part = {graph: session.digest_of(graph) for graph in graphs[start : start + 64]}
             protocol = Protocol(rounds=1, calls_per_visit=50, warmup_calls=10, seed=seed)
-            timed = bench.time(list(part.values()), protocol)
+            timed = session.time(list(part.values()), protocol)
             found |= {g: float(np.median(timed[d].wall_ms)) for g, d in part.items()}
-        return found, (bench.spent_ms - spent) / 1e3
+        return found, (session.log.spent_ms - spent) / 1e3
 
     own, own_s = loop([row.alone for row in rows])
-    others = {g: None for row in rows for g in (*row.longer, *row.shorter) if g not in done}
+    others = {
+        g: None for row in rows for g in (*row.with_operator, *row.baselines) if g not in done
+    }
     done.update(others)
     _, others_s = loop(list(others))
     latency_ms = {(row.name, row.shape): own[row.alone] for row in rows}
@@ -124,13 +122,16 @@ def export_graphs(layers: str) -> float:
     In a process of its own: those that trace know the cache that they were started with.
     """
     rows = plan_rows(parse_layers(layers), POOL)
-    anchors = anchor_graphs(rows)
-    graphs = list(dict.fromkeys(g for row in rows for g in (row.alone, *row.longer)))
+    baselines = baseline_graphs(rows)
+    graphs = list(dict.fromkeys(g for row in rows for g in (row.alone, *row.with_operator)))
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CACHE_VARIABLE] = folder
         started = time.perf_counter()
-        prepare_templates([piece for graph in (*graphs, *anchors) for piece in graph])
-        for graph, copies in [*((g, 1) for g in graphs), *((g, COPIES) for g in anchors)]:
+        prepare_templates([piece for graph in (*graphs, *baselines) for piece in graph])
+        for graph, copies in [
+            *((g, 1) for g in graphs),
+            *((g, TimingProtocol().baseline_replicas) for g in baselines),
+        ]:
             for copy in range(copies):
                 graph_bytes(graph, copy)
         return time.perf_counter() - started
@@ -146,14 +147,14 @@ def held_out(predicted, drawn, fit: int, seed: int) -> dict:
     measured = np.array([c.measured_ms for c in drawn])
     first, second = (np.array([getattr(c, n) for c in drawn]) for n in ("first_ms", "second_ms"))
     predicted = np.asarray(predicted)
-    found: dict[str, list[dict]] = {"prediction": [], "retest": []}
+    found: dict[str, list[dict]] = {"prediction": [], "split_half": []}
     for _ in range(PICKS):
         some = stratified(predicted, fit, random)
         rest = ~some
         scale, offset = fit_line(predicted[some], measured[some])
         figures = compare(scale * predicted[rest] + offset, measured[rest])
         found["prediction"].append(asdict(figures))
-        found["retest"].append(asdict(compare(first[rest], second[rest])))
+        found["split_half"].append(asdict(compare(first[rest], second[rest])))
     means = {
         name: {k: float(np.mean([f[k] for f in all_])) for k in all_[0]}
         for name, all_ in found.items()
@@ -167,18 +168,18 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
     request = parse_target(arguments.target, arguments.option)
     rows = plan_rows(layers, POOL)
     with tempfile.TemporaryDirectory() as folder, connect([], request) as clients:
-        bench = Bench.open(clients[0], request)
+        session = TargetSession.open(clients[0], request)
         path = Path(arguments.table or Path(folder) / "table.csv")
         done: set = set()
-        loops = [looped(bench, rows[::2], seed, done)] if arguments.looping else []
-        bench.spent_ms = 0.0
+        loops = [looped(session, rows[::2], seed, done)] if arguments.looping else []
+        session.log = DeviceLog()
         started = time.perf_counter()
-        made = profile([bench], rows, path, MeasuringSettings(seed=seed))
+        made = profile([session], rows, path, TimingProtocol(seed=seed))
         result = {
-            "target": str(bench.target),
+            "target": str(session.target),
             "profile": {
                 "wall_s": time.perf_counter() - started,
-                "device_s": bench.spent_ms / 1e3,
+                "device_s": session.log.spent_ms / 1e3,
                 "rows": len(rows),
                 "disturbed": made.disturbed,
                 "unstable": made.unstable,
@@ -187,7 +188,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
         model = LatencyModel(LookupTable.load(path), backbone)
         networks = random_networks(model, arguments.random, seed + 1)
         networks += uniform_networks(model) + winners(model, backbone, 200)
-        found = verify_table(bench, model, networks, MeasuringSettings(seed=seed + 2))
+        found = verify_table(session, model, networks, TimingProtocol(seed=seed + 2))
         drawn = [c for c in found.networks if c.group == "random" and not c.error]
         result["level"] = found.level
         result["random_as_timed"] = asdict(
@@ -196,7 +197,8 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
         result["groups"] = {
             g.group: {
                 "prediction": asdict(g.prediction),
-                "retest": asdict(g.retest),
+                "split_half": asdict(g.split_half),
+                "noise_floor": g.noise_floor,
             }
             for g in found.groups
         }
@@ -205,7 +207,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
             predicted = [c.predicted_ms for c in drawn]
             result["calibrated"] = held_out(predicted, drawn, arguments.fit, seed)
         if arguments.looping:
-            loops.append(looped(bench, rows[1::2], seed, done))  # one half before, one after
+            loops.append(looped(session, rows[1::2], seed, done))  # one half before, one after
             loop_ms = {pair: ms for found_ms, _ in loops for pair, ms in found_ms.items()}
             seconds = {key: sum(spent[key] for _, spent in loops) for key in loops[0][1]}
             ends = loop_ms[backbone.stem_name, backbone.stem_shape]
@@ -258,7 +260,7 @@ def main() -> None:
         runs.append(run(arguments, 1000 * number))
         if not arguments.json:
             for name, group in runs[-1]["groups"].items():
-                print(name, group["prediction"], "retest", group["retest"])
+                print(name, group["prediction"], "noise floor", group["noise_floor"])
     print(json.dumps({"export_s": export_s, "median": middle(runs), "runs": runs}))
 
 

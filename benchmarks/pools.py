@@ -34,9 +34,11 @@ import numpy as np
 from hurricane.agents.client import AgentClient
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import POOL, select_operators
-from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
 from hurricane.profiler.plan import PlannedRow, parse_layers, plan_rows
 from hurricane.profiler.profile import ProfileResult, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import parse_target
 
 SLOWER = 1.12
 SMALL = "SEP_3,SEP_5,MB_3_3,Choice_3"
@@ -88,10 +90,10 @@ def fill(
 ) -> ProfileResult:
     """A new table of the plan, filled by these agents."""
     request = parse_target(f"sim-{device}")
-    benches = [Bench.open(agent.client, request) for agent in agents]
+    sessions = [TargetSession.open(agent.client, request) for agent in agents]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.csv"
-        return profile(benches, rows, path, MeasuringSettings(), on_progress=on_progress)
+        return profile(sessions, rows, path, TimingProtocol(), on_progress=on_progress)
 
 
 def speed_up(device: str, layers: str, count: int) -> dict[str, Any]:
@@ -105,10 +107,10 @@ def speed_up(device: str, layers: str, count: int) -> dict[str, Any]:
 
     with serving([device], pace="real") as agents:
         alone, alone_s = timed(agents)
-    (single,) = alone.device_s.values()
+    single = alone.device_s
     with serving([device] * count, pace="real") as agents:
         shared, shared_s = timed(agents)
-    seconds = list(shared.device_s.values())
+    seconds = [run.device_s for run in shared.runs]
     return {
         "layers": layers,
         "agents": count,
@@ -119,7 +121,7 @@ def speed_up(device: str, layers: str, count: int) -> dict[str, Any]:
         "single_wall_s": alone_s,
         "shared_wall_s": shared_s,
         "speed_up_wall": alone_s / shared_s,
-        "left_out": len(shared.left_out),
+        "left_out": len(shared.exclusions.left_out),
     }
 
 
@@ -157,7 +159,7 @@ def slow_board(device: str, layers: str, count: int) -> dict[str, Any]:
         file = Path(folder) / f"{device}.toml"
         file.write_text(text.replace("[disturbances]", f"[disturbances]\nslower = {SLOWER}"))
         with serving([*[device] * (count - 1), str(file)]) as agents:
-            left_out = fill(agents, device, rows).left_out
+            left_out = fill(agents, device, rows).exclusions.left_out
             slow = agents[-1].client.address
     named = len(left_out) == 1 and left_out[0].startswith(f"{slow}:")
     return {"slower": SLOWER, "named_alone": named, "left_out": list(left_out)}

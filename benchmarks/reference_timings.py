@@ -38,15 +38,15 @@ import numpy as np
 
 from hurricane.agents.backends.base import allowed_cores
 from hurricane.agents.client import private_agent
-from hurricane.agents.errors import AgentError
-from hurricane.agents.results import Protocol
 from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.ops.artifacts.cache import cached
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import select_operators
-from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
 from hurricane.profiler.plan import Graph, graph_bytes, parse_layers, plan_row
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import parse_target
 
 OPERATORS = "SEP_3,SEP_7,MB_3_1,MB_5_3,MB_7_6,MB_3_6_SE,Choice_3,Choice_x_SE"
 LAYERS = "imagenet224:0,5,17"
@@ -72,7 +72,7 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         result = run(arguments)
-    except (AgentError, HurricaneError) as error:
+    except HurricaneError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     if not arguments.json:
@@ -118,18 +118,18 @@ def run(arguments: argparse.Namespace) -> dict:
     prepare_templates([piece for graph in batch for piece in graph])
     core = allowed_cores()[-1]  # the one that the agent takes
     with tempfile.TemporaryDirectory() as folder, private_agent() as client:
-        bench = Bench.open(client, request)
-        suffix = bench.recipe.format.partition("-")[0]
+        session = TargetSession.open(client, request)
+        suffix = session.recipe.format.partition("-")[0]
         paths = {graph: Path(folder) / f"{i}.{suffix}" for i, graph in enumerate(graphs)}
         for graph, path in paths.items():  # the very files that the agent gets
-            path.write_bytes(cached(partial(graph_bytes, graph), bench.recipe).content)
+            path.write_bytes(cached(partial(graph_bytes, graph), session.recipe).content)
         tools: dict[str, Tool] = {
-            AGENT: partial(time_by_agent, bench),
+            AGENT: partial(time_by_agent, session),
             LOOP: partial(time_by_loop, request.name, core, paths),
         }
         if request.name.startswith("cpu-openvino"):
             tools[BENCHMARK_APP] = partial(time_by_benchmark_app, find_benchmark_app(), core, paths)
-        overhead = time_batch(bench, batch)
+        overhead = time_batch(session, batch)
         times = time_in_turns(tools, graphs, arguments.repetitions, arguments.seed)
     compared = {
         f"{one}/{other}": [
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> dict:
         if other in tools
     }
     return {
-        "target": str(bench.target),
+        "target": str(session.target),
         "core": core,
         "repetitions": arguments.repetitions,
         "overall": {name: summarise(found) for name, found in compared.items()},
@@ -241,12 +241,12 @@ def time_in_turns(
     return times
 
 
-def time_by_agent(bench: Bench, graphs: Sequence[Graph]) -> list[np.ndarray]:
+def time_by_agent(session: TargetSession, graphs: Sequence[Graph]) -> list[np.ndarray]:
     """The calls that a table takes ``warm_ms`` from."""
-    settings = MeasuringSettings()
-    digests = [bench.digest_of(graph) for graph in graphs]
-    results = bench.time(digests, settings.plain(seed=0))
-    return [wall_ms_of(results[d])[:, settings.warm_skipped :].reshape(-1) for d in digests]
+    protocol = TimingProtocol()
+    digests = [session.digest_of(graph) for graph in graphs]
+    results = session.time(digests, protocol.loop(-1))
+    return [wall_ms_of(results[d])[:, protocol.loop_skipped :].reshape(-1) for d in digests]
 
 
 def time_by_loop(
@@ -411,30 +411,26 @@ LOOPS = {
 """Targets, and how a plain loop calls a file on them; the call returns the ms it took."""
 
 
-def time_batch(bench: Bench, graphs: Sequence[Graph], repetitions: int = 3) -> dict[str, float]:
+def time_batch(
+    session: TargetSession, graphs: Sequence[Graph], repetitions: int = 3
+) -> dict[str, float]:
     """What a client waits for a batch, over the sum of the inference times in it.
 
     The first request starts the worker and loads; the others find the batch loaded.
     """
-    settings = MeasuringSettings()
-    digests = [bench.digest_of(graph) for graph in graphs]
-    protocol = Protocol(
-        rounds=settings.rounds,
-        calls_per_visit=1,
-        warmup_calls=settings.warmup_calls,
-        artifact_timeout_s=settings.timeout_s,
-        keep_loaded=True,
-    )
+    timing = TimingProtocol()
+    digests = [session.digest_of(graph) for graph in graphs]
+    protocol = timing.networks(timing.network_rounds, 0, keep_loaded=True)
     waited_ms, inference_ms = [], []
     for _ in range(1 + repetitions):
         start = time.perf_counter()
-        results = bench.time(digests, protocol)
+        results = session.time(digests, protocol)
         waited_ms.append(1e3 * (time.perf_counter() - start))
         inference_ms.append(sum(float(wall_ms_of(r).sum()) for r in results.values()))
     ratios = np.array(waited_ms) / inference_ms
     return {
         "graphs": len(set(digests)),
-        "calls": len(set(digests)) * settings.rounds,
+        "calls": len(set(digests)) * protocol.network_rounds,
         "inference_ms": float(np.median(inference_ms[1:])),
         "waited_ms": float(np.median(waited_ms[1:])),
         "waited_ratio": float(np.median(ratios[1:])),

@@ -24,9 +24,11 @@ import numpy as np
 
 from hurricane.lookup_tables.diff import compare
 from hurricane.ops.pool import POOL
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import ProfileResult, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 
 NEAR = 0.04
 
@@ -81,20 +83,20 @@ def main() -> None:
             if number:
                 work_between(arguments.between)
             with connect([], request) as clients:
-                bench = Bench.open(clients[0], request)
+                session = TargetSession.open(clients[0], request)
                 done = profile(
-                    [bench],
+                    [session],
                     rows,
                     Path(folder) / f"{number}.csv",
-                    MeasuringSettings(seed=number if arguments.vary_seed else 0),
+                    TimingProtocol(seed=number if arguments.vary_seed else 0),
                     reference=first if number else None,
                 )
             made.append(done)
             tables.append(
                 {
-                    "level": done.level,
-                    "device_s": bench.spent_ms / 1e3,
-                    "disturbed": done.disturbed,
+                    "slowdown": done.slowdown,
+                    "device_s": session.log.spent_ms / 1e3,
+                    "interference": done.counts["interference"],
                     "unstable": done.unstable,
                 }
             )

@@ -1,7 +1,7 @@
-"""What whole networks said of a table, kept beside it as ``table.csv.calibration.json``.
+"""What end-to-end networks showed of a table, kept beside it as ``table.csv.calibration.json``.
 
 A linear correction of the table's sums, how good it is on networks that it was not fitted to,
-and the verdict on the table.
+and the answer of the additivity check.
 """
 
 from __future__ import annotations
@@ -9,20 +9,31 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..ops.atomic import write_atomically
 from ..ops.errors import BadRequest
 from ..ops.files import MissingFile, read_json
-from .files import without_nan, write_atomically
+from ..ops.jsonfile import without_nan
 from .table import LookupTable, TableError, Target
-from .verdict import ErrorFigures, GroupCheck, Verdict, error_beyond_retest
+from .verdict import (
+    AdditivityCheck,
+    Cause,
+    ErrorFigures,
+    GroupCheck,
+    Verdict,
+    error_beyond_noise,
+)
 
 SUFFIX = ".calibration.json"
-FORMAT = 2
-READABLE = (1, FORMAT)
+FORMAT = 3
+READABLE = (1, 2, FORMAT)
+
+_FORMER_CAUSES = {Verdict.NOT_ADDITIVE: Cause.ERROR, Verdict.INCONCLUSIVE: Cause.NOISE}
+"""Causes of the verdicts of format 2, which had one each."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,7 @@ class Calibration:
         held_out: networks that `rmspe` is of, none of which the line was fitted to; 0: each of
             `networks` was left out in turn.
         applied: whether it is to be used; else sums are better as they are.
-        verdict: on the table; None: none was given.
-        reason: for the verdict, in words.
+        check: the answer of the additivity check; None: there was none.
         groups: the error figures by group of networks; may be empty.
     """
 
@@ -57,8 +67,7 @@ class Calibration:
     backbone: str = ""
     held_out: int = 0
     applied: bool = True
-    verdict: Verdict | None = None
-    reason: str = ""
+    check: AdditivityCheck | None = None
     groups: tuple[GroupCheck, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,11 +87,16 @@ class Calibration:
                 raise BadRequest(f"calibration: {name} is {value!r}; it counts networks")
         if not isinstance(self.applied, bool):
             raise BadRequest(f"calibration: applied is {self.applied!r}; it is true or false")
-        for name in ("rows_sha256", "fitted_at", "backbone", "reason"):
+        for name in ("rows_sha256", "fitted_at", "backbone"):
             if not isinstance(getattr(self, name), str):
                 raise BadRequest(f"calibration: {name} is {getattr(self, name)!r}; it is a text")
         if self.fitted_at:
             datetime.fromisoformat(self.fitted_at)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The additivity check's; None: there was none."""
+        return None if self.check is None else self.check.verdict
 
     @property
     def line(self) -> tuple[float, float]:
@@ -99,13 +113,13 @@ class Calibration:
         if random is None:
             return self.rmspe if self.applied else None
         figures = random.calibrated if self.applied else random.prediction
-        return None if figures is None else error_beyond_retest(figures, random.retest)
+        return None if figures is None else error_beyond_noise(figures, random.noise_floor)
 
     def fits(self, table: LookupTable) -> bool:
         """Whether the target's rows are those that it was fitted to."""
         return not self.rows_sha256 or self.rows_sha256 == table.select(self.target).sha256()
 
-    def check(self, table: LookupTable, target: Target) -> None:
+    def require(self, table: LookupTable, target: Target) -> None:
         """Raises BadRequest unless it was fitted to these rows of this target."""
         if self.target != target:
             raise BadRequest(f"the calibration is of {self.target}, not of {target}")
@@ -149,8 +163,9 @@ def load_calibrations(table_path: str | Path) -> tuple[Calibration, ...]:
         raise BadRequest(f"{error}; delete it or fit it again") from error
     try:
         if not isinstance(data, dict) or data.get("format") not in READABLE:
-            raise ValueError(f"format is neither {' nor '.join(map(str, READABLE))}")
-        found = tuple(_read(item) for item in data["calibrations"])
+            raise ValueError(f"format is none of {', '.join(map(str, READABLE))}")
+        former = data["format"] < FORMAT
+        found = tuple(_read(_renamed(i) if former else i) for i in data["calibrations"])
         if len({_key(c) for c in found}) < len(found):
             raise ValueError("a target is there twice")
         return found
@@ -200,15 +215,46 @@ def _read(item: Any) -> Calibration:
     for key in ("scale", "offset_ms"):
         if key not in item:
             raise KeyError(key)
-    verdict = item.get("verdict")
+    check = item.get("check")
     read = {
-        "verdict": None if verdict is None else Verdict(verdict),
+        "check": None if check is None else _read_check(check),
         "groups": tuple(_read_group(group) for group in item.get("groups", ())),
     }
     try:
         return Calibration(**{**item, **read, "target": Target(**item["target"])})
     except TableError as error:
         raise ValueError(f"target: {error}") from error
+
+
+def _renamed(item: Any) -> Any:
+    """An item of format 1 or 2 with the keys of this one."""
+    if not isinstance(item, dict):
+        return item
+    known = {key: value for key, value in item.items() if key not in ("verdict", "reason")}
+    if item.get("verdict") is not None:
+        verdict = Verdict(item["verdict"])
+        cause = _FORMER_CAUSES.get(verdict)
+        known["check"] = {"verdict": verdict, "cause": cause, "reason": item.get("reason", "")}
+    if isinstance(groups := item.get("groups"), list):
+        known["groups"] = [
+            {"split_half" if key == "retest" else key: value for key, value in group.items()}
+            if isinstance(group, dict)
+            else group
+            for group in groups
+        ]
+    return known
+
+
+def _read_check(item: Any) -> AdditivityCheck:
+    if not isinstance(item, dict):
+        raise ValueError("check must be an object")
+    _check_keys(item, AdditivityCheck)
+    if not isinstance(reason := item.get("reason", ""), str):
+        raise ValueError(f"reason is {reason!r}; it is a text")
+    cause = item.get("cause")
+    return AdditivityCheck(
+        Verdict(item["verdict"]), reason, None if cause is None else Cause(cause)
+    )
 
 
 def _read_group(item: Any) -> GroupCheck:
@@ -221,7 +267,7 @@ def _read_group(item: Any) -> GroupCheck:
     return GroupCheck(
         item["group"],
         _read_figures(item["prediction"]),
-        _read_figures(item["retest"]),
+        _read_figures(item["split_half"]),
         _count("failed", item["failed"]),
         None if calibrated is None else _read_figures(calibrated),
     )
@@ -229,7 +275,10 @@ def _read_group(item: Any) -> GroupCheck:
 
 def _read_figures(item: Mapping[str, Any]) -> ErrorFigures:
     _check_keys(item, ErrorFigures)
-    values = {f.name: item[f.name] for f in fields(ErrorFigures)}
+    values = {
+        f.name: item[f.name] if f.default is MISSING else item.get(f.name)
+        for f in fields(ErrorFigures)
+    }
     for key, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{key} is {value!r}; it is a number or null")

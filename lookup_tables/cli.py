@@ -1,8 +1,7 @@
-"""``hurricane table``: look at lookup tables, check, compare and merge them."""
+"""``hurricane table``: look at lookup tables, check, compare, merge and convert them."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..agents.console import emit, json_option
 from ..ops.errors import BadRequest, HurricaneError
+from ..ops.jsonfile import without_nan
 from ..ops.shapes import LayerShape
-from .anchors import find_anchors, replace_anchors
-from .calibration import load_calibrations
+from .calibration import Calibration, load_calibrations
+from .convert import SIDECARS, convert_table
 from .diff import MATCHES, RowPair, compare
 from .runs import Run, load_runs, save_runs
 from .shipped import open_table, shipped_tables
 from .support import SupportReport, is_support_report
 from .support_grid import show_support, support_facts
 from .table import LookupTable, Row, TableError, Target, count_and_example, describe
+from .verdict import AdditivityCheck
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,12 +36,10 @@ SHOWN_RUNS = 3
 
 _MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
 
 @click.group("table")
 def table_group() -> None:
-    """Shows, checks, compares and merges lookup tables.
+    """Shows, checks, compares, merges and converts lookup tables.
 
     A table is given as a CSV file or by the name of a shipped one (hurricane table list).
 
@@ -52,7 +52,7 @@ def table_group() -> None:
 
 
 @table_group.command("list")
-@_json_option
+@json_option
 def list_command(as_json: bool) -> None:
     """Lists the tables that come with the package.
 
@@ -63,7 +63,8 @@ def list_command(as_json: bool) -> None:
     """
     tables = {name: open_table(name) for name in shipped_tables()}
     if as_json:
-        _print_json({"tables": [{"name": name, **_facts(table)} for name, table in tables.items()]})
+        listed = [{"name": name, **_facts(table)} for name, table in tables.items()]
+        emit({"tables": listed}, as_json)
         return
     for name, table in tables.items():
         targets = "; ".join(str(target) for target in table.targets())
@@ -77,7 +78,7 @@ def list_command(as_json: bool) -> None:
 @click.option("--target", help="One target of the table, such as cpu-onnxruntime-fp32.")
 @click.option("--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3'.")
 @click.option("--fastest", type=click.IntRange(1), help="Only the N fastest at each layer shape.")
-@_json_option
+@json_option
 def show_command(
     table: str, target: str | None, operators: str | None, fastest: int | None, as_json: bool
 ) -> None:
@@ -102,7 +103,7 @@ def show_command(
             raise BadRequest(f"{table} is a support report, which has no latencies for --fastest")
         report = SupportReport.load(table).select(target, operators)
         if as_json:
-            _print_json({**support_facts(report), "rows": [asdict(row) for row in report.rows]})
+            emit({**support_facts(report), "rows": [asdict(row) for row in report.rows]}, as_json)
         else:
             show_support(_console(), report)
         return
@@ -112,14 +113,15 @@ def show_command(
         asked = f" that match {operators!r}" if operators else ""
         raise BadRequest(f"{table} has no rows{asked}")
     if as_json:
-        _print_json(
+        emit(
             {
                 "table": table,
                 **_facts(chosen),
                 "verdicts": _verdicts(full, chosen.targets()),
-                "runs": [asdict(run) for run in _runs(full, chosen.targets())],
+                "runs": [without_nan(asdict(run)) for run in _runs(full, chosen.targets())],
                 "rows": [_as_dict(r) for r in chosen.rows],
-            }
+            },
+            as_json,
         )
         return
     console = _console()
@@ -133,7 +135,7 @@ def show_command(
 
 @table_group.command("validate")
 @click.argument("tables", nargs=-1, required=True)
-@_json_option
+@json_option
 def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
     """Checks tables and support reports, and lists every line that is wrong.
 
@@ -153,7 +155,7 @@ def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
         except TableError as error:
             results.append({"table": name, "problems": list(error.problems)})
     if as_json:
-        _print_json({"tables": results})
+        emit({"tables": results}, as_json)
     else:
         for result in results:
             for problem in result["problems"]:
@@ -181,7 +183,7 @@ def validate_command(tables: tuple[str, ...], as_json: bool) -> None:
 @click.option("--target", help="Take only this target of both tables.")
 @click.option("--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3'.")
 @click.option("--top", default=10, show_default=True, help="Largest changes to list; 0 for all.")
-@_json_option
+@json_option
 def diff_command(
     first: str,
     second: str,
@@ -206,7 +208,7 @@ def diff_command(
     difference = compare(a, b, match)
     largest = sorted(difference.compared, key=_size_of_change, reverse=True)
     if as_json:
-        _print_json(
+        emit(
             {
                 "first": first,
                 "second": second,
@@ -216,7 +218,8 @@ def diff_command(
                 "status_changes": [_pair_as_dict(pair) for pair in difference.status_changes],
                 "only_first": [_as_dict(row) for row in difference.only_first],
                 "only_second": [_as_dict(row) for row in difference.only_second],
-            }
+            },
+            as_json,
         )
         return
     for pair in difference.status_changes:
@@ -254,7 +257,7 @@ def diff_command(
     type=click.Choice(["first", "last"]),
     help="Where tables differ in a row: the first named table that has it wins, or the last.",
 )
-@_json_option
+@json_option
 def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_json: bool) -> None:
     """Puts the rows of several tables into one.
 
@@ -265,23 +268,56 @@ def merge_command(tables: tuple[str, ...], output: str, prefer: str | None, as_j
       hurricane table merge cpu.csv dsp.csv -o all.csv
       hurricane table merge all.csv retest.csv --prefer last -o all.csv
     """
-    if output in shipped_tables():
-        raise BadRequest(f"{output} is the name of a shipped table; give -o a file name")
+    _check_output(output)
     merged, sources = LookupTable(), [open_table(name) for name in tables]
     for name, source in zip(tables, sources, strict=True):
         try:
             merged = merged.merged(source, prefer)
         except TableError as error:
             raise TableError(f"merging {name}: {error}") from error
-    anchors_ms = find_anchors(merged, sources)
+    beside = [(sidecar, sidecar.find(merged, sources)) for sidecar in SIDECARS]
     runs = {run for source in sources if source.path is not None for run in load_runs(source.path)}
     merged.save(output)
-    replace_anchors(output, anchors_ms)
+    for sidecar, entries in beside:
+        sidecar.replace(output, entries)
     save_runs(output, sorted(runs, key=lambda run: (run.ended_at, run.target)))
     if as_json:
-        _print_json({"table": output, **_facts(merged)})
+        emit({"table": output, **_facts(merged)}, as_json)
     else:
         click.echo(f"{output}: {len(merged)} rows of {len(merged.targets())} targets")
+
+
+@table_group.command("convert")
+@click.argument("table")
+@click.option("-o", "--output", required=True, help="The table to write; may be TABLE itself.")
+@json_option
+def convert_command(table: str, output: str, as_json: bool) -> None:
+    """Writes a table of an earlier version, and the files beside it, as this version does.
+
+    Latencies stay as they are: columns, names of flags and the formats of files beside the table
+    change.
+
+    \b
+    Examples:
+      hurricane table convert old.csv -o new.csv
+      hurricane table convert table.csv -o table.csv
+    """
+    _check_output(output)
+    found = convert_table(table, output)
+    if as_json:
+        changes = {"renamed": found.renamed, "beside": list(found.beside)}
+        emit({"table": output, **_facts(found.table), **changes}, as_json)
+    else:
+        beside = f", with {', '.join(found.beside)}" if found.beside else ""
+        click.echo(
+            f"{output}: {len(found.table)} rows of {table}{beside}; flags renamed in "
+            f"{found.renamed} rows"
+        )
+
+
+def _check_output(output: str) -> None:
+    if output in shipped_tables():
+        raise BadRequest(f"{output} is the name of a shipped table; give -o a file name")
 
 
 def _facts(table: LookupTable) -> dict[str, Any]:
@@ -312,10 +348,6 @@ def _pair_as_dict(pair: RowPair) -> dict[str, Any]:
     }
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False))
-
-
 def _size_of_change(pair: RowPair) -> float:
     ratio = pair.ratio or 1.0
     return max(ratio, 1 / ratio)
@@ -341,28 +373,39 @@ def _show_heading(console: Console, part: LookupTable, target: Target) -> None:
 
 
 def _verdicts(full: LookupTable, targets: Sequence[Target]) -> list[dict[str, Any]]:
-    """What hurricane verify found, for each backbone that a target was verified with."""
+    """The additivity checks of targets, one for each backbone that a target was verified with."""
     return [
         {
             "target": str(known.target),
             "backbone": known.backbone,
-            "verdict": known.verdict,
-            "reason": known.reason,
+            **asdict(check),
+            "remedy": check.remedy,
             "current": known.fits(full),
         }
-        for known in (load_calibrations(full.path) if full.path is not None else ())
-        if known.verdict is not None and known.target in targets
+        for known, check in _checks(full, targets)
     ]
+
+
+def _checks(
+    full: LookupTable, targets: Sequence[Target]
+) -> list[tuple[Calibration, AdditivityCheck]]:
+    found = load_calibrations(full.path) if full.path is not None else ()
+    return [(k, k.check) for k in found if k.check is not None and k.target in targets]
 
 
 def _show_verdicts(console: Console, full: LookupTable, target: Target) -> None:
     from rich.markup import escape
 
-    for found in _verdicts(full, [target]):
-        words = f"{found['verdict'].words} ({found['reason']})"
-        if not found["current"]:
-            words = f"{found['verdict'].words}, but its rows have changed since: verify it again"
-        console.print(f"verdict with {escape(found['backbone'])} networks: {escape(words)}")
+    found = _checks(full, [target])
+    for known, check in found:
+        state = "verified" if check.verdict.verified else "not verified"
+        words = f"; {check.remedy}" if check.remedy else ""
+        if not known.fits(full):
+            state, words = "not verified", "; its rows have changed since, verify it again"
+        networks = f" with {known.backbone} networks" if known.backbone else ""
+        console.print(escape(f"{state}{networks}: {check.text()}{words}"))
+    if not found:
+        console.print("not verified: hurricane verify checks whether its sums can be trusted")
 
 
 def _show_runs(console: Console, full: LookupTable, target: Target) -> None:
@@ -370,7 +413,7 @@ def _show_runs(console: Console, full: LookupTable, target: Target) -> None:
 
     runs = _runs(full, [target])
     for run in runs[-SHOWN_RUNS:]:
-        words = f"{run.rows} rows in {run.laps} laps ({run.laps_repeated} made up for)"
+        words = f"{run.rows} rows in {run.batches} batches ({run.batches_rejected} rejected)"
         console.print(escape(", ".join(filter(None, (f"{run.ended_at}: {words}", run.text())))))
 
 

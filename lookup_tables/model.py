@@ -7,6 +7,7 @@ are all there is to it, so that other code (counting, sampling) can work on them
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import shlex
 from collections.abc import Iterable, Sequence
@@ -19,14 +20,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..ops.backbone import Backbone, load_backbone, shipped_backbones
 from ..ops.errors import BadRequest
-from ..ops.pool import POOL, parse_operator
-from ..ops.shapes import LayerShape
+from ..ops.pool import POOL, applies, parse_operator
+from ..ops.shapes import LayerShape, format_ranges
 from .calibration import Calibration
 from .cells import has_flag
+from .spread import QUIET, SPREADS, STATISTICS, NetworkTimes, Spread
 from .table import LookupTable, Row, Target, parse_options
 
-NORMAL_95 = 1.96
-"""Standard deviations to each side that hold 95% of a normal distribution."""
+NORMAL_95, NORMAL_90 = 1.96, 1.645
+"""Standard deviations to each side that hold 95 and 90% of a normal distribution."""
+
+
+BETWEEN_RUNS = 0.015
+"""By how much calls of a network differ from one process and quarter of an hour to the next, as a
+share: where memory lies, and what else a shared machine does (`benchmarks/outsider.py`)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class LatencyModel:
         calibration: a linear correction; where it is to be applied, it is worked into the array
             and `fixed_ms`. Its figures widen the intervals of `interval`.
         batch: images in one call; rows of this batch are used.
+        statistic: what latencies are of, one of `spread.STATISTICS`; None: the median where what
+            calls take beyond their quiet times is known, else the quiet time.
 
     Attributes:
         target: the target that was found.
@@ -67,13 +76,14 @@ class LatencyModel:
         latency_ms: float64 [layers × operators], NaN where there is no ``ok`` row or the
             operator does not apply. Read-only.
         fixed_ms: stem, head and the price of one call.
+        statistic: what latencies are of.
         call_ms: the price of a call in it, before calibration: that of the stem's row, which
             is taken with a network's input; the median over the operators' rows where the
             stem's has none; 0 where no row has one.
 
     Raises:
         BadRequest: the table lacks stem or head, or a layer has no operator at all (the
-            message says what to run), or the target is not clear.
+            message says what to run), the target is not clear, or the statistic is not known.
     """
 
     def __init__(
@@ -84,13 +94,17 @@ class LatencyModel:
         operators: Iterable[str] | None = None,
         calibration: Calibration | None = None,
         batch: int = 1,
+        statistic: str | None = None,
     ) -> None:
         self.backbone = backbone
         self.target = table.target(target)
         self.table_path = table.path
         self.calibration = calibration
+        self.spread = _spread(table, self.target)
+        known = "median" if self.spread.ratio("median") is not None else QUIET
+        self.statistic = statistic or known
         if calibration is not None:
-            calibration.check(table, self.target)
+            calibration.require(table, self.target)
         shapes = backbone.distinct_shapes
         rows = {
             (row.operator, row.shape): row
@@ -109,23 +123,26 @@ class LatencyModel:
         for layer, shape in enumerate(backbone.layers):
             for name, code in self._code.items():
                 row = ok.get((name, shape))
-                if row is not None and _applies(name, shape, unknown=True):
+                if row is not None and applies(name, shape, unknown=True):
                     cells[layer, code] = row.latency_ms
                     widths[:, layer, code] = _half_widths(row)
         self._fixed_rows = (stem, head)
         self._rows = {k: ok[k] for k in ok if k[0] in self._code and k[1] in set(shapes)}
         empty = [layer for layer in range(len(cells)) if np.isnan(cells[layer]).all()]
         if empty:
+            layers_without = format_ranges(empty)
             raise BadRequest(
-                f"{_name(table)} has no operator for layers {_ranges(empty)} of {backbone.name} on "
+                f"{_name(table)} has no operator for layers {layers_without} of {backbone.name} on "
                 f"{self.target.name}; fill them: "
-                + fill_command(table.path, backbone, self.target, _ranges(empty))
+                + fill_command(table.path, backbone, self.target, layers_without)
             )
 
         prices = [row.call_ms for row in self._rows.values() if row.call_ms is not None]
         self.call_ms = stem.call_ms if stem.call_ms is not None else median(prices or [0.0])
         fixed = _latency_ms(stem) + _latency_ms(head) + self.call_ms
         scale, offset_ms = calibration.line if calibration is not None else (1.0, 0.0)
+        ratio = self.ratio(self.statistic)
+        scale, offset_ms = scale * ratio, offset_ms * ratio
         cells *= scale
         fixed = scale * fixed + offset_ms
         self._half_widths_ms = scale * widths
@@ -140,17 +157,41 @@ class LatencyModel:
                 f"{self.bounds()[0]:.3g} ms; fit it again"
             )
 
+    def __repr__(self) -> str:
+        layers, operators = self.latency_ms.shape
+        return (
+            f"LatencyModel({self.backbone.name} on {self.target.name}, "
+            f"{layers} layers, {operators} operators)"
+        )
+
     @property
     def rows(self) -> tuple[Row, ...]:
         """The rows that latencies come from: stem, head, and the operators at each shape."""
         return (*self._fixed_rows, *self._rows.values())
 
-    def predict(self, codes: ArrayLike) -> NDArray[np.float64]:
+    def ratio(self, statistic: str) -> float:
+        """A statistic of networks over their quiet time.
+
+        Raises:
+            BadRequest: it is not known for this table, or there is no such statistic.
+        """
+        if statistic not in STATISTICS:
+            raise BadRequest(f"{statistic!r} is none of {', '.join(STATISTICS)}")
+        found = self.spread.ratio(statistic)
+        if found is None:
+            raise BadRequest(
+                f"{self.table_path or 'the table'} does not tell the {statistic} on "
+                f"{self.target.name}: profile a whole backbone again, or ask for {QUIET}"
+            )
+        return found
+
+    def predict(self, codes: ArrayLike, statistic: str | None = None) -> NDArray[np.float64]:
         """Latencies of architectures.
 
         Args:
             codes: integers [N × layers], columns of `latency_ms`. Small types (int8) are the
                 fastest: over 10 million architectures a second.
+            statistic: one of `spread.STATISTICS`; None: the model's own.
 
         Returns:
             float64 [N], in ms; layer by layer summed, as a plain loop would.
@@ -164,20 +205,18 @@ class LatencyModel:
             total += row.take(array[:, layer])
         if np.isnan(total).any():
             self._refuse(array[int(np.isnan(total).argmax())])
+        if statistic not in (None, self.statistic):
+            total *= self.ratio(statistic) / self.ratio(self.statistic)
         return total
 
     def interval(self, codes: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Within which the latencies of architectures lie, with 95% confidence.
+        """Within which the latencies of architectures lie, with 90% confidence.
 
-        Half-width² = Σ over rows (times used × the row's half-width)² + (1.96 × e × latency)².
-        Rows are taken as independent, and layers of one row err together; a row's half-width is
-        that of ``ci_low_ms`` or ``ci_high_ms``, times the calibration's scale. e is the
-        `Calibration.model_error` of random networks, which holds some of the rows' errors
-        already, so that the interval is rather too wide; without a verification it is 0, and
-        the interval says only how well the rows were measured.
-
-        Not covered: the price of the call, errors that rows have in common (a slow batch, another
-        day, a hotter device), and networks unlike random ones, such as those of one operator.
+        Half-width² = Σ over rows (times used × the row's half-width)² + (1.645 × e × latency)².
+        Rows are taken as independent, and layers of one row err together. e² is the sum of the
+        squares of `additivity_error`, and, but for the quiet time, of the scatter of networks'
+        ratios, of the drift of the device's speed (`Spread`), and on a real device of
+        `BETWEEN_RUNS`.
 
         Args:
             codes: as `predict` takes them, integers [N × layers].
@@ -195,19 +234,41 @@ class LatencyModel:
             same = (chosen[:, :, None] == chosen[:, None, :]).astype(np.float64)
             widths = self._half_widths_ms[:, first, :][:, chosen]  # [2 × N × layers]
             squares += np.einsum("kni,nij,knj->kn", widths, same, widths)
-        error = self.calibration.model_error if self.calibration is not None else None
-        squares += (NORMAL_95 * (error or 0.0) * latency) ** 2
+        squares *= (NORMAL_90 / NORMAL_95) ** 2
+        error = self.additivity_error**2
+        if self.statistic != QUIET:
+            error += self.spread.scatter(self.statistic) ** 2 + self.spread.drift**2
+            if self.target.origin in ("measured", "emulated"):
+                error += BETWEEN_RUNS**2
+        squares += (NORMAL_90 * latency) ** 2 * error
         low, high = np.sqrt(squares)
         return np.maximum(latency - low, 0.0), latency + high
+
+    @property
+    def additivity_error(self) -> float:
+        """How far sums are from networks, RMSPE as a fraction; 0 where it is not known.
+
+        By the calibration that is in use, else by the networks that were timed among the rows.
+        """
+        if self.calibration is not None and self.calibration.model_error is not None:
+            return self.calibration.model_error
+        errors = []
+        for network in self.spread.networks:
+            if network.backbone != self.backbone.name:
+                continue
+            with contextlib.suppress(BadRequest):  # an operator that the model has not
+                (predicted,) = self.predict(self.encode(network.operators)[None], QUIET)
+                errors.append(predicted / network.quiet_ms - 1)
+        return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
 
     def interval_of(self, names: Sequence[str]) -> tuple[float, float] | None:
         """The interval in ms of one architecture, given by names; None where it is not known."""
         (low,), (high,) = self.interval(self.encode(names)[None])
         return None if np.isnan(low + high) else (float(low), float(high))
 
-    def latency_of(self, names: Sequence[str]) -> float:
-        """The latency in ms of one architecture, given by names."""
-        return float(self.predict(self.encode(names)[None])[0])
+    def latency_of(self, names: Sequence[str], statistic: str | None = None) -> float:
+        """The latency in ms of one architecture, given by names; see `predict`."""
+        return float(self.predict(self.encode(names)[None], statistic)[0])
 
     def encode(self, names: Sequence[str]) -> NDArray[np.intp]:
         """From an architecture's operator names, one a layer, to codes [layers].
@@ -290,7 +351,7 @@ class LatencyModel:
         return self._missing
 
     def flagged(self, kind: str) -> tuple[Row, ...]:
-        """The rows in use, stem and head among them, with a flag: to be told, never hidden.
+        """The rows in use, stem and head among them, with a flag: to be reported, never hidden.
 
         Args:
             kind: the flag, or its part before the colon: ``fallback`` finds ``fallback:cpu``.
@@ -387,6 +448,15 @@ def fill_command(
     return shlex.join([*words, "-o", str(table_path or "table.csv")])
 
 
+def _spread(table: LookupTable, target: Target) -> Spread:
+    """What calls take beyond their quiet times; nothing where times are calculated."""
+    if target.origin == "estimated":
+        return Spread((NetworkTimes("", (), 1.0, 1.0, 1.0, 1),))
+    if table.path is None:
+        return Spread()
+    return SPREADS.load(table.path).get(target, Spread())
+
+
 def _stem_and_head(
     table: LookupTable,
     backbone: Backbone,
@@ -453,30 +523,11 @@ def _missing(
     for name in names:
         for shape in shapes:
             row = rows.get((name, shape))
-            if row is None and _applies(name, shape, unknown=False):
+            if row is None and applies(name, shape, unknown=False):
                 cells.append(MissingCell(name, shape, "absent"))
             elif row is not None and not row.ok:
                 cells.append(MissingCell(name, shape, row.status))
     return tuple(cells)
-
-
-def _applies(name: str, shape: LayerShape, unknown: bool) -> bool:
-    """Whether an operator can stand somewhere; `unknown`: the answer for one not registered."""
-    try:
-        return parse_operator(name).applies_to(shape)
-    except BadRequest:
-        return unknown
-
-
-def _ranges(layers: Sequence[int]) -> str:
-    """Layer numbers in the form that --layers takes: ``0-7,12``."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
 def _name(table: LookupTable) -> str:

@@ -1,8 +1,8 @@
 """How a table came about: what each agent did in each run, and what its machine was like.
 
 Kept beside the table as ``table.csv.runs.jsonl``, one JSON object a line, the latest last; pandas
-reads it with ``read_json(path, lines=True)``. Rows hold what concerns themselves; here stands what
-else is needed to tell why another run gave other numbers.
+reads it with ``read_json(path, lines=True)``. Rows hold what concerns themselves; this is what
+else is needed to find out why another run gave other numbers.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType
 
+from ..ops.atomic import write_atomically
 from ..ops.errors import BadRequest
 from ..ops.files import MissingFile, parse_json, read_text
-from .files import without_nan, write_atomically
+from ..ops.jsonfile import without_nan
 
 SUFFIX = ".runs.jsonl"
 
 _ADVICE = "delete the file, nothing but the history of the table is lost"
 
-TOLD = 0.0005
+SHOWN_SHARE = 0.0005
 """Shares from which on they are put into words."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One agent's part in one run. What the machine does not tell is None.
+    """One agent's part in one run. What the machine does not report is None.
 
     Attributes:
         ended_at: ISO 8601 with the zone.
@@ -35,10 +36,9 @@ class Run:
         agent_version: of the agent.
         rows: that this agent measured.
         device_s: time that its requests took, on the device's clock.
-        laps: requests over the rows in work.
-        laps_repeated: of these, too slow or disturbed by other work, and made up for.
-        level: how slow the device was, as a multiple of what the table tells; divided out. None:
-            not known.
+        batches: requests over the active rows.
+        batches_rejected: of these, too slow or contended by other work, and repeated.
+        slowdown: of the quiet device, against its first batches; divided out. None: not known.
         governor: what sets the clock of the cores in use.
         frequency_before_mhz, frequency_after_mhz: of these cores, around all requests.
         temperature_before_c, temperature_after_c: of the processor.
@@ -53,9 +53,9 @@ class Run:
     agent_version: str
     rows: int
     device_s: float
-    laps: int
-    laps_repeated: int
-    level: float | None
+    batches: int
+    batches_rejected: int
+    slowdown: float | None
     governor: str | None = None
     frequency_before_mhz: float | None = None
     frequency_after_mhz: float | None = None
@@ -74,7 +74,7 @@ class Run:
                 raise ValueError(f"{item.name} is {value!r}; it is of type {item.type}")
 
     def text(self) -> str:
-        """The machine's part in words; empty where it tells nothing."""
+        """The machine's part in words; empty where nothing is known."""
         facts = []
         if self.governor:
             facts.append(f"governor {self.governor}")
@@ -86,14 +86,17 @@ class Run:
             if before is not None and after is not None:
                 words = f"{before:.{digits}f} to {after:.{digits}f}"
                 facts.append(f"load {words}" if unit == "load" else f"{words} {unit}")
-        if self.steal_share >= TOLD:
+        if self.steal_share >= SHOWN_SHARE:
             facts.append(f"{self.steal_share:.1%} stolen by other machines")
-        if self.busy_share >= TOLD:
+        if self.busy_share >= SHOWN_SHARE:
             facts.append(f"{self.busy_share:.1%} taken by other processes")
         if self.throttle_events:
             facts.append(f"throttled {self.throttle_events} times")
         return ", ".join(facts)
 
+
+_EARLIER_NAMES = {"laps": "batches", "laps_repeated": "batches_rejected", "level": "slowdown"}
+"""Of version 0.1.0's files, which are still read."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -129,7 +132,10 @@ def load_runs(table_path: str | Path) -> list[Run]:
     for number, line in enumerate(lines, 1):
         try:
             item = parse_json(line, "it")
-            if not isinstance(item, dict) or not known.issuperset(item):
+            if not isinstance(item, dict):
+                raise ValueError("it is no run of profile-ops")
+            item = {_EARLIER_NAMES.get(str(key), str(key)): item[key] for key in item}
+            if not known.issuperset(item):
                 raise ValueError("it is no run of profile-ops")
             found.append(Run(**item))
         except (ValueError, TypeError, BadRequest) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..ops.atomic import locked_folder, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.shapes import LayerShape
 from .cells import (
@@ -34,7 +35,6 @@ from .cells import (
     to_line,
     whole,
 )
-from .files import locked_folder, write_atomically
 from .table import (
     SHAPE_COLUMNS,
     STATUSES,

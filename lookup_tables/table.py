@@ -17,6 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..ops.atomic import write_atomically
 from ..ops.errors import BadRequest
 from ..ops.pool import POOL
 from ..ops.shapes import LayerShape
@@ -37,7 +38,6 @@ from .cells import (
     to_line,
     whole,
 )
-from .files import write_atomically
 
 if TYPE_CHECKING:
     import pandas
@@ -364,17 +364,6 @@ class LookupTable:
                 the first wrong line, and `problems` all of them.
         """
         return cls(_FILE.read(path), path)
-
-    @classmethod
-    def load_with_journal(cls, path: str | Path) -> LookupTable:
-        """What a run that writes to `path` has so far: the table, and the journal beside it.
-
-        A row of the journal replaces that of the table. Empty where there is neither.
-        """
-        from .journal import read_journal
-
-        table = cls.load(path) if Path(path).exists() else cls(path=path)
-        return table.merged(read_journal(path).rows, prefer="last")
 
     def save(self, path: str | Path) -> None:
         """Writes the table atomically.

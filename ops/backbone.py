@@ -13,9 +13,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .counting import ConvolutionCost
 from .errors import BadRequest
 from .files import MAX_TOML_BYTES, parse_toml, read_bytes
-from .pool import ConvolutionCost, parse_operator
+from .pool import parse_operator
 from .shapes import LayerShape
 
 _FILES = f"{__package__}.backbones"

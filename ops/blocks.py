@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .backbone import POOL_NAME, Backbone, StemConvolution, head_parts, is_head, is_stem, parse_stem
 from .errors import BadRequest
-from .pool import GATES, ConvolutionCost, Operator, parse_operator, squeeze_channels
+from .pool import GATES, Operator, parse_operator, squeeze_channels
 from .shapes import LayerShape
 
 
@@ -192,8 +192,7 @@ def build_operator(
     Raises:
         BadRequest: the operator does not apply to the shape.
     """
-    if not operator.applies_to(shape):
-        raise BadRequest(f"{operator.name} does not apply to the layer shape {shape}")
+    operator.check(shape)
     if operator.custom is None:
         return _BLOCKS[operator.family](operator, shape, gate, affine)
     module = operator.custom.build(shape, gate)
@@ -292,31 +291,3 @@ class Network(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return self.head(x)
-
-
-def count_module(operator: Operator, shape: LayerShape) -> list[ConvolutionCost]:
-    """Convolutions and linears of an operator, counted by running its torch module."""
-    return count_torch(build_operator(operator, shape), shape)
-
-
-def count_torch(module: nn.Module, shape: LayerShape) -> list[ConvolutionCost]:
-    """Convolutions and linears that a module runs for one image of this layer shape."""
-    costs: list[ConvolutionCost] = []
-
-    def record(layer: nn.Module, _: object, output: Tensor) -> None:
-        assert isinstance(layer.weight, Tensor)
-        pixels = output.shape[2] * output.shape[3] if output.ndim == 4 else 1
-        costs.append(ConvolutionCost(layer.weight.numel(), pixels))
-
-    counted = [m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [m.register_forward_hook(record) for m in counted]
-    was_training = module.training
-    try:
-        module.eval()
-        with torch.no_grad():
-            module(torch.zeros(1, shape.in_channels, shape.height, shape.width))
-    finally:
-        module.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return costs

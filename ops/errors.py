@@ -1,4 +1,8 @@
-"""The exceptions of the host side; the console turns them into words and an exit status."""
+"""The exceptions of all packages; the console turns them into words and an exit status.
+
+`agents.errors`, with the kinds that go over the wire, derives from these, so that this module runs
+on a board: Python 3.9, and nothing but the standard library.
+"""
 
 from __future__ import annotations
 

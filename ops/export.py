@@ -23,6 +23,7 @@ class CanonicalGraph(bytes):
     """
 
     pieces: tuple[Piece, ...]
+    digest: str
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> CanonicalGraph:
@@ -33,7 +34,11 @@ class CanonicalGraph(bytes):
 
 
 def sha256(content: bytes) -> str:
-    """The digest an artefact is known by."""
+    """The digest an artefact is known by; a canonical graph's is computed once."""
+    if isinstance(content, CanonicalGraph):
+        if not hasattr(content, "digest"):
+            content.digest = hashlib.sha256(content).hexdigest()
+        return content.digest
     return hashlib.sha256(content).hexdigest()
 
 

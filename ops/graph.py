@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,13 +29,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from .atomic import replacing
 from .backbone import POOL_NAME, is_head, is_stem
+from .counting import ConvolutionCost
 from .errors import HurricaneError
 from .pool import (
     ENTRY_POINT_GROUP,
     GATES,
     PLUGIN_VARIABLE,
-    ConvolutionCost,
     code_of,
     parse_operator,
 )
@@ -61,6 +62,16 @@ class Piece:
     name: str
     shape: LayerShape
     gate: str = GATES[0]
+
+    def __hash__(self) -> int:
+        return self._hash  # pieces are keys wherever graphs are compared
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.shape, self.gate))
+
+    def __reduce__(self) -> tuple[type[Piece], tuple[str, LayerShape, str]]:
+        return Piece, (self.name, self.shape, self.gate)  # hashes differ between processes
 
     @property
     def key(self) -> str:
@@ -195,11 +206,10 @@ def _trace_to_cache(piece: Piece) -> bytes:
     torch.set_num_threads(1)
     content = _trace(piece)
     file = _template_file(piece)
-    temporary = file.with_suffix(f".{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
+        with replacing(file, durable=False) as new:
+            new.write(content)
     except OSError as error:
         raise HurricaneError(
             f"the cache of traced graphs in {cache_folder()} cannot be written: "

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
+from .counting import ConvolutionCost, count_module
 from .errors import BadRequest
 from .shapes import LayerShape
 
@@ -82,12 +83,16 @@ class Operator:
             return shape.in_channels % 2 == 0
         return shape.out_channels > shape.in_channels and shape.out_channels % 2 == 0
 
+    def check(self, shape: LayerShape) -> None:
+        """Raises BadRequest unless the operator can stand at this layer shape."""
+        if not self.applies_to(shape):
+            raise BadRequest(f"{self.name} does not apply to the layer shape {shape}")
+
     def convolutions(self, shape: LayerShape) -> list[ConvolutionCost]:
         """Every convolution of the operator at this shape, in graph order."""
         if self.custom is not None:
-            from .blocks import count_module  # torch only for users' own blocks
-
-            return count_module(self, shape)
+            self.check(shape)
+            return count_module(self.custom.build(shape, GATES[0]), shape)
         return list(_convolutions(self, shape))
 
     def macs(self, shape: LayerShape) -> int:
@@ -111,18 +116,6 @@ class CustomBlock:
 
     build: Callable[[LayerShape, str], nn.Module]
     applies: Callable[[LayerShape], bool] = lambda shape: True
-
-
-@dataclass(frozen=True)
-class ConvolutionCost:
-    """One convolution or linear node: weights and the pixels they are applied to."""
-
-    params: int
-    pixels: int
-
-    @property
-    def macs(self) -> int:
-        return self.params * self.pixels
 
 
 def _convolutions(op: Operator, shape: LayerShape) -> Iterable[ConvolutionCost]:
@@ -311,6 +304,20 @@ def parse_operator(name: str) -> Operator:
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known)}"
         raise BadRequest(f"operator {name!r} is unknown; {hint}")
     return found
+
+
+def applies(name: str, shape: LayerShape, *, unknown: bool) -> bool:
+    """Whether an operator can stand at a layer shape, by its name.
+
+    Args:
+        name: of the operator.
+        shape: of the layer.
+        unknown: the answer for an operator that is not registered here.
+    """
+    try:
+        return parse_operator(name).applies_to(shape)
+    except BadRequest:
+        return unknown
 
 
 def select_operators(patterns: str | None) -> tuple[Operator, ...]:

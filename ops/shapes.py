@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -46,3 +47,14 @@ class LayerShape:
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}x{self.in_channels}->{self.out_channels} s{self.stride}"
+
+
+def format_ranges(numbers: Iterable[int], *, dash: str = "-", comma: str = ",") -> str:
+    """Numbers of layers, in rising order, as ``--layers`` takes them: ``0-7,12``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return comma.join(str(r[0]) if len(r) == 1 else f"{r[0]}{dash}{r[-1]}" for r in runs)

@@ -13,11 +13,10 @@ from typing import Any
 
 from ..agents.client import AgentClient, Description, TlsFiles
 from ..agents.errors import AgentError, BadAnswer, Unauthorised
+from ..agents.security import check_address, read_token
 from ..ops.errors import BadRequest
-from ..ops.files import read_text, read_toml
-
-MAX_TOKEN_BYTES = 64 * 1024
-"""Of a file with a token."""
+from ..ops.files import read_toml
+from .origin import ORIGIN
 
 ANSWER_S = 3.0
 """A board that does not answer within this time is unreachable."""
@@ -25,7 +24,6 @@ ANSWER_S = 3.0
 _TEXTS = ("agent", "token_file", "tls_ca", "tls_cert", "tls_key")
 _KEYS = (*_TEXTS, "insecure")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -173,8 +171,6 @@ class Answer:
     @property
     def targets(self) -> Mapping[str, str]:
         """Origin of what each available target gives: measured, simulated …"""
-        from .measuring import ORIGIN
-
         known = self.description.targets if self.description else ()
         return {t.name: ORIGIN[t.availability] for t in known if t.availability in ORIGIN}
 
@@ -202,31 +198,6 @@ def ask(boards: Sequence[Board], timeout_s: float = ANSWER_S, **credentials: Any
         return []
     with ThreadPoolExecutor(max_workers=len(boards)) as pool:
         return list(pool.map(ask_one, boards))
-
-
-def read_token(path: str | Path, where: str) -> str:
-    """The token in the first line of a file; `where` names the file in errors.
-
-    Raises:
-        BadRequest: it cannot be read, or is empty.
-    """
-    lines = read_text(path, where, MAX_TOKEN_BYTES).splitlines()
-    if not lines or not lines[0].strip():
-        raise BadRequest(f"{where} {path} is empty; its first line is the agent's token")
-    token = lines[0].strip()
-    if not (token.isascii() and token.isprintable()):
-        raise BadRequest(f"the first line of {where} {path} is no token: it has odd characters")
-    return token
-
-
-def check_address(address: str, where: str) -> str:
-    """The address, if it is ``HOST:PORT`` or ``[V6]:PORT``; `where` stands first in the error."""
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 0 < int(match["port"]) <= 65535:
-        raise BadRequest(
-            f"{where}: {address!r} is no address; give HOST:PORT, such as 10.0.0.5:50051"
-        )
-    return address
 
 
 class _Reader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from ..agents.console import EXIT_INTERRUPTED, emit, json_option, run_command
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
 from .options import LAYERS_HELP, credentials, plugin_option, share_bar, target_options
+from .summary import complain_of, failure_words, lines_of, summary_of
 
 if TYPE_CHECKING:
-    from .kinds import Kind, Outcome
+    from .discovery import DeviceGroup
     from .plan import PlannedRow
 
 _PROFILE_HELP = """Measures every operator at every layer shape into a lookup table.
@@ -93,7 +94,7 @@ class Interrupted(HurricaneError):
     "has rows already keeps their speed.",
 )
 @click.option(
-    "--interval",
+    "--precision",
     type=click.FloatRange(0.001, 1.0),
     default=0.02,
     show_default=True,
@@ -105,13 +106,13 @@ class Interrupted(HurricaneError):
     type=click.IntRange(min=3),
     default=60,
     show_default=True,
-    help="Time a row in at most so many passes.",
+    help="Time a row in at most so many rounds.",
 )
 @click.option(
     "--time-budget",
     type=click.FloatRange(min=0.0, min_open=True),
     metavar="SECONDS",
-    help="Limit for each agent; after it, rows left get half of the fewest passes [no limit].",
+    help="Limit for each agent; after it, rows left get half of the fewest rounds [no limit].",
 )
 @target_options
 @plugin_option
@@ -132,20 +133,24 @@ def profile_ops(
     tls_key: str | None,
     insecure: bool,
     reference: str | None,
-    interval: float,
+    precision: float,
     rounds: int,
     time_budget: float | None,
     seed: int,
     plugins: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    from ..lookup_tables.table import LookupTable
-    from .kinds import fill, find_kinds, rows_done, table_paths
-    from .measuring import MeasuringSettings, TargetRequest, parse_target
-    from .plan import parse_layers, plan_rows
+    from ..lookup_tables.journal import load_with_journal
+    from .discovery import find_groups
+    from .groups import fill, rows_done, table_paths
+    from .plan import parse_layers, plan_rows, reference_networks
+    from .protocol import TimingProtocol
+    from .target import TargetRequest, parse_target
 
     started = time.monotonic()
-    rows = plan_rows(parse_layers(layers), select_operators(operators), gate)
+    chosen = parse_layers(layers)
+    rows = plan_rows(chosen, select_operators(operators), gate)
+    networks = reference_networks(chosen, rows, gate)
     requests: list[TargetRequest] = []
     for name in targets:
         request = parse_target(name, (*runtime_options, *gate_option(gate)))
@@ -153,40 +158,40 @@ def profile_ops(
             requests.append(request)
     folder = output.endswith("/") or Path(output).is_dir()
     if not folder:
-        LookupTable.load_with_journal(output)  # a broken one is told before anything else
+        load_with_journal(output)  # a broken one shows before anything else
     keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
-    with find_kinds(agents, requests, **keys) as found:
-        kinds = found.kinds
-        if len(kinds) > 1 and not folder:
+    with find_groups(agents, requests, **keys) as found:
+        groups = found.groups
+        if len(groups) > 1 and not folder:
             raise BadRequest(
-                f"these are {len(kinds)} kinds of device, each with a table of its own: "
-                f"{'; '.join(str(kind.target) for kind in kinds)}\n"
+                f"these are {len(groups)} kinds of device, each with a table of its own: "
+                f"{'; '.join(str(group.target) for group in groups)}\n"
                 f"give a folder for them: -o {Path(output).with_suffix('')}/"
             )
-        paths = table_paths(output, kinds) if folder else [Path(output)]
+        paths = table_paths(output, groups) if folder else [Path(output)]
         if check:
-            status = _check(kinds, paths, rows, retry, as_json)
-            _complain_of([], found.silent)
+            status = _check(groups, paths, rows, retry, as_json)
+            complain_of([], found.silent)
             return status
         if folder:
             Path(output).mkdir(parents=True, exist_ok=True)
         references = None
         if reference is not None:
             there = Path(reference)
-            references = table_paths(there, kinds) if there.is_dir() else [there] * len(kinds)
-        settings = MeasuringSettings(
-            interval=interval,
+            references = table_paths(there, groups) if there.is_dir() else [there] * len(groups)
+        protocol = TimingProtocol(
+            precision=precision,
             max_rounds=rounds,
             time_budget_s=time_budget or math.inf,
             seed=seed,
         )
         try:
             with share_bar("profile") as note:
-                outcomes = fill(kinds, paths, rows, settings, retry, note, references)
+                outcomes = fill(groups, paths, rows, protocol, retry, note, references, networks)
         except KeyboardInterrupt:
-            done = rows_done(kinds, paths, rows)
+            done = rows_done(groups, paths, rows)
             raise Interrupted(
-                f"interrupted; {done} of {len(kinds) * len(rows)} rows are safe, the same command "
+                f"interrupted; {done} of {len(groups) * len(rows)} rows are safe, the same command "
                 "goes on from there"
             ) from None
     if len(outcomes) == 1:
@@ -194,146 +199,48 @@ def profile_ops(
             raise outcomes[0].error
         # With all that came before, as whoever waits for it sees it.
         outcomes = [replace(outcomes[0], seconds=time.monotonic() - started)]
-    summaries = [_summary(outcome, len(rows)) for outcome in outcomes]
+    summaries = [summary_of(outcome, len(rows), chosen.backbone) for outcome in outcomes]
     summary = summaries[0] if len(summaries) == 1 else {"tables": summaries}
-    lines = [line for outcome in outcomes for line in _lines(outcome, len(rows))]
+    lines = [line for outcome in outcomes for line in lines_of(outcome, len(rows), chosen.backbone)]
     lines += [f"{address} has none of these targets and took no part" for address in found.unused]
     emit(summary, as_json, "\n".join(lines))
-    _complain_of(outcomes, found.silent)
+    complain_of(outcomes, found.silent)
     return 0
 
 
-def _summary(outcome: Outcome, rows: int) -> dict[str, Any]:
-    """One table for ``--json``."""
-    target, result = outcome.kind.target, outcome.result
-    summary = {"table": str(outcome.path), "target": target.name, "origin": target.origin}
-    if result is None:
-        return {**summary, "rows": rows, "error": str(outcome.error)}
-    return {
-        **summary,
-        "rows": rows,
-        "measured": result.measured,
-        "kept": result.kept,
-        "not_ok": dict(result.not_ok),
-        "disturbed": result.disturbed,
-        "unstable": result.unstable,
-        "throttled": result.throttled,
-        "lost_agents": list(result.lost),
-        "left_out": list(result.left_out),
-        "referred_to": result.referred_to or None,
-        "level": result.level if result.referred_to else None,
-        "runs": [asdict(run) for run in result.runs],
-        "seconds": round(outcome.seconds, 2),
-    }
-
-
-def _lines(outcome: Outcome, rows: int) -> list[str]:
-    """One table for people."""
-    from .rotation import DRIFT
-
-    path, result = outcome.path, outcome.result
-    if result is None:
-        return [f"{path}: not finished"]
-    lines = [
-        f"{path}: {rows} rows on {result.target}; "
-        f"{result.measured} {result.target.origin} now, {result.kept} kept, "
-        f"in {outcome.seconds:.1f} s"
-    ]
-    if result.referred_to:
-        lines.append(
-            f"the device took {result.level:.3f} times as long as for the {result.referred_to}: "
-            "divided out"
-        )
-        if abs(result.level - 1) > DRIFT:
-            lines.append(
-                "that is more than a clock wanders: look at load, cooling and governor, or make "
-                "a new table of its own"
-            )
-    if result.not_ok:
-        words = ", ".join(f"{n} {status}" for status, n in sorted(result.not_ok.items()))
-        lines.append(f"without a latency: {words} (see: hurricane table show {path})")
-    if result.disturbed:
-        lines.append(
-            f"{result.disturbed} rows were taken in a slow time and are flagged disturbed; "
-            "--retry measures them again"
-        )
-    if result.unstable:
-        lines.append(
-            f"{result.unstable} rows kept wide intervals and are flagged unstable; "
-            "--retry measures them again"
-        )
-    if result.throttled:
-        lines.append(
-            f"{result.throttled} rows were taken after the device had lowered its clock and are "
-            "flagged throttled; cool it and --retry"
-        )
-    if repeated := sum(run.laps_repeated for run in result.runs):
-        laps = sum(run.laps for run in result.runs)
-        lines.append(f"{repeated} of {laps} laps were disturbed and made up for")
-    if len(result.runs) == 1 and (words := result.runs[0].text()):
-        lines.append(f"the machine meanwhile: {words}")
-    lines += [f"an agent dropped out, the others did its work: {words}" for words in result.lost]
-    lines += [f"left out, {words}" for words in result.left_out]
-    return lines
-
-
 def _check(
-    kinds: Sequence[Kind],
+    groups: Sequence[DeviceGroup],
     paths: Sequence[Path],
     rows: Sequence[PlannedRow],
     retry: bool,
     as_json: bool,
 ) -> int:
     """Tells what the tables lack; the exit status."""
-    from ..lookup_tables.table import LookupTable
+    from ..lookup_tables.journal import load_with_journal
     from .profile import failed_rows, missing_rows
 
     found, lines = [], []
-    for kind, path in zip(kinds, paths, strict=True):
-        table = LookupTable.load_with_journal(path)
-        lacking = missing_rows(rows, table, kind.target, retry)
+    for group, path in zip(groups, paths, strict=True):
+        table = load_with_journal(path)
+        lacking = missing_rows(rows, table, group.target, retry)
         # With --retry these are among those that are to be measured.
-        failed = [] if retry else failed_rows(rows, table, kind.target)
+        failed = [] if retry else failed_rows(rows, table, group.target)
         found.append({"rows": len(rows), "missing": len(lacking), "failed": len(failed)})
         lines.append(f"{path} holds {len(rows) - len(lacking)} of {len(rows)} rows")
         lines += [f"  lacks {row.name} at {row.shape}" for row in lacking[:10]]
         lines += [f"  failed: {row.name} at {row.shape}" for row in failed[:10]]
         if failed:
-            lines.append(f"  {failure_words(len(failed), kind.target.origin)}")
+            lines.append(f"  {failure_words(len(failed), group.target.origin)}")
     named = [
-        {"table": str(path), "target": kind.target.name, **facts}
-        for kind, path, facts in zip(kinds, paths, found, strict=True)
+        {"table": str(path), "target": group.target.name, **facts}
+        for group, path, facts in zip(groups, paths, found, strict=True)
     ]
     emit(found[0] if len(found) == 1 else {"tables": named}, as_json, "\n".join(lines))
     return 1 if any(facts["missing"] or facts["failed"] for facts in found) else 0
 
 
-def failure_words(count: int, origin: str) -> str:
-    """What to say and to do about rows of a table that have no latency."""
-    rows = "1 of its rows has" if count == 1 else f"{count} of its rows have"
-    # A calculation gives the same answer again.
-    remedy = "searches leave them out" if origin == "estimated" else "--retry measures again"
-    return f"{rows} no latency (see the column flags); {remedy}"
-
-
-def _complain_of(outcomes: Sequence[Outcome], silent: Sequence[str]) -> None:
-    """Raises HurricaneError where not all was done; what could be done is done."""
-    complaints = []
-    if unfinished := [outcome for outcome in outcomes if outcome.error is not None]:
-        words = "; ".join(f"{outcome.path}: {outcome.error}" for outcome in unfinished)
-        complaints.append(f"{len(unfinished)} of {len(outcomes)} tables are not finished: {words}")
-    for outcome in outcomes:
-        if outcome.result is not None and outcome.result.failed:
-            words = failure_words(outcome.result.failed, outcome.result.target.origin)
-            complaints.append(f"{outcome.path}: {words}")
-    if silent:
-        complaints.append(f"boards that did not answer took no part: {'; '.join(silent)}")
-    if complaints:
-        raise HurricaneError("\n".join(complaints))
-
-
 def gate_option(gate: str) -> tuple[str, ...]:
-    from .measuring import GATE_OPTION
+    from .target import GATE_OPTION
 
     return () if gate == GATES[0] else (f"{GATE_OPTION}={gate}",)
 

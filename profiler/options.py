@@ -160,7 +160,8 @@ def credentials(
         BadRequest: a file cannot be read, or a token would go over a network as plain text.
     """
     from ..agents.client import TlsFiles
-    from .boards import Board, read_token
+    from ..agents.security import read_token
+    from .boards import Board
 
     token = read_token(token_file, "--token-file") if token_file else None
     tls: TlsFiles | None = None

@@ -1,7 +1,8 @@
 """The plan: which rows a table needs, and the graphs whose times give each row.
 
 Layers of equal shape share rows. A row's marginal latency is a difference of two graphs,
-T(longer) - T(shorter), so that the price of a call, which a network pays once, drops out:
+T(with the operator) - T(baseline), so that the price of a call, which a network pays once, drops
+out:
 
 - an operator stands between a fixed neighbour and a global pool, against neighbour and pool;
 - the head stands behind the neighbour, against neighbour and pool;
@@ -13,9 +14,9 @@ more than an operator. There the pool is left out, and the stem stands before a 
 
 Seams differ with the neighbour, so there are two of them, and a row is the mean over both. The
 pool makes all these graphs end in a vector, so that their last edges are alike. What the pool
-itself costs at each tensor cancels when the rows of a network are summed. The shorter graphs are
-few and cheap, shared by all rows of a shape, and timed as long as one of them is: they also tell
-whether the device is as fast as it was before. `docs/measurement.md` has reasons and figures.
+itself costs at each tensor cancels when the rows of a network are summed. Baselines are few and
+cheap, shared by all rows of a shape, and timed as long as one of them is: they also show whether
+the device is as fast as it was before. `docs/design/measurement.md` has reasons and figures.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from ..ops.backbone import POOL_NAME, Backbone, is_head, is_stem, load_backbone, row_costs
 from ..ops.errors import BadRequest
-from ..ops.export import CanonicalGraph
+from ..ops.export import CanonicalGraph, architecture_pieces
 from ..ops.graph import Part, Piece
 from ..ops.pool import GATES, Operator, parse_operator
 from ..ops.shapes import LayerShape
@@ -38,13 +41,15 @@ NEIGHBOURS = ("SEP_3", "Choice_3")
 """Fixed neighbours: cheap everywhere, and unlike each other. Where one does not apply, the other
 stands alone."""
 
-COPIES = 6
-"""Loadings of every shorter graph, each with weights of its own: one that all rows of a shape
-share must be known better than they are, and where a graph happens to lie in memory matters."""
-
 AFTER_STEM = "SEP_7"
 """Stands behind the stem where times are estimated: behind small stems, what is cheaper by itself
 becomes so much cheaper that nothing is left for the stem."""
+
+REFERENCE_NETWORKS = 6
+"""Networks that are timed among the rows; more change a ratio of medians by less than 1%."""
+
+REFERENCE_DRAWS = 200
+"""Random architectures that they are picked from."""
 
 OPERATOR = "neighbours"
 STEM = "pool"
@@ -58,8 +63,8 @@ ESTIMATED = "estimated"
 class Context:
     """Two graphs whose times differ by a row's marginal latency."""
 
-    longer: Graph
-    shorter: Graph
+    with_operator: Graph
+    baseline: Graph
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,23 @@ class PlannedRow:
     estimator: str
 
     @property
-    def longer(self) -> tuple[Graph, ...]:
+    def with_operator(self) -> tuple[Graph, ...]:
         """The graphs that are the row's own."""
-        return tuple(context.longer for context in self.contexts)
+        return tuple(context.with_operator for context in self.contexts)
 
     @property
-    def shorter(self) -> tuple[Graph, ...]:
+    def baselines(self) -> tuple[Graph, ...]:
         """The graphs that it shares with other rows."""
-        return tuple(context.shorter for context in self.contexts)
+        return tuple(context.baseline for context in self.contexts)
 
     @cached_property
     def bytes(self) -> int:
-        """About how many bytes of weights its own longer graphs hold."""
-        return sum(map(weight_bytes, self.longer))
+        """About how many bytes of weights its graphs with the operator hold."""
+        return sum(map(weight_bytes, self.with_operator))
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
-        return (self.alone, *self.longer, *self.shorter)
+        return (self.alone, *self.with_operator, *self.baselines)
 
 
 def plan_row(
@@ -132,14 +137,14 @@ def _pool(height: int, width: int, channels: int) -> Piece:
     return Piece(POOL_NAME, LayerShape(height, width, channels, channels, 1))
 
 
-def anchor_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
-    """The shorter graphs of a plan, each once."""
-    return tuple(dict.fromkeys(graph for row in rows for graph in row.shorter))
+def baseline_graphs(rows: Sequence[PlannedRow]) -> tuple[Graph, ...]:
+    """The baselines of a plan, each once."""
+    return tuple(dict.fromkeys(graph for row in rows for graph in row.baselines))
 
 
-def graph_bytes(graph: Graph, copy: int = 0) -> CanonicalGraph:
-    """The ONNX artefact of a graph; every piece, and every copy, has its own seeded weights."""
-    first = copy * len(graph)
+def graph_bytes(graph: Graph, replica: int = 0) -> CanonicalGraph:
+    """The ONNX artefact of a graph; every piece, and every replica, has its own seeded weights."""
+    first = replica * len(graph)
     return CanonicalGraph.of([Part(piece, first + index) for index, piece in enumerate(graph)])
 
 
@@ -201,6 +206,51 @@ def plan_rows(
     if not rows:
         raise BadRequest("none of these operators applies to any of these layers")
     return tuple(rows)
+
+
+@dataclass(frozen=True)
+class PlannedNetwork:
+    """An end-to-end network that is timed among the rows.
+
+    Attributes:
+        backbone: its name.
+        operators: one name for each layer.
+        graph: the whole of it.
+    """
+
+    backbone: str
+    operators: tuple[str, ...]
+    graph: Graph
+
+
+def reference_networks(
+    layers: Layers, rows: Sequence[PlannedRow], gate: str = GATES[0]
+) -> tuple[PlannedNetwork, ...]:
+    """Networks that show what calls of networks take beyond their quiet times.
+
+    Random ones of the plan's operators, at equal steps of their multiply-accumulates. None where
+    the plan has no whole backbone, or a layer has no operator.
+    """
+    backbone = layers.backbone
+    names: dict[LayerShape, list[str]] = {}
+    for row in rows:
+        if not (is_stem(row.name) or is_head(row.name)):
+            names.setdefault(row.shape, []).append(row.name)
+    if not layers.whole or not all(shape in names for shape in backbone.layers):
+        return ()
+    random = np.random.default_rng(0)
+    drawn = {
+        tuple(names[shape][random.integers(len(names[shape]))] for shape in backbone.layers)
+        for _ in range(REFERENCE_DRAWS)
+    }
+    ordered = sorted(drawn, key=lambda operators: (backbone.macs(operators), operators))
+    picked = np.linspace(0, len(ordered) - 1, REFERENCE_NETWORKS).round().astype(int)
+    return tuple(
+        PlannedNetwork(
+            backbone.name, ordered[i], tuple(architecture_pieces(backbone, ordered[i], gate))
+        )
+        for i in dict.fromkeys(picked.tolist())
+    )
 
 
 def weight_bytes(graph: Graph) -> int:

@@ -24,10 +24,11 @@ from ..ops.calibration import random_samples
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.export import sha256
 from ..ops.graph import prepare_templates
-from .measuring import Bench
+from .deviation import NotComparable, compare_outputs
+from .outcomes import ABANDONS, CONTENDED
 from .plan import PlannedRow, batches, graph_bytes
-from .profile import STATUS_OF
-from .rotation import ABANDONS, FOREIGN
+from .recorder import STATUS_OF
+from .session import TargetSession
 
 BATCH_ROWS = 16
 """Rows of one request: few, so that a graph that kills the runtime costs few others anew."""
@@ -41,7 +42,7 @@ COMPUTING = ("measured", "emulated")
 _FIRST_SEED = 1
 """Calibration samples are drawn with seed 0."""
 
-_OF_TIME = ("throttled", *FOREIGN)
+_OF_TIME = ("throttled", *CONTENDED)
 """Flags that speak of times, which are not kept."""
 
 
@@ -73,42 +74,8 @@ class SupportSettings:
         )
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far outputs are from the reference.
-
-    Attributes:
-        relative_error: largest |Δ| over largest |reference|.
-        sqnr_db: signal power over error power, in dB; None: there is no error.
-    """
-
-    relative_error: float
-    sqnr_db: float | None
-
-
-class _NotComparable(Exception):
-    """Outputs that cannot be compared with the reference; the message says why."""
-
-
-def deviation(reference: np.ndarray, values: np.ndarray) -> Deviation:
-    """Compares outputs, of any shape, with the reference.
-
-    Raises:
-        ValueError: the reference is zero everywhere.
-    """
-    wanted = np.asarray(reference, np.float64)
-    error = np.asarray(values, np.float64) - wanted
-    largest = float(np.abs(wanted).max())
-    if largest == 0:
-        raise ValueError("the reference is zero everywhere: no error is relative to it")
-    if not error.any():
-        return Deviation(0.0, None)
-    sqnr_db = 10 * np.log10(np.square(wanted).sum() / np.square(error).sum())
-    return Deviation(float(np.abs(error).max()) / largest, float(sqnr_db))
-
-
 def ask_support(
-    bench: Bench,
+    session: TargetSession,
     rows: Sequence[PlannedRow],
     settings: SupportSettings,
     on_progress: Callable[[str, float], None] | None = None,
@@ -119,7 +86,7 @@ def ask_support(
     it is lost again, that row has failed.
 
     Args:
-        bench: the target.
+        session: the target.
         rows: of a plan; their own graphs alone are sent.
         on_progress: called with (what, share of the whole).
 
@@ -131,15 +98,15 @@ def ask_support(
     prepare_templates(
         sorted(pieces, key=lambda piece: piece.key), lambda done, n: note("export", 0.2 * done / n)
     )
-    _ = bench.recipe.converter  # says what is not installed
+    _ = session.recipe.converter  # says what is not installed
     with suppress(HurricaneError):  # of one graph: its row says so
-        bench.prepare(
+        session.prepare(
             [partial(graph_bytes, row.alone) for row in rows],
             lambda done, n: note("convert", 0.2 + 0.3 * done / n),
         )
     done, lost = 0, []
-    for batch in batches(rows, bench.max_bytes, BATCH_ROWS):
-        for row, found in _ask(bench, batch, settings):
+    for batch in batches(rows, session.max_bytes, BATCH_ROWS):
+        for row, found in _ask(session, batch, settings):
             if isinstance(found, AgentError):
                 lost.append(row)
                 continue
@@ -147,31 +114,33 @@ def ask_support(
             note("ask", 0.5 + 0.5 * done / len(rows))
             yield found
     for row in lost:
-        for _, found in _ask(bench, [row], settings):
+        for _, found in _ask(session, [row], settings):
             if isinstance(found, AgentError):
                 if not done:
                     raise found
-                found = _row(bench, row, error=found)
+                found = _row(session, row, error=found)
             yield found
 
 
 def _ask(
-    bench: Bench, rows: Sequence[PlannedRow], settings: SupportSettings
+    session: TargetSession, rows: Sequence[PlannedRow], settings: SupportSettings
 ) -> Iterator[tuple[PlannedRow, SupportRow | AgentError]]:
     """Rows of one request; of those at which the device was lost the error."""
     digests: dict[PlannedRow, str] = {}
     for row in rows:
         try:
-            digests[row] = bench.digest_of(row.alone)
+            digests[row] = session.digest_of(row.alone)
+        except AgentError:  # of the agent, and not of the graph
+            raise
         except HurricaneError as error:
-            yield row, _row(bench, row, status="failed", reason=f"no artefact: {error}")
-    results = bench.time([*digests.values()], settings.protocol) if digests else {}
+            yield row, _row(session, row, status="failed", reason=f"no artefact: {error}")
+    results = session.time([*digests.values()], settings.protocol) if digests else {}
     for row, digest in digests.items():
         result = results[digest]
         try:
             if result.error is not None:
                 raise result.error
-            yield row, _checked(bench, row, result, settings)
+            yield row, _checked(session, row, result, settings)
         except (BadAnswer, Unreachable):
             raise
         except AgentError as error:
@@ -180,29 +149,29 @@ def _ask(
             elif error.kind in ABANDONS:
                 raise
             else:
-                yield row, _row(bench, row, result, error=error)
+                yield row, _row(session, row, result, error=error)
 
 
 def _checked(
-    bench: Bench, row: PlannedRow, result: ArtifactResult, settings: SupportSettings
+    session: TargetSession, row: PlannedRow, result: ArtifactResult, settings: SupportSettings
 ) -> SupportRow:
     """The row of a graph that runs, with the numbers where there can be any.
 
     Raises:
         AgentError: it does not run with these inputs.
     """
-    origin = bench.target.origin
+    origin = session.target.origin
     if origin not in COMPUTING:
-        return _row(bench, row, result, reason=f"no numbers: {origin}, and nothing is computed")
-    inputs = _inputs(row, INPUTS if bench.resident else 1, settings.seed)  # else each is a load
+        return _row(session, row, result, reason=f"no numbers: {origin}, and nothing is computed")
+    inputs = _inputs(row, INPUTS if session.resident else 1, settings.seed)  # else each is a load
     reference = _reference(row, inputs)
     try:
-        found = _compared(reference, _outputs(bench, row, inputs, settings.timeout_s))
-    except _NotComparable as error:
-        return _row(bench, row, result, status="failed", reason=str(error))
+        found = compare_outputs(reference, _outputs(session, row, inputs, settings.timeout_s))
+    except NotComparable as error:
+        return _row(session, row, result, status="failed", reason=str(error))
     except ValueError as error:
-        return _row(bench, row, result, reason=f"no numbers: {error}")
-    return _row(bench, row, result, relative_error=found.relative_error, sqnr_db=found.sqnr_db)
+        return _row(session, row, result, reason=f"no numbers: {error}")
+    return _row(session, row, result, relative_error=found.relative_error, sqnr_db=found.sqnr_db)
 
 
 def _inputs(row: PlannedRow, count: int, seed: int) -> np.ndarray:
@@ -224,7 +193,7 @@ def _reference(row: PlannedRow, inputs: np.ndarray) -> list[list[np.ndarray]]:
 
 
 def _outputs(
-    bench: Bench, row: PlannedRow, inputs: np.ndarray, timeout_s: float
+    session: TargetSession, row: PlannedRow, inputs: np.ndarray, timeout_s: float
 ) -> list[list[np.ndarray]]:
     """What the target gives for each input, as real values in ONNX's layout.
 
@@ -233,53 +202,26 @@ def _outputs(
 
     Raises:
         AgentError: it does not run.
-        _NotComparable: an output is not there.
+        NotComparable: an output is not there.
     """
-    content = cached(partial(graph_bytes, row.alone), bench.recipe).content
-    known = edges(content, bench.recipe.format)
+    content = cached(partial(graph_bytes, row.alone), session.recipe).content
+    known = edges(content, session.recipe.format)
     (entry,) = known.inputs
     names = [edge.name for edge in known.outputs]
     values = []
     for value in inputs:
-        given = bench.run(
-            bench.digest_of(row.alone), {entry.name: entry.encode(value[None])}, timeout_s
+        given = session.run(
+            session.digest_of(row.alone), {entry.name: entry.encode(value[None])}, timeout_s
         )
         if set(given) != set(names):
             found = ", ".join(given) or "none"
-            raise _NotComparable(f"its outputs are called {found}, not {', '.join(names)}")
+            raise NotComparable(f"its outputs are called {found}, not {', '.join(names)}")
         values.append([edge.decode(given[edge.name]) for edge in known.outputs])
     return values
 
 
-def _compared(
-    reference: Sequence[Sequence[np.ndarray]], values: Sequence[Sequence[np.ndarray]]
-) -> Deviation:
-    """Compares the outputs for several inputs, all of them together.
-
-    Raises:
-        _NotComparable: they have other shapes, or are not finite.
-        ValueError: the reference is zero everywhere.
-    """
-    pairs = [
-        pair
-        for wanted, given in zip(reference, values, strict=True)
-        for pair in zip(wanted, given, strict=True)
-    ]
-    for wanted, given in pairs:
-        if wanted.shape != given.shape:
-            raise _NotComparable(
-                f"its output has the shape {list(given.shape)}, not {list(wanted.shape)}"
-            )
-        if not np.isfinite(given).all():
-            raise _NotComparable("its output has values that are not finite")
-    return deviation(
-        np.concatenate([wanted.ravel() for wanted, _ in pairs]),
-        np.concatenate([given.ravel() for _, given in pairs]),
-    )
-
-
 def _row(
-    bench: Bench,
+    session: TargetSession,
     row: PlannedRow,
     result: ArtifactResult | None = None,
     error: AgentError | None = None,
@@ -289,16 +231,16 @@ def _row(
     sqnr_db: float | None = None,
 ) -> SupportRow:
     """A row of the report."""
-    artifact = _info_of(bench, row)
+    artifact = _info_of(session, row)
     if error is not None:
         status = STATUS_OF.get(error.kind, "failed")
         kind = error.kind.name.lower().replace("_", " ")
-        words = str(error).removeprefix(f"agent at {bench.client.address}: ")
+        words = str(error).removeprefix(f"agent at {session.client.address}: ")
         reason = words if status != "failed" else f"{kind}: {words}"
     ran = result if result is not None and result.error is None else None
     try:
         return SupportRow.of(
-            bench.target,
+            session.target,
             row.name,
             row.shape,
             status=status,
@@ -311,21 +253,21 @@ def _row(
             artifact_sha256=artifact.artifact_sha256,
             converter=artifact.converter,
             calibration=artifact.calibration,
-            agent_version=bench.agent_version,
+            agent_version=session.agent_version,
             checked_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
     except TableError as why:
         raise BadAnswer(
-            f"the agent at {bench.client.address} sent what no report can hold: {why}"
+            f"the agent at {session.client.address} sent what no report can hold: {why}"
         ) from why
 
 
-def _info_of(bench: Bench, row: PlannedRow) -> ArtifactInfo:
+def _info_of(session: TargetSession, row: PlannedRow) -> ArtifactInfo:
     """What is known of a row's artefact, or of its graph where none can be made."""
     try:
-        return bench.info_of(row.alone)
+        return session.info_of(row.alone)
     except HurricaneError:
-        return ArtifactInfo(sha256(graph_bytes(row.alone)), "", bench.recipe.converter)
+        return ArtifactInfo(sha256(graph_bytes(row.alone)), "", session.recipe.converter)
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..agents.console import emit, json_option
-from ..agents.errors import AgentError
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
 from .cli import Interrupted, gate_option
@@ -87,9 +86,10 @@ def support(
     as_json: bool,
 ) -> None:
     from ..lookup_tables.support import SupportReport, SupportSummary
-    from .measuring import Bench, connect, parse_target
     from .plan import parse_layers, plan_rows
+    from .session import TargetSession, connect
     from .support import SupportSettings, ask_support
+    from .target import parse_target
 
     started = time.monotonic()
     rows = plan_rows(parse_layers(layers), select_operators(operators), gate)
@@ -103,8 +103,8 @@ def support(
         with connect(agents, request, **keys) as clients, share_bar("support") as note:
             if len(clients) > 1:
                 raise BadRequest("one agent is asked, and these are several: name one with --agent")
-            bench = Bench.open(clients[0], request)
-            for row in ask_support(bench, rows, settings, note):
+            session = TargetSession.open(clients[0], request)
+            for row in ask_support(session, rows, settings, note):
                 found.append(row)
     except BaseException as error:
         _save_part(found, output, len(rows), error)
@@ -114,12 +114,12 @@ def support(
     seconds = time.monotonic() - started
     result = {
         "report": output,
-        "target": bench.target.name,
-        "origin": bench.target.origin,
+        "target": session.target.name,
+        "origin": session.target.origin,
         **summary.to_dict(),
         "seconds": round(seconds, 2),
     }
-    text = f"{output}: {bench.target}: {summary.text()}; in {seconds:.1f} s"
+    text = f"{output}: {session.target}: {summary.text()}; in {seconds:.1f} s"
     emit(result, as_json, "\n".join([text, *_reasons(found)]))
     if failed := sum(row.status in ("failed", "timeout") for row in found):
         raise HurricaneError(
@@ -147,7 +147,7 @@ def _save_part(
     kept = f"{len(found)} of {rows} rows are in {output}, the same command asks all again"
     if isinstance(error, KeyboardInterrupt):
         raise Interrupted(f"interrupted; {kept if found else 'nothing was written'}") from None
-    if found and isinstance(error, AgentError | HurricaneError):
+    if found and isinstance(error, HurricaneError):
         raise HurricaneError(f"{error}; {kept}") from error
 
 

@@ -1,9 +1,9 @@
-"""How far a table's sums can be trusted: whole networks, measured and compared."""
+"""How far a table's sums can be trusted: end-to-end networks, timed and compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,40 +11,43 @@ import numpy as np
 
 from ..lookup_tables.calibration import Calibration, without_nan
 from ..lookup_tables.model import LatencyModel
+from ..lookup_tables.raw import INTERFERENCE
 from ..lookup_tables.table import LookupTable, Target
 from ..lookup_tables.verdict import (
     MIN_RANDOM,
+    AdditivityCheck,
+    Cause,
+    Conditions,
     ErrorFigures,
     GroupCheck,
     Verdict,
     judge,
+    speed_text,
 )
-from ..ops.errors import HurricaneError
-from .measuring import Bench, MeasuringSettings, without_gate
-from .networks import (
-    MIN_CALIBRATION,
-    Fit,
-    NetworkCheck,
-    WholeNetwork,
-    check_networks,
-    compare,
-    fit_calibration,
-    time_networks,
-)
-from .witnesses import find_witnesses
+from .accuracy import MIN_CALIBRATION, Fit, compare, fit_calibration
+from .additivity import NetworkCheck, check_networks, check_statistics
+from .controls import find_controls
+from .networks import WholeNetwork, time_networks
+from .protocol import TimingProtocol
+from .session import TargetSession
+from .target import without_gate
+
+SLOW_FLAGS = frozenset({INTERFERENCE, "throttled"})
+"""Flags of a network that was timed while the device was slower than for the others."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whole networks against a table's sums.
+    """End-to-end networks against a table's sums.
 
     Attributes:
         table_target: what the table is of.
         measured_on: what the networks were timed on.
-        groups: error figures by group, each with the networks' own retest.
+        groups: error figures by group, each with its split-half difference.
         networks: one by one.
         backbone: name of their backbone.
         fit: a calibration from the random networks; None: too few, or none fits.
+        statistics: error of predicted medians and percentiles of random networks, as timed.
     """
 
     table_target: Target
@@ -53,17 +56,17 @@ class Verification:
     networks: tuple[NetworkCheck, ...]
     backbone: str = ""
     fit: Fit | None = None
+    statistics: Mapping[str, ErrorFigures] = field(default_factory=dict)
 
     @property
-    def drawn(self) -> int:
-        """Random networks that were measured."""
-        return sum(c.group == "random" and not c.error for c in self.networks)
+    def slowdowns(self) -> list[float]:
+        """The device's slowdown against profiling time that each network was corrected for."""
+        return [c.as_timed_ms / c.measured_ms for c in self.networks if not c.error]
 
     @property
-    def level(self) -> float:
-        """How slow the device was, as a multiple of what it was for the table; divided out."""
-        levels = [c.as_timed_ms / c.measured_ms for c in self.networks if not c.error]
-        return float(np.median(levels)) if levels else 1.0
+    def slowdown(self) -> float:
+        """The median slowdown; 1 where it is not known."""
+        return float(np.median(slowdowns)) if (slowdowns := self.slowdowns) else 1.0
 
     @property
     def same_target(self) -> bool:
@@ -71,40 +74,46 @@ class Verification:
         return self.measured_on == without_gate(self.table_target)
 
     @property
-    def judgement(self) -> tuple[Verdict, str] | None:
-        """The verdict on the table, and why; None: too few random networks, or elsewhere."""
-        return judge(self.groups) if self.same_target else None
+    def conditions(self) -> Conditions:
+        """What the networks were timed under."""
+        timed = [c for c in self.networks if not c.error]
+        groups = dict.fromkeys(c.group for c in self.networks)
+        slowdowns = self.slowdowns or [1.0]
+        slow = sum(not SLOW_FLAGS.isdisjoint(c.flags) for c in timed)
+        return Conditions(
+            self.same_target,
+            tuple(g for g in groups if g not in {c.group for c in timed}),
+            (min(slowdowns), max(slowdowns)),
+            slow / max(1, len(timed)),
+        )
+
+    @property
+    def check(self) -> AdditivityCheck | None:
+        """The additivity check; None: no random network was asked for."""
+        if not any(c.group == "random" for c in self.networks):
+            return None
+        return judge(self.groups, self.conditions)
 
     def calibration(self, table: LookupTable) -> Calibration:
-        """What is kept beside the table: calibration, verdict and figures.
+        """What is kept beside the table: calibration, additivity check and figures.
 
-        The calibration is applied where the sums hold only with it, where they hold and it
-        lowers the error of networks held out, and where there are too few networks for a
-        verdict.
-
-        Raises:
-            HurricaneError: there are too few random networks for a verdict, and no calibration
-                fits them.
+        The calibration is applied where the sums are additive only with it, where they are
+        additive and it lowers the error of networks held out, and where there are too few
+        networks for an answer.
         """
-        fit, judgement = self.fit, self.judgement
-        if fit is None and judgement is None:
-            raise HurricaneError(
-                f"no calibration fits the {self.drawn} random networks that were measured; "
-                "profile the table again on a quiet device"
-            )
-        verdict, reason = judgement or (None, "")
+        fit, check = self.fit, self.check
         known = Calibration(
             self.table_target,
             rows_sha256=table.select(self.table_target).sha256(),
             fitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
             backbone=self.backbone,
             applied=False,
-            verdict=verdict,
-            reason=reason,
+            check=check,
             groups=self.groups,
         )
         if fit is None:
             return known
+        verdict = known.verdict
         return replace(
             known,
             scale=fit.scale,
@@ -112,24 +121,28 @@ class Verification:
             networks=fit.fitted,
             held_out=fit.held_out,
             rmspe=None if fit.figures is None else fit.figures.rmspe,
-            applied=verdict in (None, Verdict.HOLDS_CALIBRATED)
-            or (verdict is Verdict.HOLDS and fit.helps),
+            applied=verdict is Verdict.ADDITIVE_CALIBRATED
+            or (verdict is Verdict.ADDITIVE and fit.helps)
+            or (check is not None and check.cause is Cause.TOO_FEW),
         )
 
     def to_dict(self, table_name: str) -> dict[str, Any]:
         """What ``hurricane verify --json`` prints."""
-        verdict, reason = self.judgement or (None, "")
+        check = self.check
         return without_nan(
             {
                 "table": table_name,
                 "table_target": str(self.table_target),
                 "measured_on": str(self.measured_on),
                 "backbone": self.backbone,
-                "verdict": verdict,
-                "reason": reason,
-                "level": self.level,
+                "verdict": None if check is None else check.verdict,
+                "cause": None if check is None else check.cause,
+                "reason": "" if check is None else check.reason,
+                "remedy": "" if check is None else check.remedy,
+                "slowdown": self.slowdown,
                 "calibration": asdict(self.fit) if self.fit is not None else None,
-                "groups": [asdict(g) for g in self.groups],
+                "groups": [{**asdict(g), "noise_floor": g.noise_floor} for g in self.groups],
+                "statistics": {name: asdict(f) for name, f in self.statistics.items()},
                 "networks": [asdict(c) for c in self.networks],
             }
         )
@@ -137,31 +150,37 @@ class Verification:
     def text(self) -> str:
         """The figures for a terminal."""
 
-        def line(name: str, f: ErrorFigures) -> str:
+        def line(name: str, f: ErrorFigures, floor: float | None = None) -> str:
+            noise = "" if floor is None else f"{floor:.1%}"
             return (
-                f"  {name:<13}{f.count:>4}  {f.bias:>+7.1%}  {f.rmspe:>6.1%}  "
-                f"{f.within_5:>6.0%}  {f.within_10:>6.0%}  {f.kendall_tau:>6.3f}"
+                f"  {name:<23}{f.count:>4}  {f.bias:>+6.1%}  {f.rmspe:>5.1%}  {noise:>11}  "
+                f"{f.within_5:>5.0%}  {f.within_10:>5.0%}  {f.kendall_tau:>6.3f}"
             )
 
         lines = [
-            f"Sums of the table against whole networks on {self.measured_on}",
-            f"  {'':<13}{'n':>4}  {'bias':>7}  {'RMSPE':>6}  {'±5%':>6}  {'±10%':>6}  {'tau':>6}",
+            f"Sums of the table against end-to-end networks on {self.measured_on}",
+            f"  {'':<23}{'n':>4}  {'bias':>6}  {'RMSPE':>5}  noise floor  {'±5%':>5}  {'±10%':>5}"
+            f"  {'tau':>6}",
         ]
         for group in self.groups:
-            lines.append(line(group.group, group.prediction))
+            lines.append(line(group.group, group.prediction, group.noise_floor))
             if group.calibrated is not None:
-                lines.append(line("  calibrated", group.calibrated))
-            lines.append(line("  retest", group.retest))
+                lines.append(line("  calibrated", group.calibrated, group.noise_floor))
+            lines.append(line("  split-half difference", group.split_half))
             if group.failed:
                 lines.append(f"  {group.failed} networks of this group could not be measured")
-        if self.level != 1.0:
+        for statistic, figures in self.statistics.items():
+            lines.append(line(f"random, {statistic} as timed", figures))
+        if self.slowdown != 1.0:
             group = self.groups[0].group
             timed = [c for c in self.networks if c.group == group and not c.error]
             bias = np.mean([c.predicted_ms / c.as_timed_ms - 1 for c in timed])
             lines.append(
-                f"  the device took {self.level:.3f} times as long as when the table was made: "
-                f"divided out ({group} networks as timed: bias {bias:+.1%})"
+                f"  {speed_text(self.slowdown)} (drift-corrected; {group} networks as timed: "
+                f"bias {bias:+.1%})"
             )
+        elif self.networks and self.same_target and self.measured_on.origin != "estimated":
+            lines.append("  device speed at profiling time not known: not drift-corrected")
         told = dict.fromkeys(flag for c in self.networks for flag in c.flags)
         if flags := [flag for flag in told if flag != self.measured_on.origin]:
             lines.append(f"  flagged meanwhile: {', '.join(flags)}")
@@ -176,52 +195,51 @@ class Verification:
                 )
         return "\n".join(lines)
 
-    def verdict_text(self, calibration: Calibration) -> str:
-        """Calibration and verdict for a terminal."""
-        lines = [f"calibration: {calibration.text()}"]
-        if calibration.verdict is None:
-            return "\n".join([*lines, f"no verdict: --random {MIN_RANDOM} or more gives one"])
-        lines.append(f"verdict: {calibration.verdict.words} ({calibration.reason})")
-        if calibration.verdict.advice:
-            lines.append(calibration.verdict.advice)
-        return "\n".join(lines)
+    def check_text(self) -> str:
+        """The additivity check for a terminal, with what is to be done."""
+        check = self.check
+        if check is None:
+            return f"additivity check: not run (--random {MIN_RANDOM} or more runs it)"
+        return "\n".join([check.text(), *([check.remedy] if check.remedy else [])])
 
 
 def verify_table(
-    bench: Bench,
+    session: TargetSession,
     model: LatencyModel,
     networks: Sequence[WholeNetwork],
-    settings: MeasuringSettings,
+    protocol: TimingProtocol,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> Verification:
-    """Times whole networks, interleaved, and puts the model's latencies beside them.
+    """Times end-to-end networks, interleaved, and puts the model's latencies beside them.
 
     Args:
-        bench: what to time them on.
+        session: what to time them on.
         model: of the table, uncalibrated.
-        networks: random ones, in group ``random``, also give a calibration and a verdict.
-        settings: rounds, and the seed of what is drawn.
+        networks: random ones, in group ``random``, also give a calibration and the
+            additivity check.
+        protocol: rounds, and the seed of what is drawn.
         on_progress: called with (what, share).
     """
     times = time_networks(
-        bench,
+        session,
         model.backbone,
         networks,
-        settings,
+        protocol,
         on_progress=on_progress,
-        witnesses=find_witnesses(model, bench),
+        controls=find_controls(model, session, protocol),
     )
     groups, checks = check_networks(model, times)
-    fit = _fit(model, checks, settings.seed)
+    fit = _fit(model, checks, protocol.seed)
     if fit is not None:
         groups = [replace(g, calibrated=_calibrated(g.group, checks, fit)) for g in groups]
     return Verification(
         model.target,
-        bench.target,
+        session.target,
         tuple(groups),
         tuple(checks),
         model.backbone.name,
         fit,
+        check_statistics(model, times),
     )
 
 

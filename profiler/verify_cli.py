@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..agents.console import emit, json_option
-from ..ops.errors import BadRequest
+from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES
 from .options import credentials, plugin_option, share_bar, target_options
 
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from ..lookup_tables.calibration import Calibration
     from ..lookup_tables.table import LookupTable
 
-_VERIFY_HELP = """Measures whole networks and compares them with a table's sums.
+_VERIFY_HELP = """Times end-to-end networks and compares them with a table's sums.
 
-Beside each error stands the networks' own retest: no prediction can be better than that. Ten or
-more random networks give a verdict on the table and a calibration of its sums, which are kept
-beside it; searches heed both.
+Beside each error stands the noise floor, the error of the networks' own times: half the split-half
+difference, that of the first half of the rounds against the second. Ten or more random networks
+run the additivity check and give a calibration of the sums, which are kept beside the table;
+searches heed both.
+
+Ends with status 0 where latencies are additive, 1 where they are not, 3 where the check is
+inconclusive; without random networks 0, or 1 where a network failed.
 
 \b
 Examples:
@@ -53,15 +57,15 @@ Examples:
     "--calibrate",
     "store",
     default=None,
-    help="Keep verdict and calibration beside the table, or only print them; --store also keeps "
-    "a calibration of 3 to 9 networks [kept where there is a verdict].",
+    help="Keep check and calibration beside the table, or only print them; --store also keeps "
+    "a calibration of 3 to 9 networks [kept with 10 or more].",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=4),
     default=24,
     show_default=True,
-    help="Passes over the networks.",
+    help="Rounds over the networks.",
 )
 @target_options
 @plugin_option
@@ -91,21 +95,17 @@ def verify(
     from ..lookup_tables.table import parse_options
     from ..lookup_tables.verdict import MIN_RANDOM
     from ..ops.backbone import load_backbone
-    from .measuring import (
-        GATE_OPTION,
-        Bench,
-        MeasuringSettings,
-        TargetRequest,
-        connect,
-        parse_target,
-    )
-    from .networks import MIN_CALIBRATION, WholeNetwork, random_networks
+    from .accuracy import MIN_CALIBRATION
+    from .networks import WholeNetwork, random_networks
     from .networks import uniform_networks as all_uniform
+    from .protocol import TimingProtocol
+    from .session import TargetSession, connect
+    from .target import GATE_OPTION, TargetRequest, parse_target
     from .verification import Verification, verify_table
 
     if store and random_count < MIN_CALIBRATION:
         raise BadRequest(
-            f"--store needs --random {MIN_CALIBRATION} or more; {MIN_RANDOM} give a verdict"
+            f"--store needs --random {MIN_CALIBRATION} or more; the additivity check {MIN_RANDOM}"
         )
     table = open_table(table_name)
     shipped = table_name in shipped_tables()
@@ -139,61 +139,72 @@ def verify(
         networks = [WholeNetwork(n.group, n.label, n.operators, gate) for n in networks]
     keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
-        bench = Bench.open(clients[0], request)
-        if store and not Verification(wanted, bench.target, (), ()).same_target:
+        session = TargetSession.open(clients[0], request)
+        if store and not Verification(wanted, session.target, (), ()).same_target:
             raise BadRequest(
-                f"the table is of {wanted}, the agent has {bench.target}; "
+                f"the table is of {wanted}, the agent has {session.target}; "
                 "a calibration needs the same: name its agent with --agent"
             )
         found = verify_table(
-            bench,
+            session,
             model,
             networks,
-            MeasuringSettings(rounds=rounds, seed=seed),
+            TimingProtocol(network_rounds=rounds, seed=seed),
             on_progress=note,
         )
+    check = found.check
     text, kept = [found.text()], None
-    if not found.same_target:
-        text.append(f"note: the table is of another target, {wanted}: no verdict on it")
-    elif random_count and (store or found.judgement or found.fit):
+    if found.same_target and check is not None:
         calibration = found.calibration(table)
-        text.append(found.verdict_text(calibration))
         path = None if shipped else table.path
         kept, told = _keep(calibration, path, table, store)
-        text.append(told)
+        text += [f"calibration: {calibration.text()}", found.check_text(), told]
+    else:
+        text.append(found.check_text())
     result = {**found.to_dict(table_name), "stored": None if kept is None else str(kept)}
     emit(result, as_json, "\n".join(text))
+    if check is not None:
+        return check.exit_status
     return 1 if any(c.error for c in found.networks) else 0
 
 
 def _keep(
     calibration: Calibration, path: Path | None, table: LookupTable, store: bool | None
 ) -> tuple[Path | None, str]:
-    """Keeps what was found beside the table, unless it tells less than what is there.
+    """Keeps what was found beside the table, unless less is known by it than by what is there.
 
     Args:
-        calibration: what was found.
+        calibration: what was found, with its additivity check.
         path: of the table; None: it is a shipped one.
         table: for the digest of its rows.
-        store: as asked for; None: where it has a verdict.
+        store: as asked for; None: where there were networks enough.
 
     Returns:
-        The file that was written, or None, and what to say about it.
+        The file that was written, or None, and a line about it.
+
+    Raises:
+        HurricaneError: it is to be kept, and there is neither an answer nor a calibration.
     """
     from ..lookup_tables.calibration import find_calibration, save_calibration
-    from ..lookup_tables.verdict import Verdict
+    from ..lookup_tables.verdict import Cause, Verdict
 
+    few = calibration.check is not None and calibration.check.cause is Cause.TOO_FEW
     if store is False:
         return None, "not kept, as asked"
     if path is None:
         return None, "not kept: the table is a shipped one"
-    if store is None and calibration.verdict is None:
-        return None, "not kept: there is no verdict (--store keeps the calibration)"
-    if store is None and calibration.verdict is Verdict.UNDECIDED:
+    if store is None and few:
+        return None, "not kept: too few networks (--store keeps the calibration)"
+    if few and not calibration.networks:
+        raise HurricaneError(
+            "no calibration fits the few random networks that could be timed; "
+            "profile the table again on a quiet device"
+        )
+    if store is None and calibration.verdict is Verdict.INCONCLUSIVE:
         known = find_calibration(path, calibration.target, calibration.backbone)
         earlier = known.verdict if known is not None and known.fits(table) else None
-        if earlier not in (None, Verdict.UNDECIDED):
-            return None, f"not kept: an earlier verdict stays, {earlier.words}"
+        if earlier not in (None, Verdict.INCONCLUSIVE):
+            return None, f"not kept: an earlier check stays, {earlier.words}"
     return (kept := save_calibration(path, calibration)), f"kept in {kept}"
 
 
@@ -201,7 +212,7 @@ def _read_architectures(paths: tuple[str, ...]) -> list[tuple[str, Any]]:
     """Backbone and network of each architecture file."""
     if not paths:
         return []
-    from ..search.architecture import Architecture
+    from ..lookup_tables.architecture import Architecture
     from .networks import WholeNetwork
 
     found = []

@@ -1,6 +1,6 @@
 """What to choose: score, search space, supernet, two-stage search, training of the winner."""
 
-from .architecture import Accuracy, Architecture, TableSource
+from ..lookup_tables.architecture import Accuracy, Architecture, TableSource
 from .evolution import Evaluated, EvolutionSearch, RandomSearch, Strategy
 from .feasible import FeasibleSet
 from .scoring import operator_scores

@@ -20,14 +20,15 @@ from ..agents.console import (
     run_command,
 )
 from ..agents.version import agent_version
+from ..lookup_tables.spread import STATISTICS
 from ..ops.errors import BadRequest
 from ..ops.pool import registered_operators
 from ..profiler.options import credential_options, together, use_plugins
 from .evolution import STRATEGIES
-from .pipeline import SUPERNET_TRAININGS
+from .trainings import SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
-    from .architecture import TableSource
+    from ..lookup_tables.architecture import TableSource
     from .measuring import TargetMeasurer
     from .pipeline import MeasureAccuracy, RunOutcome, SearchSettings
     from .scoring import LatencySource
@@ -55,7 +56,7 @@ _LAZY = {
     ),
     "verify": LazyCommand(
         "hurricane.profiler.verify_cli:verify",
-        "Measures whole networks against a table's prediction.",
+        "Times end-to-end networks against a table's prediction.",
     ),
     "export": LazyCommand(
         "hurricane.search.export_cli:export_command", "Writes an architecture as ONNX or TFLite."
@@ -147,9 +148,15 @@ _space_options = together(
         help="With --support: leave out operators with less SQNR than this, too.",
     ),
     click.option(
+        "--statistic",
+        type=click.Choice(STATISTICS),
+        help="What the budget holds for: the median or the 90th percentile of calls on the device "
+        "as it is, or its quiet time [median where the table knows it].",
+    ),
+    click.option(
         "--accept-table",
         is_flag=True,
-        help="Accept a table whose sums do not hold (hurricane verify).",
+        help="Accept a table whose latencies are not additive (hurricane verify).",
     ),
 )
 
@@ -279,7 +286,7 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
 @json_option
 def search(space_file: Path | None, output: Path, as_json: bool, **options: Any) -> None:
     from .pipeline import SearchSettings, accepted, run_search
-    from .rundir import leads
+    from .rundir import disconnect, leads
     from .space import SearchSpace
     from .summary import describe_architecture, describe_space, describe_stage
 
@@ -300,6 +307,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
         outcome = run_search(
             made, settings, output, measure=measure, watch=watch, test=_test(measure)
         )
+    disconnect()
     if not leads():
         return
     from .report import write_report
@@ -338,9 +346,9 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
 )
 @json_option
 def train(architecture: Path, output: Path, as_json: bool, **options: Any) -> None:
-    from .architecture import Architecture
+    from ..lookup_tables.architecture import Architecture
     from .pipeline import SearchSettings, run_training
-    from .rundir import leads
+    from .rundir import disconnect, leads
     from .summary import describe_architecture
 
     loaded = Architecture.load(architecture)
@@ -350,6 +358,7 @@ def train(architecture: Path, output: Path, as_json: bool, **options: Any) -> No
         outcome = run_training(
             loaded, settings, output, measure=measure, watch=watch, test=_test(measure)
         )
+    disconnect()
     if not leads():
         return
     result = {
@@ -369,6 +378,7 @@ _SPACE_NAMES = (
     "target",
     "support",
     "min_sqnr",
+    "statistic",
     "top",
     "alpha",
     "exploring_layers",
@@ -391,7 +401,11 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
     if options["table"] is None or options["latency_ms"] is None:
         raise BadRequest("name a table with --table and a budget in ms with --latency")
     opened = open_latency(
-        options["table"], options["backbone"], options["target"], options["accept_table"]
+        options["table"],
+        options["backbone"],
+        options["target"],
+        options["accept_table"],
+        options["statistic"],
     )
     rest = {k: options[k] for k in _BUILD_NAMES if options[k] is not None}
     model: LatencySource = opened.model

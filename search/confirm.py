@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ops.backbone import Backbone
 from ..ops.errors import HurricaneError
-from .jsonfile import Fields, write_json
+from ..ops.jsonfile import Fields, write_json
 from .measuring import Measurement
 
 FORMAT_VERSION = 1
@@ -38,7 +37,7 @@ class Attempt:
     Attributes:
         candidate: what was measured.
         measured: latency and the two halves of its rounds.
-        met: whether the budget holds with the retest's spread to spare.
+        met: whether the budget holds with the halves' spread to spare.
     """
 
     candidate: Candidate
@@ -147,25 +146,3 @@ def confirm(
         return Confirmation(tuple(attempts), len(attempts) - 1)
     fastest = min(range(len(attempts)), key=lambda i: attempts[i].measured.ms)
     return Confirmation(tuple(attempts), fastest)
-
-
-def random_company(backbone: Backbone, count: int) -> list[tuple[str, ...]]:
-    """Networks to be timed beside the one in question, so that it is as cold as in a table.
-
-    Timed alone, a small network would find itself in the caches at every call; rows of a table
-    and the networks that check it are timed among others.
-    """
-    import numpy as np
-
-    from ..ops.pool import POOL
-
-    light = [op for op in POOL if op.family != "MB" or op.expansion <= 3]
-    random = np.random.default_rng(0)
-    company = []
-    for _ in range(count):
-        names = []
-        for shape in backbone.layers:
-            fit = [op.name for op in light if op.applies_to(shape)]
-            names.append(fit[int(random.integers(len(fit)))])
-        company.append(tuple(names))
-    return company

@@ -18,16 +18,16 @@ from typing import Any
 import click
 
 from ..agents.console import emit, json_option, progress_bar
+from ..lookup_tables.architecture import Architecture
 from ..lookup_tables.calibration import find_calibration, save_calibration
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.files import read_json
+from ..ops.jsonfile import write_json
 from ..ops.pool import POOL
-from .architecture import Architecture
 from .confirm import Confirmation
-from .jsonfile import write_json
 from .measuring import TargetMeasurer
 from .pipeline import (
     STEPS,
@@ -77,9 +77,9 @@ class TargetResult:
 _HELP = """Runs all steps in small on this machine.
 
 For this CPU (measured, in fp32 by ONNX Runtime and in int8 by LiteRT), a simulated Hexagon 685 DSP
-and a simulated Myriad X VPU: profiles all 32 operators, checks the table's sums on whole networks,
-builds a space, searches it in two stages, trains the network found, exports it, measures it, and
-writes a report.
+and a simulated Myriad X VPU: profiles all 32 operators, checks the table's sums on end-to-end
+networks, builds a space, searches it in two stages, trains the network found, exports it, measures
+it, and writes a report.
 
 \b
 Examples:
@@ -108,7 +108,9 @@ Examples:
     help="Length of training, as a multiple of the preset.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option("--accept-table", is_flag=True, help="Accept tables whose sums do not hold.")
+@click.option(
+    "--accept-table", is_flag=True, help="Accept tables whose latencies are not additive."
+)
 @json_option
 def demo_command(
     output: Path,
@@ -136,7 +138,7 @@ def demo_command(
     )
     backbone = load_backbone(BACKBONE)
     output.mkdir(parents=True, exist_ok=True)
-    say("\n[1/4] Tables: every operator at every layer shape, and whole networks against the sums")
+    say("\n[1/4] Tables: every operator at every layer shape, and their additivity checks")
     prepared = [
         _prepare(name, output, backbone, settings.seed, accept_table, say) for name in names
     ]
@@ -168,12 +170,13 @@ def demo_command(
 
 def _check_targets(names: Sequence[str]) -> None:
     """Raises BadRequest for a target that cannot be measured here, before any is profiled."""
-    from ..profiler.measuring import Bench, connect, parse_target
+    from ..profiler.session import TargetSession, connect
+    from ..profiler.target import parse_target
 
     for name in names:
         request = parse_target(name)
         with connect([], request) as clients:
-            Bench.open(clients[0], request)
+            TargetSession.open(clients[0], request)
 
 
 def _say(text: str) -> None:
@@ -340,17 +343,20 @@ def _chosen(prepared: Prepared, folder: Path) -> str:
 
 
 def _profile(name: str, path: Path, backbone: Backbone, say: Callable[[str], None]) -> LookupTable:
-    from ..profiler.measuring import Bench, connect, parse_target
-    from ..profiler.plan import parse_layers, plan_rows
+    from ..profiler.plan import parse_layers, plan_rows, reference_networks
     from ..profiler.profile import profile
+    from ..profiler.session import TargetSession, connect
+    from ..profiler.target import parse_target
 
     started = time.monotonic()
     request = parse_target(name)
-    rows = plan_rows(parse_layers(backbone.name), POOL)
+    layers = parse_layers(backbone.name)
+    rows = plan_rows(layers, POOL)
     path.parent.mkdir(parents=True, exist_ok=True)
     with connect([], request) as clients, _bar("profile") as note:
-        bench = Bench.open(clients[0], request)
-        result = profile([bench], rows, path, on_progress=note)
+        session = TargetSession.open(clients[0], request)
+        networks = reference_networks(layers, rows)
+        result = profile([session], rows, path, on_progress=note, networks=networks)
     say(
         f"    table: {len(rows)} rows {result.target.origin} on {result.target.device} "
         f"in {time.monotonic() - started:.0f} s"
@@ -367,9 +373,11 @@ def _verify(
     output: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Checks the table's sums on whole networks; the verdict is kept beside the table."""
-    from ..profiler.measuring import Bench, MeasuringSettings, connect, parse_target
+    """Runs the additivity check of a table; the answer is kept beside it."""
     from ..profiler.networks import random_networks, uniform_networks
+    from ..profiler.protocol import TimingProtocol
+    from ..profiler.session import TargetSession, connect
+    from ..profiler.target import parse_target
     from ..profiler.verification import verify_table
 
     kept = output / f"{name}.verify.json"
@@ -384,21 +392,20 @@ def _verify(
     networks = random_networks(model, VERIFIED, seed) + uniform_networks(model)
     request = parse_target(name)
     with connect([], request) as clients, _bar("verify") as note:
-        bench = Bench.open(clients[0], request)
-        found = verify_table(bench, model, networks, MeasuringSettings(seed=seed), note)
+        session = TargetSession.open(clients[0], request)
+        found = verify_table(session, model, networks, TimingProtocol(seed=seed), note)
     calibration = found.calibration(table)
     content = found.to_dict(str(path))
     write_json(kept, content)
     save_calibration(path, calibration)
     for group in found.groups:
-        p, r = group.prediction, group.retest
+        p = group.prediction
         say(
-            f"    sums against {p.count} {group.group} networks: RMSPE {p.rmspe:.1%}, bias "
-            f"{p.bias:+.1%}, tau {p.kendall_tau:.3f} (their own retest: {r.rmspe:.1%}, "
-            f"{r.kendall_tau:.3f})"
+            f"    sums against {p.count} {group.group} networks: RMSPE {p.rmspe:.1%}, noise floor "
+            f"{group.noise_floor:.1%}, bias {p.bias:+.1%}, tau {p.kendall_tau:.3f}"
         )
-    verdict = calibration.verdict.words if calibration.verdict else "none"
-    say(f"    calibration: {calibration.text()}\n    verdict: {verdict} ({calibration.reason})")
+    say(f"    calibration: {calibration.text()}")
+    say("    " + found.check_text().replace("\n", "\n    "))
     return content
 
 
@@ -447,24 +454,25 @@ def _summary_text(
     lines = [
         "",
         f"{'target':<22}{'latencies':<11}{'budget':>8}{'predicted':>11}{'run':>9}"
-        f"{'retest':>17}{'test acc.':>11}{'artefact':>10}{'Choice_3':>10}",
+        f"{'halves':>17}{'test acc.':>11}{'artefact':>10}{'Choice_3':>10}",
     ]
     for r in results:
         a = r.outcome.architecture
         halves = a.measured_halves_ms
-        retest = f"{halves[0]:.4g}/{halves[1]:.4g}" if halves else "-"
+        parts = f"{halves[0]:.4g}/{halves[1]:.4g}" if halves else "-"
         measured = f"{a.measured_ms:.4g}" if a.measured_ms is not None else "-"
         artifact = f"{a.artifact_accuracy.value:.1%}" if a.artifact_accuracy else "-"
         lines.append(
             f"{r.prepared.name:<22}{r.prepared.target.origin:<11}"
             f"{r.prepared.space.budget_ms:>8.4g}{a.predicted_ms or 0:>11.4g}"
-            f"{measured:>9}{retest:>17}{_accuracy(a):>11.1%}{artifact:>10}"
+            f"{measured:>9}{parts:>17}{_accuracy(a):>11.1%}{artifact:>10}"
             f"{r.prepared.baseline_ms:>10.4g}"
             f"{'  missed' if r.met is False else ''}"
         )
     lines += [
-        "All latencies in ms, of the origin named; 'run' is the trained network on the target,",
-        "'retest' its two halves, 'Choice_3' the predicted latency of the uniform network,",
+        "All latencies in ms, of the origin named, as the median of calls where the table knows",
+        "what calls take beyond quiet times; 'run' is the trained network on the target,",
+        "'halves' those of its rounds, 'Choice_3' the predicted latency of the uniform network,",
         f"which reaches {_accuracy(baseline):.1%} on the test split, trained the same way.",
         "'test acc.' is of fp32 in torch, 'artefact' of the target's file in its runtime.",
         *(["'missed': the run takes longer than the budget."] if missed else []),

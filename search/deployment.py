@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..lookup_tables.architecture import TrainingData
 from ..ops.artifacts import (
     Artifact,
     Recipe,
@@ -18,12 +19,11 @@ from ..ops.artifacts import (
     prepare,
     suffix_of,
 )
+from ..ops.atomic import write_atomically
 from ..ops.backbone import Backbone
 from ..ops.edges import Edge
 from ..ops.errors import BadRequest
 from ..ops.export import sha256
-from .architecture import TrainingData
-from .jsonfile import write_bytes
 
 if TYPE_CHECKING:
     from .data import ImageData
@@ -132,12 +132,12 @@ def write_artifact(
     Returns:
         Where the description is; None where there is none.
     """
-    write_bytes(path, artifact.content)
+    write_atomically(path, artifact.content, make_folder=True)
     if trained_on is None:
         return None
     text = description(artifact.content, recipe, backbone, trained_on)
     beside = path.with_name(path.name + ".json")
-    write_bytes(beside, text.encode())
+    write_atomically(beside, text.encode(), make_folder=True)
     return beside
 
 

@@ -88,7 +88,7 @@ def join_world() -> World:
         return World()
     if not dist.is_initialized():
         try:
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group(_backend())
         except (RuntimeError, ValueError) as error:
             raise BadRequest(
                 f"WORLD_SIZE is {size} but the processes cannot connect ({error}); "
@@ -97,8 +97,23 @@ def join_world() -> World:
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def leave_world() -> None:
+    """Ends the connection to the other processes, once they have no more to say."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _backend() -> str:
+    """Gloo for what is in memory, values of Python and barriers included, NCCL for GPUs.
+
+    Which one sums gradients is thus a matter of where they are, and not of what the host has.
+    """
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if gpus else "gloo"
+
+
 def choose_device(wish: str = "auto", world: World | None = None) -> torch.device:
-    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a GPU becomes current.
 
     Raises:
         BadRequest: the device is not there.

@@ -59,7 +59,7 @@ def evaluate_network(
         batch: images put through at once.
         device: as in `TrainingSettings`.
     """
-    place = choose_device(device)
+    place = choose_device(device, join_world())
     was_training = network.training
     network.to(place).eval()
     right = 0

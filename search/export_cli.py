@@ -14,9 +14,9 @@ from ..ops.errors import BadRequest
 from .cli import named_agent, one_agent, progress_bars
 
 if TYPE_CHECKING:
+    from ..lookup_tables.architecture import Architecture, ArtifactAccuracy, TrainingData
     from ..ops.artifacts import Artifact, Recipe, Samples
     from ..ops.backbone import Backbone
-    from .architecture import Architecture, ArtifactAccuracy, TrainingData
     from .data import ImageData
 
 FORMATS = ("onnx", "onnx-qdq", "tflite")
@@ -93,7 +93,7 @@ def export_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from .architecture import Architecture
+    from ..lookup_tables.architecture import Architecture
     from .deployment import make_artifact, training_data, write_artifact
     from .pipeline import export_trained
     from .retrain import OtherWeights, load_network
@@ -262,8 +262,8 @@ def _tested(
     watch: Callable[[str, int, int], None],
 ) -> ArtifactAccuracy:
     """Accuracy of an artefact on the target named, or on the table's."""
-    from ..profiler.measuring import parse_target
-    from .measuring import TargetMeasurer, artifact_accuracy, open_bench
+    from ..profiler.target import parse_target
+    from .measuring import TargetMeasurer, artifact_accuracy, open_session
 
     agents, keys = named_agent(options)
 
@@ -279,8 +279,8 @@ def _tested(
         watch("test images", done, total)
 
     if target is not None:
-        with open_bench(parse_target(target), agents, keys) as bench:
-            return artifact_accuracy(bench, made(bench.recipe), data, count)
+        with open_session(parse_target(target), agents, keys) as session:
+            return artifact_accuracy(session, made(session.recipe), data, count)
     if architecture.table is None:
         raise BadRequest("there is no table that tells a target; name one with --target")
     measurer = TargetMeasurer.of_table(architecture.table, agents=agents, credentials=keys)

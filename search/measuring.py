@@ -7,25 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..lookup_tables.architecture import ArtifactAccuracy, TableSource
 from ..lookup_tables.shipped import open_table
+from ..lookup_tables.spread import QUIET
 from ..lookup_tables.table import Target, parse_options
 from ..ops.errors import BadRequest, HurricaneError
-from .architecture import ArtifactAccuracy, TableSource
 
 if TYPE_CHECKING:
     from ..ops.artifacts import Artifact, Recipe
     from ..ops.backbone import Backbone
-    from ..profiler.measuring import Bench, TargetRequest
+    from ..profiler.session import TargetSession
+    from ..profiler.target import TargetRequest
     from .data import ImageData
 
 Count = Callable[[int, int], None]
 """Told (images done, images in all)."""
 
 ROUNDS = 48
-"""Passes for one network: more than those that check a table, as nothing averages its noise out."""
+"""Rounds of one network: more than those that check a table, as nothing averages its noise out."""
 
-COMPANY = 12
-"""Networks timed beside it, see `confirm.random_company`."""
+BACKGROUND_NETWORKS = 12
+"""Networks timed beside it, see `background_networks`."""
 
 
 class NotMeasurable(BadRequest):
@@ -34,7 +36,7 @@ class NotMeasurable(BadRequest):
 
 @dataclass(frozen=True)
 class Measurement:
-    """A network's latency, and that of each half of the rounds (its retest), in ms."""
+    """A network's latency, and that of each half of the rounds, in ms."""
 
     ms: float
     first_ms: float
@@ -49,22 +51,25 @@ class TargetMeasurer:
         target: what the table is of; another device, runtime or precision is refused.
         agents: addresses; none stands for a private agent on this machine.
         credentials: keyword arguments of `AgentClient`.
-        rounds: passes.
+        rounds: of the network.
+        statistic: of a network's calls, one of `spread.STATISTICS`.
     """
 
     target: Target
     agents: Sequence[str] = ()
     credentials: Mapping[str, Any] = field(default_factory=dict)
     rounds: int = ROUNDS
+    statistic: str = QUIET
 
     @classmethod
     def of_table(cls, source: TableSource, **settings: Any) -> TargetMeasurer:
         """A measurer for the target of a table."""
-        return cls(open_table(source.path).target(source.target), **settings)
+        target = open_table(source.path).target(source.target)
+        return cls(target, statistic=source.statistic, **settings)
 
     def check(self) -> None:
         """Raises BadRequest unless the agent has the target, NotMeasurable if none was named."""
-        with self._bench():
+        with self._session():
             pass
 
     def __call__(
@@ -86,26 +91,25 @@ class TargetMeasurer:
             NotMeasurable: no agent was named and this machine does not have it.
             HurricaneError: the target could not run the network.
         """
-        from ..profiler.measuring import MeasuringSettings
         from ..profiler.networks import WholeNetwork, time_networks
-        from .confirm import random_company
+        from ..profiler.protocol import TimingProtocol
 
         network = WholeNetwork("given", "winner", tuple(operators), gate)
-        company = [
-            WholeNetwork("company", str(number), names, gate)
-            for number, names in enumerate(random_company(backbone, COMPANY))
+        background = [
+            WholeNetwork("background", str(number), names, gate)
+            for number, names in enumerate(background_networks(backbone, BACKGROUND_NETWORKS))
         ]
-        with self._bench() as bench:
+        with self._session() as session:
             time, *_ = time_networks(
-                bench,
+                session,
                 backbone,
-                [network, *company],
-                MeasuringSettings(rounds=self.rounds),
-                artifacts={} if make is None else {network.label: make(bench.recipe)},
+                [network, *background],
+                TimingProtocol(network_rounds=self.rounds),
+                artifacts={} if make is None else {network.label: make(session.recipe)},
             )
         if time.error:
             raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")
-        return Measurement(time.measured_ms, time.first_ms, time.second_ms)
+        return Measurement(*time.of(self.statistic))
 
     def accuracy(
         self,
@@ -125,55 +129,77 @@ class TargetMeasurer:
                 have no accuracy either.
         """
         _check_computes(self.target)
-        with self._bench() as bench:
-            return artifact_accuracy(bench, make(bench.recipe), data, count)
+        with self._session() as session:
+            return artifact_accuracy(session, make(session.recipe), data, count)
 
     @contextmanager
-    def _bench(self) -> Iterator[Bench]:
-        from ..profiler.measuring import TargetRequest, parse_target
+    def _session(self) -> Iterator[TargetSession]:
+        from ..profiler.target import TargetRequest, parse_target
 
         named = parse_target(self.target.name)
         options = parse_options(self.target.options)
         options.pop("gate", None)  # is in the network, not in the runtime
         request = TargetRequest(named.name, named.threads, options)
-        with open_bench(request, self.agents, self.credentials) as bench:
+        with open_session(request, self.agents, self.credentials) as session:
             found = replace(
-                bench.target,
+                session.target,
                 runtime_version=self.target.runtime_version,
                 options=self.target.options,
             )
             if found != self.target:
-                words = f"the table is of {self.target}, the agent has {bench.target}"
+                words = f"the table is of {self.target}, the agent has {session.target}"
                 if self.agents:
                     raise BadRequest(f"{words}; name the right agent with --agent")
                 raise NotMeasurable(f"{words}; name the board's agent with --agent")
-            yield bench
+            yield session
+
+
+def background_networks(backbone: Backbone, count: int) -> list[tuple[str, ...]]:
+    """Networks to be timed beside the one in question, so that it is as cold as in a table.
+
+    Timed alone, a small network would find itself in the caches at every call; rows of a table
+    and the networks that check it are timed among others.
+    """
+    import numpy as np
+
+    from ..ops.pool import POOL
+
+    light = [op for op in POOL if op.family != "MB" or op.expansion <= 3]
+    random = np.random.default_rng(0)
+    chosen = []
+    for _ in range(count):
+        names = []
+        for shape in backbone.layers:
+            fit = [op.name for op in light if op.applies_to(shape)]
+            names.append(fit[int(random.integers(len(fit)))])
+        chosen.append(tuple(names))
+    return chosen
 
 
 @contextmanager
-def open_bench(
+def open_session(
     request: TargetRequest, agents: Sequence[str], credentials: Mapping[str, Any]
-) -> Iterator[Bench]:
+) -> Iterator[TargetSession]:
     """A target on the agent named, or on a private one on this machine.
 
     Raises:
         BadRequest: the named agent does not have it.
         NotMeasurable: no agent was named and this machine does not have it.
     """
-    from ..profiler.measuring import Bench, connect
+    from ..profiler.session import TargetSession, connect
 
     with connect(agents, request, **credentials) as clients:
         try:
-            bench = Bench.open(clients[0], request)
+            session = TargetSession.open(clients[0], request)
         except BadRequest as error:
             if agents:
                 raise
             raise NotMeasurable(f"{error}; name the board's agent with --agent") from error
-        yield bench
+        yield session
 
 
 def artifact_accuracy(
-    bench: Bench, artifact: Artifact, data: ImageData, count: Count | None = None
+    session: TargetSession, artifact: Artifact, data: ImageData, count: Count | None = None
 ) -> ArtifactAccuracy:
     """Accuracy of an artefact on the test split, one image a call in the target's runtime.
 
@@ -186,20 +212,20 @@ def artifact_accuracy(
     from ..agents.results import Protocol
     from ..ops.artifacts import edges
 
-    _check_computes(bench.target)
-    format = bench.recipe.format
+    _check_computes(session.target)
+    format = session.recipe.format
     found = edges(artifact.content, format)
     (source,), (target,) = found.inputs, found.outputs
-    digest = bench.client.upload(artifact.content, format)
+    digest = session.client.upload(artifact.content, format)
     # What a batch leaves loaded, the calls after it need not load each for itself.
-    kept = bench.time([digest], Protocol(rounds=1, calls_per_visit=1, keep_loaded=True))[digest]
+    kept = session.time([digest], Protocol(rounds=1, calls_per_visit=1, keep_loaded=True))[digest]
     if kept.error is not None:
-        raise HurricaneError(f"the network could not be run on {bench.target}: {kept.error}")
+        raise HurricaneError(f"the network could not be run on {session.target}: {kept.error}")
     labels = data.test.labels.tolist()
     right = 0
     for index, label in enumerate(labels):
         image = data.normalise(data.test.images[index : index + 1]).numpy()
-        outputs = bench.run(digest, {source.name: source.encode(image)})
+        outputs = session.run(digest, {source.name: source.encode(image)})
         right += int(np.argmax(target.decode(outputs[target.name]))) == label
         if count is not None:
             count(index + 1, len(labels))
@@ -207,11 +233,11 @@ def artifact_accuracy(
         right=right,
         images=len(labels),
         data=data.spec,
-        target=bench.target.name,
-        origin=bench.target.origin,
-        runtime_version=bench.target.runtime_version,
+        target=session.target.name,
+        origin=session.target.origin,
+        runtime_version=session.target.runtime_version,
         format=format,
-        precision=bench.target.precision,
+        precision=session.target.precision,
         converter=artifact.info.converter,
         calibration=artifact.info.calibration,
         artifact_sha256=digest,

@@ -15,6 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..lookup_tables.architecture import (
+    Accuracy,
+    Architecture,
+    ArtifactAccuracy,
+    TableSource,
+    TrainingData,
+    package_versions,
+)
 from ..lookup_tables.calibration import Calibration, find_calibration
 from ..lookup_tables.model import LatencyModel, guess_backbone
 from ..lookup_tables.shipped import open_table
@@ -23,19 +31,12 @@ from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.pool import GATES
-from .architecture import (
-    Accuracy,
-    Architecture,
-    ArtifactAccuracy,
-    TableSource,
-    TrainingData,
-    package_versions,
-)
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
 from .rundir import RunDirectory, leads, wait_for_leader
 from .space import SearchSpace
+from .trainings import SUPERNET_TRAININGS
 from .two_stage import StageResult, TwoStageResult, two_stage_search
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ class MeasureAccuracy(Protocol):
 STEPS = ("searched", "confirmed", "trained", "measured")
 """How far `run_search` can be told to go; each step is kept in the run's directory."""
 
-SUPERNET_TRAININGS = ("single-path", "fair", "sandwich")
-
 
 @dataclass(frozen=True)
 class TargetLatency:
@@ -85,8 +84,8 @@ class TargetLatency:
         model: with the calibration that lies beside the table, if its rows are still those.
         backbone: of the networks.
         gate: of squeeze-and-excitation.
-        source: the table, with the verdict on it.
-        outdated: whether verdict and calibration are of other rows, and not used.
+        source: the table, with the verdict of its additivity check.
+        outdated: whether check and calibration are of other rows, and not used.
     """
 
     model: LatencyModel
@@ -110,19 +109,22 @@ class TargetLatency:
                 f"(such as {fallen[0].operator} at {fallen[0].shape})"
             )
         shaky = {
-            kind: len(self.model.flagged(kind)) for kind in ("disturbed", "unstable", "throttled")
+            kind: len(self.model.flagged(kind))
+            for kind in ("interference", "unstable", "throttled", "drift")
         }
         if any(shaky.values()):
             words = ", ".join(f"{n} {kind}" for kind, n in shaky.items() if n)
             found.append(f"rows flagged: {words}; profile-ops --retry measures them again")
         calibration = self.model.calibration
-        verdict = calibration.verdict if calibration is not None else None
-        if calibration is not None and verdict is not None:
-            found.append(f"verified: {verdict.words} ({calibration.reason})")
+        check = calibration.check if calibration is not None else None
+        if check is not None:
+            state = "verified" if check.verdict.verified else "not verified"
+            remedy = f"; {check.remedy}" if check.verdict is Verdict.INCONCLUSIVE else ""
+            found.append(f"{state}: {check.text()}{remedy}")
         elif self.outdated:
             found.append("not verified: the table's rows have changed since hurricane verify")
         else:
-            found.append("not verified: hurricane verify tells how far its sums can be trusted")
+            found.append("not verified: hurricane verify checks whether its sums can be trusted")
         if calibration is not None and calibration.applied:
             found.append(f"calibrated: {calibration.text()}")
         return found
@@ -199,18 +201,20 @@ def open_latency(
     backbone: str | Path | None = None,
     target: str | None = None,
     accept_table: bool = False,
+    statistic: str | None = None,
 ) -> TargetLatency:
-    """The latency model of a table; calibration and verdict that lie beside it are heeded.
+    """The latency model of a table; calibration and additivity check beside it are heeded.
 
     Args:
         table: path, or name of a shipped table.
         backbone: name or path; None: the one shipped backbone that the table covers.
         target: None where the table holds one.
-        accept_table: take a table whose sums do not hold.
+        accept_table: take a table whose latencies are not additive.
+        statistic: what latencies are of, as `LatencyModel` takes it.
 
     Raises:
-        BadRequest: its sums do not hold by `hurricane verify`, and it is not accepted; or there
-            is no such table, backbone or target in it.
+        BadRequest: its additivity check failed, and it is not accepted; or there is no such
+            table, backbone or target in it.
     """
     opened = open_table(table)
     frame = guess_backbone(opened) if backbone is None else load_backbone(backbone)
@@ -220,13 +224,14 @@ def open_latency(
         raise BadRequest(words)
     calibration = known if known is not None and known.fits(opened) else None
     verdict = calibration.verdict if calibration is not None else None
-    model = LatencyModel(opened, frame, found, calibration=calibration)
+    model = LatencyModel(opened, frame, found, calibration=calibration, statistic=statistic)
     source = TableSource(
         str(table),
         opened.sha256(),
         target or found.name,
         None if verdict is None else str(verdict),
         found.origin,
+        model.statistic,
     )
     gate = parse_options(found.options).get("gate", GATES[0])
     return TargetLatency(model, frame, gate, source, known is not calibration)
@@ -239,7 +244,7 @@ def refusal(space: SearchSpace) -> str:
     accepted when the space was built stays so.
     """
     source = space.table
-    if source is None or source.verdict == Verdict.BROKEN:
+    if source is None or source.verdict == Verdict.NOT_ADDITIVE:
         return ""
     try:
         opened = open_table(source.path)
@@ -256,24 +261,26 @@ def accepted(space: SearchSpace) -> SearchSpace:
     """The space with its table accepted, where that takes saying so."""
     if space.table is None or not refusal(space):
         return space
-    return replace(space, table=replace(space.table, verdict=str(Verdict.BROKEN)))
+    return replace(space, table=replace(space.table, verdict=str(Verdict.NOT_ADDITIVE)))
 
 
 def _refusal(name: str | Path, table: LookupTable, known: Calibration | None) -> str:
     """Why a table may not be searched; empty where it may."""
-    if known is None or known.verdict is not Verdict.BROKEN or not known.fits(table):
+    check = None if known is None else known.check
+    if known is None or check is None or check.verdict is not Verdict.NOT_ADDITIVE:
+        return ""
+    if not known.fits(table):
         return ""
     return (
-        f"{name}: its sums do not hold on {known.target.name}: {known.reason};\n"
-        "profile it again on a quiet device with more rounds and verify it, or search it "
-        "all the same with --accept-table"
+        f"{name}: latencies are not additive on {known.target.name}: {check.reason};\n"
+        f"{check.remedy}; to search it all the same, give --accept-table"
     )
 
 
 def predicted_interval(
     space: SearchSpace, operators: Sequence[str], predicted_ms: float
 ) -> tuple[float, float] | None:
-    """The 95% interval of a prediction, from the space's table.
+    """The 90% interval of a prediction, from the space's table.
 
     Returns:
         None where the table is not at hand, gives another latency by now, or has no intervals.
@@ -282,7 +289,13 @@ def predicted_interval(
     if source is None:
         return None
     try:
-        model = open_latency(source.path, space.backbone, source.target, accept_table=True).model
+        model = open_latency(
+            source.path,
+            space.backbone,
+            source.target,
+            accept_table=True,
+            statistic=source.statistic,
+        ).model
         if not math.isclose(model.latency_of(operators), predicted_ms, rel_tol=1e-6):
             return None
         return model.interval_of(operators)

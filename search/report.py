@@ -21,24 +21,25 @@ from typing import Any
 import click
 
 from ..agents.console import emit, json_option
-from ..lookup_tables.calibration import Calibration
-from ..lookup_tables.model import LatencyModel, fill_command
-from ..lookup_tables.shipped import open_table, shipped_tables
-from ..lookup_tables.table import MAX_LATENCY_MS, LookupTable, Row, Target
-from ..lookup_tables.verdict import Verdict
-from ..ops.backbone import Backbone, load_backbone
-from ..ops.errors import BadRequest, HurricaneError
-from ..ops.files import MAX_MODEL_BYTES, read_bytes, read_json
-from ..ops.pool import parse_operator
-from ..ops.shapes import LayerShape
-from .architecture import (
+from ..lookup_tables.architecture import (
     Accuracy,
     Architecture,
     ArtifactAccuracy,
     TableSource,
     read_table_source,
 )
-from .jsonfile import Fields, write_bytes
+from ..lookup_tables.calibration import Calibration
+from ..lookup_tables.model import LatencyModel, fill_command
+from ..lookup_tables.shipped import open_table, shipped_tables
+from ..lookup_tables.table import MAX_LATENCY_MS, LookupTable, Row, Target
+from ..lookup_tables.verdict import Cause, Verdict, noise_floor
+from ..ops.atomic import write_atomically
+from ..ops.backbone import Backbone, load_backbone
+from ..ops.errors import BadRequest
+from ..ops.files import MAX_MODEL_BYTES, read_bytes, read_json
+from ..ops.jsonfile import Fields
+from ..ops.pool import applies, parse_operator
+from ..ops.shapes import LayerShape, format_ranges
 from .pipeline import SearchSettings, open_latency
 from .rundir import EVALUATED_COLUMNS, evaluated_rows, read_config
 from .space import SearchSpace
@@ -70,9 +71,9 @@ class NetworkFigures:
         macs, params: of the whole network, for one image.
         layer_ms: latency of each layer by the table; None where the table is not at hand.
         predicted_ms: the table's sum.
-        predicted_interval_ms: of `predicted_ms`, 95%; None: not known.
+        predicted_interval_ms: of `predicted_ms`, 90%; None: not known.
         whole_ms: the whole network timed on the target.
-        halves_ms: over the first and the second half of the rounds: the retest.
+        halves_ms: over the first and the second half of the rounds.
         accuracy: figures with how they were obtained.
         artifact: accuracy of the target's artefact in its runtime; None: not measured.
     """
@@ -100,9 +101,14 @@ class NetworkFigures:
         return next((a for a in reversed(self.accuracy) if a.split == "validation"), None)
 
     @property
-    def retest(self) -> float | None:
-        """How far the two halves are apart, as a share of the second."""
+    def split_half(self) -> float | None:
+        """Split-half difference: how far the halves are apart, as a share of the second."""
         return None if self.halves_ms is None else abs(self.halves_ms[0] / self.halves_ms[1] - 1)
+
+    @property
+    def noise_floor(self) -> float | None:
+        """Error of `whole_ms` as the halves show it, a fraction."""
+        return None if self.split_half is None else noise_floor(self.split_half)
 
 
 @dataclass(frozen=True)
@@ -203,17 +209,22 @@ class ErrorFigures:
 
 @dataclass(frozen=True)
 class GroupErrors:
-    """A group of networks: the prediction's errors, and the retest that bounds them."""
+    """A group of networks: the prediction's errors, and the split-half difference."""
 
     group: str
     prediction: ErrorFigures
-    retest: ErrorFigures
+    split_half: ErrorFigures
     failed: int
+
+    @property
+    def noise_floor(self) -> float | None:
+        """RMSPE that a perfect prediction would show, a fraction."""
+        return None if self.split_half.rmspe is None else noise_floor(self.split_half.rmspe)
 
 
 @dataclass(frozen=True)
 class VerifiedNetwork:
-    """A whole network: the table's sum and the time it took."""
+    """An end-to-end network: the table's sum and the time it took."""
 
     group: str
     label: str
@@ -324,9 +335,19 @@ class Run:
 
     @property
     def verdict(self) -> Verdict | None:
-        """On the table's sums, when the run began; None: not verified."""
+        """Of the table's additivity check when the run began; None: there was none."""
         known = self.source.verdict if self.source is not None else None
         return None if known is None else Verdict(known)
+
+    @property
+    def verified(self) -> bool:
+        """Whether predictions were found to be good."""
+        return self.source is not None and self.source.verified
+
+    @property
+    def statistic(self) -> str | None:
+        """What predictions and the budget are of, one of `spread.STATISTICS`; None: not known."""
+        return self.source.statistic if self.source is not None else None
 
     @property
     def budget_ms(self) -> float | None:
@@ -393,8 +414,8 @@ def gather_run(folder: str | Path) -> Run:
     run = replace(run, verification=_optional(path / VERIFICATION, read_verification))
     if run.verification is None:
         gaps["verification"] = (
-            f"{path} holds no {VERIFICATION}: predictions were not checked against whole "
-            f"networks. `hurricane verify --json … > {path / VERIFICATION}` does it."
+            f"{path} holds no {VERIFICATION}: predictions were not checked against "
+            f"end-to-end networks. `hurricane verify --json … > {path / VERIFICATION}` does it."
         )
     onnx = path / "model.onnx"
     if onnx.is_file():
@@ -443,7 +464,11 @@ def heat_map(
         backbone=backbone.name,
         shapes=shapes,
         layers=tuple(
-            _spans([i for i, shape in enumerate(backbone.layers) if shape == wanted])
+            format_ranges(
+                (i for i, shape in enumerate(backbone.layers) if shape == wanted),
+                dash="–",
+                comma=", ",
+            )
             for wanted in shapes
         ),
         rows=cells,
@@ -476,7 +501,7 @@ def read_verification(path: str | Path) -> Verification:
         GroupErrors(
             item.text("group"),
             _errors(item.object("prediction")),
-            _errors(item.object("retest")),
+            _errors(item.object("split_half" if "split_half" in item.as_dict() else "retest")),
             item.integer("failed"),
         )
         for item in content.objects("groups")
@@ -520,7 +545,8 @@ def commands(run: Run) -> tuple[str, ...]:
         words += ["--backbone", run.backbone_name]
         words += ["--random", str(calibration.networks + calibration.held_out)]
         words += ["--uniform"] if any(g.group == "uniform" for g in calibration.groups) else []
-        lines.append(shlex.join([*words, *(["--store"] if calibration.verdict is None else [])]))
+        few = calibration.check is None or calibration.check.cause is Cause.TOO_FEW
+        lines.append(shlex.join([*words, *(["--store"] if few else [])]))
     if space is not None and source is not None:
         words = ["hurricane", "space", "--table", source.path, "--target", source.target]
         words += ["--backbone", space.backbone, "--latency", f"{space.budget_ms:.12g}"]
@@ -529,7 +555,8 @@ def commands(run: Run) -> tuple[str, ...]:
         explores = [i for i, name in enumerate(space.exploring) if name is not None]
         words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
         file = f"{run.name}.space.json"
-        words += ["--accept-table"] if source.verdict == Verdict.BROKEN else []
+        words += ["--statistic", source.statistic]
+        words += ["--accept-table"] if source.verdict == Verdict.NOT_ADDITIVE else []
         words += ["--score-latency", space.score_latency, "-o", file]
         lines.append(shlex.join(words))
         words = ["hurricane", "search", "--space", file]
@@ -587,7 +614,9 @@ def _find_table(
         gaps["heat"] = f"There are no latencies by operator: {error}."
         return None, None, None
     try:
-        latency = open_latency(place, backbone, source.target, accept_table=True)
+        latency = open_latency(
+            place, backbone, source.target, accept_table=True, statistic=source.statistic
+        )
         return table, target, latency.model
     except BadRequest as error:
         gaps["layers"] = f"The table gives no latency of layers: {error}."
@@ -743,7 +772,9 @@ def _cell(
 ) -> HeatCell:
     row = rows.get((name, shape))
     if row is None:
-        return HeatCell(name, shape, "absent" if applies(name, shape) else "inapplicable")
+        return HeatCell(
+            name, shape, "absent" if applies(name, shape, unknown=True) else "inapplicable"
+        )
     flags = tuple(word for word in row.flag_words if word != row.origin)
     if row.latency_ms is None or fastest is None:
         return HeatCell(name, shape, row.status, flags=flags)
@@ -772,14 +803,6 @@ def _options(settings: Mapping[str, Any]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def applies(name: str, shape: LayerShape) -> bool:
-    """Whether an operator can stand at a shape; one that is not registered is taken to."""
-    try:
-        return parse_operator(name).applies_to(shape)
-    except BadRequest:
-        return True
-
-
 def family(name: str) -> str:
     """An operator's family as a word for its colour: ``sep``, ``mb``, ``choice`` or ``own``."""
     try:
@@ -787,17 +810,6 @@ def family(name: str) -> str:
     except BadRequest:
         return "own"
     return "own" if found.custom is not None else found.family.lower()
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """Whole numbers in rising order as ``1–2, 5``."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs)
 
 
 # --- Numbers in words -----------------------------------------------------------------------
@@ -960,7 +972,7 @@ class StagePlot:
 
 @dataclass(frozen=True)
 class VerificationPlot:
-    """Whole networks: the table's sum against the time taken; equal axes.
+    """End-to-end networks: the table's sum against the time taken; equal axes.
 
     Attributes:
         groups: each group with the SVG path of its dots.
@@ -1087,7 +1099,7 @@ def write_report(
     runs = [gather_run(folder) for folder in run_folders]
     if not runs:
         raise BadRequest("name at least one run directory")
-    _write(render_report(runs, title, notes), output)
+    write_atomically(output, render_report(runs, title, notes).encode(), make_folder=True)
     return Path(output)
 
 
@@ -1140,15 +1152,6 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         reductions=reductions,
     )
     return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
-
-
-def _write(page: str, output: str | Path) -> None:
-    try:
-        write_bytes(output, page.encode())
-    except OSError as error:
-        raise HurricaneError(
-            f"{output} cannot be written: {error.strerror or error}; name another file with -o"
-        ) from error
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -1206,7 +1209,7 @@ def report_command(
         output = first / "report.html"
     runs = [gather_run(path) for path in paths]
     named = title or "Hurricane: " + ", ".join(folder.resolve().name for folder in folders)
-    _write(render_report(runs, named), output)
+    write_atomically(output, render_report(runs, named).encode(), make_folder=True)
     result = {"output": str(output), "runs": [_summary(run) for run in runs]}
     gaps = [f"  left out: {gap}" for run in runs for gap in run.gaps.values()]
     emit(result, as_json, "\n".join([f"{output}: {len(runs)} run(s)", *gaps]))
@@ -1230,6 +1233,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "target": run.target_name,
         "origin": run.origin,
         "budget_ms": run.budget_ms,
+        "statistic": run.statistic,
         "winner": figures(winner),
         "baseline": figures(baseline),
         "gaps": dict(run.gaps),

@@ -26,8 +26,8 @@ from .training import (
     optimise,
     preset_for,
     read_saved,
+    save_weights,
     seeded,
-    write_atomically,
 )
 
 BATCH_NORM_IMAGES = 4096
@@ -123,7 +123,7 @@ def train_architecture(
     network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
     if directory is not None and join_world().leads:
         content = {"operators": list(operators), "gate": gate, "model": network.state_dict()}
-        write_atomically(directory / "weights.pt", content)
+        save_weights(directory / "weights.pt", content)
     return TrainedNetwork(
         network=network,
         operators=tuple(operators),

@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..lookup_tables.architecture import Architecture
+from ..ops.atomic import PARTIAL, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.files import read_bytes
-from .architecture import Architecture
+from ..ops.jsonfile import Fields, write_json
 from .evolution import Evaluated
-from .jsonfile import Fields, write_bytes, write_json
 from .space import SearchSpace
 
 FORMAT_VERSION = 1
@@ -67,7 +68,7 @@ class RunDirectory:
         resumed = config_file.exists()
         if resumed:
             _require_same(folder, read_config(folder), wanted)
-        elif folder.exists() and any(f.name != ".lock" for f in folder.iterdir()) and leads():
+        elif leads() and folder.exists() and not all(map(_left_by_a_kill, folder.iterdir())):
             raise BadRequest(
                 f"{folder} is not empty and holds no run; name a new directory, or empty it"
             )
@@ -146,7 +147,7 @@ class RunDirectory:
         content = read_bytes(path, "list of evaluated architectures")
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content and leads():
-            write_bytes(path, whole)
+            write_atomically(path, whole, make_folder=True)
         rows = evaluated_rows(path, whole)
         return [_parse_row(path, number, row, candidates) for number, row in enumerate(rows)]
 
@@ -279,6 +280,11 @@ def _parse_row(
         ) from error
 
 
+def _left_by_a_kill(file: Path) -> bool:
+    """Whether a run that was killed before it began may have left this file."""
+    return file.name == ".lock" or file.suffix == PARTIAL
+
+
 def leads() -> bool:
     """Whether this process writes and prints: rank 0 under torchrun, and any process without it."""
     return os.environ.get("RANK", "0") == "0"
@@ -290,3 +296,11 @@ def wait_for_leader() -> None:
         from .distributed import join_world
 
         join_world().wait()
+
+
+def disconnect() -> None:
+    """Ends the connection to the other processes under torchrun; nothing without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from .distributed import leave_world
+
+        leave_world()

@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..lookup_tables.architecture import TableSource, backbone_reference, read_table_source
 from ..lookup_tables.table import MAX_LATENCY_MS
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
+from ..ops.jsonfile import Fields, write_json
 from ..ops.pool import GATES
-from .architecture import TableSource, backbone_reference, read_table_source
 from .feasible import TOLERANCE_MS, FeasibleSet
-from .jsonfile import Fields, write_json
 from .scoring import SCORE_LATENCIES, LatencySource, ScoreLines, rank, score_lines
 from .supported import SupportSource, read_support_source
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..lookup_tables.architecture import Architecture, TableSource
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
-from .architecture import Architecture
+from ..ops.shapes import format_ranges
 from .space import SearchSpace
 from .two_stage import StageResult
 
@@ -20,7 +21,7 @@ def describe_space(space: SearchSpace) -> str:
     place = f" on {space.table.target}" if space.table else ""
     tau = "" if space.score_latency == "operator" else ", score by the latency of architectures"
     lines = [
-        f"{space.backbone}{place}: budget {space.budget_ms:g} ms, "
+        f"{space.backbone}{place}: budget {space.budget_ms:g} ms{_statistic(space.table)}, "
         f"reachable {low:.4g} to {high:.4g} ms",
         f"alpha {space.alpha:g} ({space.alpha_mode}{tau}): space of {space.lowest_ms:.4g} to "
         f"{space.highest_ms:.4g} ms, mean {space.mean_ms:.4g} ms",
@@ -35,13 +36,13 @@ def describe_space(space: SearchSpace) -> str:
         (shapes[i], space.candidates[i], space.exploring[i], space.latency_ms[i])
         for i in range(space.layers)
     ]
-    for first, last in _runs(layers):
-        shape, names, exploring, latencies = layers[first]
+    for alike in _runs(layers):
+        shape, names, exploring, latencies = layers[alike[0]]
         cells = [
             f"{'+' if name == exploring else ''}{name} {ms:.3g}"
             for name, ms in zip(names, latencies, strict=True)
         ]
-        rows.append((_span(first, last), str(shape), ", ".join(cells)))
+        rows.append((format_ranges(alike), str(shape), ", ".join(cells)))
     return "\n".join([*lines, *_columns(rows)])
 
 
@@ -59,10 +60,15 @@ def describe_architecture(architecture: Architecture) -> str:
     shapes = load_backbone(architecture.backbone).layers
     lines = []
     if architecture.predicted_ms is not None:
-        latency = f"latency: {architecture.predicted_ms:.4g} ms predicted"
+        statistic = _statistic(architecture.table)
+        latency = f"latency{statistic}: {architecture.predicted_ms:.4g} ms predicted"
+        known = []
         if architecture.predicted_interval_ms is not None:
             low, high = architecture.predicted_interval_ms
-            latency += f" ({low:.4g}–{high:.4g})"
+            known.append(f"{low:.4g}–{high:.4g}")
+        if architecture.table is None or not architecture.table.verified:
+            known.append("not verified")
+        latency += f" ({'; '.join(known)})" if known else ""
         if architecture.measured_ms is not None:
             origin = architecture.table.origin if architecture.table else "measured"
             latency += f", {architecture.measured_ms:.4g} ms {origin}"
@@ -79,21 +85,17 @@ def describe_architecture(architecture: Architecture) -> str:
     if found is not None:
         lines.append(f"test accuracy: {found.value:.1%} ({found.how})")
     pairs = list(zip(shapes, architecture.operators, strict=True))
-    if architecture.table is not None and architecture.table.verdict == Verdict.BROKEN:
-        lines.append(f"sums of {architecture.table.path} do not hold; it was accepted")
+    if architecture.table is not None and architecture.table.verdict == Verdict.NOT_ADDITIVE:
+        lines.append(f"latencies of {architecture.table.path} are not additive; it was accepted")
     rows = [("layer", "shape", "operator")]
-    rows += [(_span(a, b), str(pairs[a][0]), pairs[a][1]) for a, b in _runs(pairs)]
+    rows += [(format_ranges(r), str(pairs[r[0]][0]), pairs[r[0]][1]) for r in _runs(pairs)]
     return "\n".join([*lines, *_columns(rows)])
 
 
-def _runs(items: Sequence[object]) -> list[tuple[int, int]]:
-    """Stretches of equal neighbours as (first, last)."""
+def _runs(items: Sequence[object]) -> list[range]:
+    """Stretches of equal neighbours, by their indices."""
     starts = [i for i in range(len(items)) if i == 0 or items[i] != items[i - 1]]
-    return [(a, b - 1) for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
-
-
-def _span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
 
 
 def _share(count: int, total: int, exact: bool) -> str:
@@ -111,3 +113,8 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]])
         for row in rows
     ]
+
+
+def _statistic(table: TableSource | None) -> str:
+    """What latencies, and a budget of them, are of, where a table says so."""
+    return f" ({table.statistic})" if table is not None else ""

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..lookup_tables.architecture import backbone_reference
 from ..lookup_tables.cells import FALLBACK
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.support import SupportReport, SupportRow
 from ..lookup_tables.table import Target
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
+from ..ops.jsonfile import Fields
 from ..ops.shapes import LayerShape
-from .architecture import backbone_reference
-from .jsonfile import Fields
 
 SAME = ("name", "device", "processor", "runtime", "options", "precision")
 """What a report's target has in common with the table's; versions may differ, and it is said."""

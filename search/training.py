@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops.atomic import remove_partials, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from .data import ImageData
 from .distributed import World, choose_device, join_world
 from .supernet import Supernet
+from .trainings import SUPERNET_TRAININGS
 
-STRATEGIES = ("single-path", "fair", "sandwich")
 SCHEDULES = ("linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 
@@ -104,7 +105,7 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("strategy", STRATEGIES),
+            ("strategy", SUPERNET_TRAININGS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
         ):
@@ -421,11 +422,15 @@ class _Checkpoint:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
-        write_atomically(self._path, content)
+        save_weights(self._path, content)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
         """Puts the saved state in place; gives its step, 0 where there is no file."""
-        if self._path is None or not self._path.exists():
+        if self._path is None:
+            return 0
+        if self._world.leads:
+            remove_partials(self._path)
+        if not self._path.exists():
             return 0
         content = read_saved(self._path, device)
         try:
@@ -446,20 +451,9 @@ class _Checkpoint:
             raise _unreadable(self._path, error) from error
 
 
-def write_atomically(path: Path, content: Any) -> None:
+def save_weights(path: Path, content: Any) -> None:
     """Saves with torch.save; a kill leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise HurricaneError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, partial(torch.save, content), make_folder=True)
 
 
 _REMOVE = "remove it to train from the start"
@@ -468,7 +462,7 @@ _OTHER_CONTENT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError,
 
 
 def read_saved(path: Path, device: torch.device | str = "cpu", advice: str = _REMOVE) -> Any:
-    """Loads what `write_atomically` saved; runs no code from the file.
+    """Loads what `save_weights` saved; runs no code from the file.
 
     Raises:
         HurricaneError: the file is damaged.

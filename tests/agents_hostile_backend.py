@@ -279,6 +279,7 @@ def _say(what: str, digest: str = "", other: str = "") -> str:
     conditions = {
         "temperature_c": 0.0, "frequency_mhz": 0.0, "load_1m": 0.0, "steal_share": 0.0,
         "throttle_events": 0, "governor": "", "busy_share": 0.0,
+        "unwatched": ["\x1b[2J" * 1000] * 100,
     }  # fmt: skip
     result = {
         "sha256": digest, "load_ms": 1.0, "first_call_ms": 1.0, "compute_unit": "\x1b[31mEVIL",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault(
     "HURRICANE_CACHE", str(Path(__file__).resolve().parent.parent / ".cache" / "hurricane")
 )
+
+
+# Tests that start processes have the marker, so that ``-m "not process"`` leaves the quick ones.
+_started: list[str] = []
+sys.addaudithook(
+    lambda event, args: _started.append(event) if event in ("subprocess.Popen", "os.fork") else None
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    _started.clear()
+
+
+@pytest.fixture(autouse=True)
+def _processes_are_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if _started and request.node.get_closest_marker("process") is None:
+        pytest.fail("it starts a process: mark it with @pytest.mark.process")
 
 
 # Where backends of the tests may read and write; workers get nothing else of the environment.

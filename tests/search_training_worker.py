@@ -19,7 +19,7 @@ import torch
 
 from hurricane.ops.backbone import parse_backbone
 from hurricane.search.data import load_data
-from hurricane.search.distributed import join_world
+from hurricane.search.distributed import join_world, leave_world
 from hurricane.search.evaluation import SupernetEvaluator
 from hurricane.search.retrain import train_architecture
 from hurricane.search.training import Preset, TrainingSettings
@@ -127,6 +127,8 @@ def main() -> None:
     if join_world().leads:
         torch.save(result, folder / "result.pt")
     join_world().wait()
+    leave_world()
+    assert not torch.distributed.is_initialized()
 
 
 if __name__ == "__main__":

@@ -72,6 +72,7 @@ def test_a_broken_upload_leaves_no_file(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.process
 def test_temporary_stores_go_with_their_agent_and_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +95,7 @@ def test_temporary_stores_go_with_their_agent_and_after_a_kill(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_folders_of_workers_that_were_killed_go_with_the_next_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

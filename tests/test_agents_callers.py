@@ -40,6 +40,8 @@ from hurricane.agents.store import Store
 from .agents_support import AGENT, DEADLINE_S, Agent, serving, wait_until
 from .onnx_attacks import relu_model
 
+pytestmark = pytest.mark.process
+
 BACKEND = Path(__file__).with_name("agents_faulty_backend.py")
 FUZZ = Path(__file__).resolve().parent.parent / "benchmarks" / "fuzz_wire.py"
 RESIDENT, ONE_AT_A_TIME = "dsp-faulty-fp32", "npu-faulty-fp32"

@@ -35,6 +35,8 @@ from .onnx_attacks import (
     relu_model,
 )
 
+pytestmark = pytest.mark.process
+
 UNCHECKED = Path(__file__).with_name("agents_unchecked_backend.py")
 # Kept loaded: the tests of one target share a worker.
 ONCE = Protocol(rounds=1, calls_per_visit=1, warmup_calls=1, keep_loaded=True)

@@ -27,6 +27,8 @@ from hurricane.ops.artifacts import edges
 onnx = pytest.importorskip("onnx", reason="onnx, which makes the test graphs, is not installed")
 from .agents_artifacts import BROKEN, SHAPE, convolutions, made, recipe_of  # noqa: E402
 
+pytestmark = pytest.mark.process
+
 CONTEXT = Context(device_name="this machine", simulate=("all",), seed=1)
 # Kept loaded: the tests of one target share a worker.
 QUICK = Protocol(rounds=3, calls_per_visit=2, warmup_calls=1, keep_loaded=True)

@@ -32,9 +32,12 @@ from hurricane.ops.export import export_operator
 from hurricane.ops.shapes import LayerShape
 from hurricane.ops.tflite import quantise_tflite, write_tflite
 from hurricane.ops.tflite.flatbuffer import pack_model, schema, unpack_model
-from hurricane.profiler.measuring import Bench, TargetRequest
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import TargetRequest
 
 from .agents_support import serving
+
+pytestmark = pytest.mark.process
 
 U65, U55 = "npu-ethosu65-int8", "npu-ethosu55-int8"
 SMALL = LayerShape(14, 14, 16, 16, 1)
@@ -128,14 +131,14 @@ def test_a_target_says_that_it_is_estimated_and_of_what(agent: AgentClient, seri
 
 @pytest.mark.parametrize("series", SERIES, ids=lambda series: series.target)
 def test_a_row_names_everything_that_changes_its_number(agent: AgentClient, series: Series) -> None:
-    plain = Bench.open(agent, TargetRequest(series.target)).target
+    plain = TargetSession.open(agent, TargetRequest(series.target)).target
     assert plain.origin == "estimated"
     assert parse_options(plain.options) == series.defaults
     asked = {"accelerator_config": series.accelerator_configs[1]}
-    other = Bench.open(agent, TargetRequest(series.target, options=asked)).target
+    other = TargetSession.open(agent, TargetRequest(series.target, options=asked)).target
     assert parse_options(other.options) == {**series.defaults, **asked}
     # To name the defaults is to ask for the same.
-    named = Bench.open(agent, TargetRequest(series.target, options=series.defaults)).target
+    named = TargetSession.open(agent, TargetRequest(series.target, options=series.defaults)).target
     assert named == plain
 
 

@@ -209,6 +209,7 @@ def test_a_file_in_the_folder_is_a_format(
         sys.modules.pop(f"{formats.__name__}.{name}", None)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("format", format_names())
 def test_checking_loads_no_runtime(format: str) -> None:
     code = (
@@ -496,6 +497,7 @@ for path in paths:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("runtime", "places"),
     [
@@ -566,6 +568,7 @@ def test_data_that_were_external_once_and_are_inside_now_are_accepted() -> None:
 # --- files that were made to harm -----------------------------------------------------------
 
 
+@pytest.mark.process
 def test_made_up_graphs_are_refused() -> None:
     for name, content in refused_graphs():
         assert outcome("onnx", content) is not None, name
@@ -1223,6 +1226,7 @@ def test_a_tensor_may_be_written_as_serialisers_do(fields: list[list]) -> None:
 # --- what must be accepted ------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_every_operator_and_every_network_of_ours_is_accepted() -> None:
     backbone = load_backbone("digits32")
     pieces = [

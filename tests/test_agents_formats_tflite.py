@@ -121,6 +121,7 @@ def interpret(folder: Path, contents: list[bytes]) -> list[tuple[int, dict[str, 
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.process
 def test_the_interpreter_computes_the_shapes_that_the_check_demands(tmp_path: Path) -> None:
     for (name, content), (signal, shapes) in zip(
         GOOD.items(), interpret(tmp_path, list(GOOD.values())), strict=True
@@ -133,6 +134,7 @@ def test_the_interpreter_computes_the_shapes_that_the_check_demands(tmp_path: Pa
             assert shapes[str(index)] == list(tensor.shape), (name, tensor.name)
 
 
+@pytest.mark.process
 def test_unchecked_files_kill_the_interpreter(tmp_path: Path) -> None:
     """Else the attacks would show nothing."""
     attacks = dict(crashing_models())
@@ -168,6 +170,7 @@ sys.stdout.buffer.write(interpreter.get_tensor(output).tobytes())
 """
 
 
+@pytest.mark.process
 def test_unchecked_files_make_the_interpreter_give_memory_away(tmp_path: Path) -> None:
     """Where data lie behind the FlatBuffer: offset and size may overflow."""
     file = tmp_path / "reader.tflite"

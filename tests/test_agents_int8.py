@@ -30,6 +30,8 @@ from hurricane.ops.export import export_operator
 from hurricane.ops.onnx_qdq import edges, quantise_onnx
 from hurricane.ops.shapes import LayerShape
 
+pytestmark = pytest.mark.process
+
 INT8 = ("cpu-onnxruntime-int8", "cpu-openvino-int8")
 FP32 = ("cpu-onnxruntime-fp32", "cpu-openvino-fp32")
 QUICK = Protocol(rounds=2, calls_per_visit=2, warmup_calls=1, keep_loaded=True)

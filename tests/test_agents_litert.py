@@ -114,6 +114,7 @@ def expected(operator: str, x: np.ndarray) -> np.ndarray:
 # --- What it computes
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("options", [{}, {"xnnpack": "0"}], ids=["xnnpack", "own kernels"])
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_fp32_outputs_are_those_of_the_reference(
@@ -126,6 +127,7 @@ def test_fp32_outputs_are_those_of_the_reference(
     assert np.max(np.abs(found - wanted)) <= TOLERANCE * np.max(np.abs(wanted))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_int8_takes_and_gives_int8_and_stays_close(board: Board, operator: str) -> None:
     x = sample()
@@ -154,6 +156,7 @@ def test_presets_of_eight_bits_use_all_of_them_and_others_stay_small() -> None:
 # --- Where it computed it
 
 
+@pytest.mark.process
 def test_xnnpack_takes_every_node_of_the_pool(board: Board) -> None:
     for target, file in ((FP32, fp32_of), (INT8, int8_of)):
         for result in board.measure(target, *map(file, OPERATORS)):
@@ -163,6 +166,7 @@ def test_xnnpack_takes_every_node_of_the_pool(board: Board) -> None:
             assert np.all(result.wall_ms > 0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("target", "file"), [(FP32, fp32_of), (INT8, int8_of)], ids=[FP32, INT8])
 def test_a_node_that_xnnpack_does_not_take_is_named_and_flagged(
     board: Board, target: str, file: Any
@@ -183,6 +187,7 @@ def test_a_node_that_xnnpack_does_not_take_is_named_and_flagged(
         assert "fallback:REVERSE_V2" in result.flags
 
 
+@pytest.mark.process
 def test_without_xnnpack_it_is_the_cpu_and_no_fallback(board: Board) -> None:
     for target, file in ((FP32, fp32_of), (INT8, int8_of)):
         (result,) = board.measure(target, file("MB_3_3"), options={"xnnpack": "0"})
@@ -285,6 +290,7 @@ def test_names_are_those_of_the_signature_or_else_of_the_tensors(
 # --- Precision
 
 
+@pytest.mark.process
 def test_a_file_of_another_precision_is_refused(board: Board) -> None:
     for target, content, words in (
         (INT8, fp32_of("SEP_5"), f"computes in fp32, not in int8; send it to '{FP32}'"),
@@ -396,6 +402,7 @@ except AgentError as error:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("xnnpack", ["1", "0"])
 def test_tensors_that_memory_does_not_hold_are_out_of_memory(tmp_path: Path, xnnpack: str) -> None:
     kind, message = _in_a_process(MEMORY, changed(fp32_of("SEP_5"), _enormous), tmp_path, xnnpack)
@@ -458,6 +465,7 @@ def test_options_of_a_delegate_are_keys_and_values() -> None:
     assert delegate.options == {"backend_type": "htp", "dir": "/a:b", "level": "2"}
 
 
+@pytest.mark.process
 def test_a_delegate_that_takes_nothing_leaves_all_to_the_cpu(board: Board, delegate: str) -> None:
     for target, file in ((FP32, fp32_of), (INT8, int8_of)):
         content = file("MB_3_3")
@@ -469,6 +477,7 @@ def test_a_delegate_that_takes_nothing_leaves_all_to_the_cpu(board: Board, deleg
         assert "DEPTHWISE_CONV_2D" in fallback
 
 
+@pytest.mark.process
 def test_a_delegate_is_named_with_what_it_took(board: Board, delegate: str) -> None:
     options = {"delegate": delegate, "delegate_options": f"take:{graphs.CONV_2D}"}
     some, all_of_it = fp32_of("MB_3_3"), graphs.convolution()
@@ -483,6 +492,7 @@ def test_a_delegate_is_named_with_what_it_took(board: Board, delegate: str) -> N
     assert not any(flag.startswith("fallback") for flag in whole.flags)
 
 
+@pytest.mark.process
 def test_a_delegate_that_cannot_be_had_says_why_and_what_to_do(
     board: Board, delegate: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -506,6 +516,7 @@ def test_a_delegate_that_cannot_be_had_says_why_and_what_to_do(
     assert len(set(messages)) == len(messages)
 
 
+@pytest.mark.process
 def test_a_delegate_that_aborts_or_hangs_costs_only_its_request(
     board: Board, delegate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -538,6 +549,7 @@ def test_a_delegate_that_aborts_or_hangs_costs_only_its_request(
         assert works()
 
 
+@pytest.mark.process
 def test_a_delegate_that_reports_an_error_is_no_fault_of_the_file(
     board: Board, delegate: str
 ) -> None:
@@ -551,6 +563,7 @@ def test_a_delegate_that_reports_an_error_is_no_fault_of_the_file(
         assert isinstance(result.error, kind)
 
 
+@pytest.mark.process
 def test_a_delegate_has_a_name_whatever_its_file_is_called(
     board: Board, delegate: str, folder: Path
 ) -> None:
@@ -585,6 +598,7 @@ print(json.dumps([[seen[os.getpid()], [seen[thread] for thread in seen if thread
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a second thread needs a second core")
 @pytest.mark.parametrize("xnnpack", ["1", "0"])
 def test_each_thread_has_a_core_of_its_own(tmp_path: Path, xnnpack: str) -> None:
@@ -636,6 +650,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("xnnpack", ["1", "0"])
 def test_renewed_memory_lies_elsewhere_and_holds_the_same(tmp_path: Path, xnnpack: str) -> None:
     found = _in_a_process(RENEWAL, fp32_of("MB_5_6_SE"), tmp_path, xnnpack)
@@ -659,6 +674,7 @@ print(json.dumps(graph._interpreter is before))
 """
 
 
+@pytest.mark.process
 def test_what_a_delegate_compiled_is_kept(tmp_path: Path, delegate: str) -> None:
     assert _in_a_process(RENEWAL_WITH_A_DELEGATE, fp32_of("SEP_5"), tmp_path, delegate)
 

@@ -143,7 +143,7 @@ def test_values_survive_the_wire() -> None:
     protocol = Protocol(5, 4, 3, 2**63, 1.5, True)
     assert wire.protocol_from_wire(wire.protocol_to_wire(protocol)) == protocol
     wall_ms = np.arange(1.0, 21.0).reshape(5, 4)
-    conditions = Conditions(40.5, 1800.0, 0.5, 0.01, 7)
+    conditions = Conditions(40.5, 1800.0, 0.5, 0.01, 7, unwatched=("load",))
     result = ArtifactResult(
         sha256="ab",
         wall=summarise(wall_ms),

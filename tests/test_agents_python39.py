@@ -21,6 +21,8 @@ from hurricane.agents.client import AgentClient, Protocol
 from . import tflite_graphs as graphs
 from .agents_support import serving
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = "python3.9"
 INSTALL_S = 300

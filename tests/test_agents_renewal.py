@@ -58,6 +58,7 @@ def test_memory_is_renewed_between_passes_and_at_no_other_time(heartbeat: Heartb
     assert target.log == ["a", "a", "close a"]
 
 
+@pytest.mark.process
 def test_renewals_take_a_small_share_of_the_time(heartbeat: Heartbeat) -> None:
     class Slow(Target):
         renewal_ms = 10.0
@@ -127,6 +128,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     onnxruntime_cpu._return_memory is None, reason="without glibc memory is not placed anew"
 )

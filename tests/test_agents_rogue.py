@@ -38,6 +38,8 @@ from hurricane.agents.text import printable
 
 from .agents_rogue import SIMULATED, TARGET, Rogue, description, events
 
+pytestmark = pytest.mark.process
+
 DIGESTS = ["a" * 64, "b" * 64]
 ROUNDS, CALLS = 3, 2
 PROTOCOL = Protocol(rounds=ROUNDS, calls_per_visit=CALLS)
@@ -101,8 +103,7 @@ def every(field: str, value: float) -> Change:
 def conditions(**fields: Any) -> Change:
     def change(told: Events) -> Events:
         after = next(event.result for event in told if event.HasField("result")).after
-        for name, value in fields.items():
-            setattr(after, name, value)
+        after.MergeFrom(pb.Conditions(**fields))
         return told
 
     return change
@@ -163,6 +164,7 @@ WRONG_BATCHES: dict[str, tuple[Change, str]] = {
     "steal not a number": (conditions(steal_share=NAN), "a share of steal time of nan"),
     "more than all stolen": (conditions(steal_share=7.0), "a share of steal time of 7"),
     "negative other work": (conditions(busy_share=-0.5), "a share of other work of -0.5"),
+    "a thousand unwatched": (conditions(unwatched=["x"] * 1000), "1000 unwatched conditions"),
     "throttled without end": (conditions(throttle_events=2**63), "a number of throttling events"),
     "a thousand flags": (result(flags=["x"] * 1000), "1000 flags of one result"),
     "missing": (lambda told: [told[0], *told[2:]], "a batch without 1 of 2 results"),
@@ -638,7 +640,7 @@ def test_the_text_of_a_description_is_stripped() -> None:
     for message in (answer.device, answer.targets[0], answer.activity, answer.conditions):
         for field in message.DESCRIPTOR.fields:
             if field.cpp_type == field.CPPTYPE_STRING and field.name != "formats":
-                many = field.name in ("options", "defaults")
+                many = field.name in ("options", "defaults", "unwatched")
                 value = [ESCAPED] if many else ESCAPED * 1000
                 message.ClearField(field.name)
                 getattr(message, field.name).extend(value) if many else setattr(

@@ -20,6 +20,8 @@ from hurricane.agents.errors import AgentError, RuntimeCrashed
 from .agents_hostile_backend import TARGET
 from .agents_support import AGENT, DEADLINE_S, Agent, serving
 
+pytestmark = pytest.mark.process
+
 BACKEND = Path(__file__).with_name("agents_hostile_backend.py")
 OLD_KERNEL = Path(__file__).with_name("old_kernel.py")
 TOKEN = "canary-token-canary-token"

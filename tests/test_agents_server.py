@@ -48,6 +48,8 @@ from hurricane.agents.server import AgentServer, Limits, Security
 
 from .agents_support import process_gone, wait_until
 
+pytestmark = pytest.mark.process
+
 BACKEND = Path(__file__).with_name("agents_faulty_backend.py")
 RESIDENT = "dsp-faulty-fp32"
 ONE_AT_A_TIME = "npu-faulty-fp32"

@@ -27,7 +27,6 @@ from hurricane.agents.backends import simulated
 from hurricane.agents.backends._simulation_device import (
     OPTIONS,
     Device,
-    device_names,
     load_device,
     parse_device,
     price,
@@ -36,6 +35,7 @@ from hurricane.agents.backends._simulation_device import (
 from hurricane.agents.backends._simulation_graph import Work, WorkGraph, read_graph
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.client import AgentClient
+from hurricane.agents.devices import device_names
 from hurricane.agents.errors import BadRequest, DeviceLost, OutOfMemory, UnsupportedOperator
 from hurricane.agents.results import Protocol
 from hurricane.agents.server import AgentServer
@@ -144,6 +144,7 @@ def session_of(
 # --- reading graphs -------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_work_of_every_operator_at_every_shape_adds_up_to_its_macs() -> None:
     shapes = load_backbone("imagenet224").distinct_shapes
     cells = [(o, s) for o in POOL for s in shapes if o.applies_to(s)]
@@ -548,6 +549,9 @@ def test_the_version_follows_the_parameters_and_not_the_comments() -> None:
         ({"call_ms": "nan"}, "must be a number"),
         ({"outlier_probability": "1.5"}, "between 0 and 1"),
         ({"throttle_factor": "0"}, "above 0"),
+        ({"warm_gain": "1.5"}, "between 0 and 1"),
+        ({"cache_mib": "-1"}, "must not be negative"),
+        ({"drift_most": "-0.1"}, "must not be negative"),
     ],
 )
 def test_wrong_options_are_bad_requests(options: dict[str, str], words: str) -> None:
@@ -703,7 +707,148 @@ def test_being_slower_is_no_option_and_has_to_be_a_factor() -> None:
         device_of(QUIET + "[disturbances]\nslower = 0\n")
 
 
-def test_calls_of_the_same_graph_in_a_row_are_warm(tmp_path: Path, artefact: bytes) -> None:
+def test_drift_counts_the_time_of_loading_and_of_calls_alike(
+    tmp_path: Path, artefact: bytes
+) -> None:
+    session = session_of(tmp_path, {"drift_per_minute": "0.3", "load_ms": "60000"})
+    plain = price(read_graph(artefact), session.device).device_ms
+    first = session.load(artefact, "onnx").timed_calls(1)[0].device_ms
+    assert first == pytest.approx(1.3 * plain, rel=1e-4)
+    graph = session.load(artefact, "onnx")
+    for _ in range(3):
+        minutes = session.elapsed_ms() / 60e3
+        assert graph.timed_calls(100)[0].device_ms == pytest.approx((1 + 0.3 * minutes) * plain)
+
+
+@pytest.mark.parametrize(("drift", "ends_at"), [("0.2", 1.1), ("-0.2", 0.9)])
+def test_drift_ends_at_its_most_in_either_direction(
+    tmp_path: Path, artefact: bytes, drift: str, ends_at: float
+) -> None:
+    options = {"drift_per_minute": drift, "drift_most": "0.1", "call_ms": "100"}
+    graph = session_of(tmp_path, options).load(artefact, "onnx")
+    plain = price(read_graph(artefact), device_of()).device_ms
+    minute = [graph.timed_calls(150)[0].device_ms for _ in range(6)]
+    shares = np.array([ms or 0 for ms in minute]) / plain - 1
+    slope = np.sign(ends_at - 1)
+    np.testing.assert_allclose(slope * shares, [0, 0.05, 0.1, 0.1, 0.1, 0.1], atol=0.001)
+
+
+# --- the cache ------------------------------------------------------------------------------
+
+
+def square(channels: int) -> bytes:
+    """A 1x1 convolution on one pixel, of channels² weights."""
+    weight = [("w", (channels, channels, 1, 1))]
+    return graph_of(CONV, shape=(1, channels, 1, 1), weights=weight)
+
+
+SIDE = 512
+SQUARE_BYTES = SIDE * SIDE + 2 * SIDE
+"""Memory of a graph of `squares`: weights, input and output at one byte each."""
+
+
+def squares(
+    tmp_path: Path, cache_bytes: float, count: int
+) -> tuple[list[simulated.SimulatedGraph], float]:
+    """Graphs of equal size on a device with a cache; their plain time in ms."""
+    options = {"warm_gain": "0.4", "cache_mib": repr(cache_bytes / 2**20), "call_ms": "0"}
+    session = session_of(tmp_path, options)
+    graphs = [session.load(square(SIDE), "onnx") for _ in range(count)]
+    return graphs, price(read_graph(square(SIDE)), device_of()).device_ms
+
+
+def saved(graph: simulated.SimulatedGraph, plain_ms: float) -> float:
+    """Share of the most that a cache can save that one call saved."""
+    return (1 - wall_ms(graph, 1)[0] / plain_ms) / 0.4
+
+
+def test_a_call_touches_weights_and_the_activations_of_the_largest_node() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Tanh", "a", "b"), node("Conv", "b v", "y")]
+    graph = read_graph(graph_of(nodes, weights=[*CONV_WEIGHT, ("v", (8, 64, 1, 1))]))
+    device = device_of()
+    assert device.touched(graph) == 64 * 32 + 8 * 64 + 2 * 64 * 64
+    assert replace(device, element_bytes=4).touched(graph) == 4 * device.touched(graph)
+
+
+def test_a_graph_among_others_that_fill_the_cache_takes_its_plain_time(tmp_path: Path) -> None:
+    graphs, plain = squares(tmp_path, 4 * SQUARE_BYTES, count=5)
+    rounds = [[wall_ms(graph, 1)[0] for graph in graphs] for _ in range(3)]
+    assert set(np.ravel(rounds)) == {plain}
+
+
+def test_a_graph_that_is_looped_saves_all_but_in_its_first_call(tmp_path: Path) -> None:
+    (graph,), plain = squares(tmp_path, 4 * SQUARE_BYTES, count=1)
+    assert wall_ms(graph, 4) / plain == pytest.approx([1, 0.6, 0.6, 0.6])
+
+
+def test_what_others_left_of_a_graph_is_saved_in_part(tmp_path: Path) -> None:
+    graphs, plain = squares(tmp_path, 2.75 * SQUARE_BYTES, count=4)
+    for others, share in ((0, 1), (1, 1), (2, 0.75), (3, 0)):
+        graphs[0].timed_calls(1)
+        for other in graphs[1 : 1 + others]:
+            other.timed_calls(1)
+        assert saved(graphs[0], plain) == pytest.approx(share), others
+
+
+def test_a_graph_larger_than_the_cache_is_never_wholly_warm(tmp_path: Path) -> None:
+    (graph,), plain = squares(tmp_path, 0.25 * SQUARE_BYTES, count=1)
+    graph.timed_calls(1)
+    assert saved(graph, plain) == pytest.approx(0.25)
+
+
+def test_another_graph_called_often_evicts_no_more_than_called_once(tmp_path: Path) -> None:
+    (one, other), plain = squares(tmp_path, 2 * SQUARE_BYTES, count=2)
+    one.timed_calls(1)
+    other.timed_calls(10)
+    assert saved(one, plain) == pytest.approx(1)
+
+
+def test_the_least_recently_called_graph_is_evicted_first(tmp_path: Path) -> None:
+    (a, b, c), plain = squares(tmp_path, 2 * SQUARE_BYTES, count=3)
+    for graph in (a, b, a, c):  # a came first, but was called again
+        graph.timed_calls(1)
+    assert saved(a, plain) == pytest.approx(1)
+    assert saved(b, plain) == 0
+
+
+def test_a_graph_is_cold_after_loading_and_leaves_the_cache_when_closed(tmp_path: Path) -> None:
+    (a, b, c), plain = squares(tmp_path, 2 * SQUARE_BYTES, count=3)  # one file, three loadings
+    assert [saved(graph, plain) for graph in (a, b)] == [0, 0]
+    b.close()
+    assert saved(c, plain) == 0
+    assert saved(a, plain) == pytest.approx(1)
+
+
+def test_what_the_cache_holds_outlives_a_request_and_not_the_worker(tmp_path: Path) -> None:
+    def visits(seed: int) -> list[float]:
+        session = session_of(tmp_path, {"warm_gain": "0.4", "cache_mib": "1", "call_ms": "0"})
+        graphs = [session.load(square(SIDE), "onnx") for _ in range(2)]
+        plain = price(read_graph(square(SIDE)), session.device).device_ms
+        found = []
+        for request in range(2):
+            session.begin(seed + request)
+            found += [saved(graph, plain) for graph in graphs]
+        return found
+
+    first = visits(0)
+    assert first == pytest.approx([0, 0, 1, 1])
+    assert visits(0) == first
+    assert visits(7) == first  # seeds draw noise, of which there is none
+
+
+def test_the_cache_has_a_part_in_the_version_only_where_it_acts() -> None:
+    def version(**options: str) -> str:
+        return with_options(device_of(), "sim", options).version
+
+    assert version(cache_mib="8") == version() == device_of().version
+    assert len({version(warm_gain="0.2", cache_mib=mib) for mib in ("0", "8", "9")}) == 3
+    assert version(drift_most="0.1") == version()
+    assert version(drift_per_minute="0.2", drift_most="0.1") != version(drift_per_minute="0.2")
+
+
+def test_without_a_size_the_cache_holds_the_graph_called_last(
+    tmp_path: Path, artefact: bytes
+) -> None:
     other = tmp_path / "other.onnx"
     other.write_bytes(graph_of([node("Tanh", "x", "y")]))
     session = session_of(tmp_path, {"warm_gain": "0.25", "call_ms": "0"})
@@ -737,6 +882,7 @@ def test_a_hang_passes_any_time_limit_on_the_virtual_clock(tmp_path: Path, artef
     assert session.conditions().throttle_events == 0
 
 
+@pytest.mark.process
 def test_a_crash_kills_the_process(tmp_path: Path, artefact: bytes) -> None:
     code = (
         "from hurricane.agents.backends import simulated as s\n"
@@ -814,6 +960,7 @@ def test_outputs_are_those_of_onnxruntime(tmp_path: Path) -> None:
         graph.outputs({})
 
 
+@pytest.mark.process
 def test_serving_the_backend_imports_onnx_only_when_a_graph_is_read() -> None:
     code = (
         "import sys\n"
@@ -906,6 +1053,7 @@ def test_throttling_while_graphs_are_loaded_belongs_to_the_request(
     assert [result[when]["throttle_events"] for when in ("before", "after")] == [0, 1]
 
 
+@pytest.mark.process
 def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_stated(
     tmp_path: Path, artefact: bytes, computed_ms: float
 ) -> None:
@@ -929,6 +1077,7 @@ def test_slow_visits_and_outliers_come_anew_with_each_seed_and_as_often_as_state
     np.testing.assert_array_equal(board.request(4, 200)[0], computed_ms * factors[4])
 
 
+@pytest.mark.process
 def test_a_kept_board_goes_on_where_it_was_and_a_new_one_begins_anew(
     tmp_path: Path, artefact: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ from hurricane.agents.client import AgentClient, Protocol, private_agent
 from .agents_hostile_backend import TARGET
 from .agents_support import DEADLINE_S, serving
 
+pytestmark = pytest.mark.process
+
 BACKEND = Path(__file__).with_name("agents_hostile_backend.py")
 COMMANDS = Path(sysconfig.get_path("scripts"))
 MODULES = ("onnxruntime", "openvino", "numpy", "random", "grpc", "json", "onnx", "hurricane")

@@ -15,6 +15,8 @@ from hurricane.agents.server import AgentServer, Security
 
 from .certificates import make_certificates
 
+pytestmark = pytest.mark.process
+
 TOKEN = "0123456789abcdef0123456789abcdef"
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -22,7 +22,9 @@ from hurricane.agents import files as board_files
 from hurricane.agents.backends._simulation_device import load_device
 from hurricane.agents.console import run_command
 from hurricane.agents.errors import AgentError
-from hurricane.lookup_tables.anchors import load_anchors, save_anchors
+from hurricane.agents.security import read_token
+from hurricane.lookup_tables.architecture import Architecture, ArtifactAccuracy, TrainingData
+from hurricane.lookup_tables.baselines import BASELINES
 from hurricane.lookup_tables.calibration import (
     Calibration,
     calibration_path,
@@ -30,15 +32,16 @@ from hurricane.lookup_tables.calibration import (
     save_calibration,
 )
 from hurricane.lookup_tables.journal import Journal, read_journal
+from hurricane.lookup_tables.raw import DeviceRun, LoopTimes, RawRow, Reference
 from hurricane.lookup_tables.runs import Run, load_runs, save_runs
+from hurricane.lookup_tables.spread import SPREADS, NetworkTimes, Spread
 from hurricane.lookup_tables.support import SupportReport, SupportRow
 from hurricane.lookup_tables.table import LookupTable
-from hurricane.lookup_tables.verdict import Verdict
+from hurricane.lookup_tables.verdict import AdditivityCheck, Verdict
 from hurricane.ops import files as host_files
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
-from hurricane.profiler.boards import Boards, read_token
-from hurricane.search.architecture import Architecture, ArtifactAccuracy, TrainingData
+from hurricane.profiler.boards import Boards
 from hurricane.search.cli import cli
 from hurricane.search.confirm import Attempt, Candidate, Confirmation
 from hurricane.search.demo import _verify
@@ -47,7 +50,7 @@ from hurricane.search.report import gather_run, read_verification
 from hurricane.search.rundir import RunDirectory, read_config
 from hurricane.search.space import SearchSpace
 from hurricane.search.supported import LeftOut, SupportSource
-from hurricane.search.training import read_saved, write_atomically
+from hurricane.search.training import read_saved, save_weights
 
 from .test_search_pipeline import BACKBONE as BACKBONE_TEXT
 from .test_search_report import BACKBONE, CPU, make_run, make_table
@@ -105,16 +108,19 @@ class World:
             networks=10,
             rmspe=0.1,
             fitted_at="2026-01-01T00:00:00+00:00",
-            verdict=Verdict.HOLDS,
+            check=AdditivityCheck(Verdict.ADDITIVE, "RMSPE 1.8%"),
         )
         save_calibration(self.table, verdict)
         content = json.loads(calibration_path(self.table).read_bytes())
         figures = {**FIGURES, "kendall_tau": None}
         content["calibrations"][0]["groups"] = [
-            {"group": "random", "prediction": figures, "retest": figures, "failed": 0}
+            {"group": "random", "prediction": figures, "split_half": figures, "failed": 0}
         ]
         calibration_path(self.table).write_text(json.dumps(content))
-        save_anchors(self.table, CPU, {"a" * 64: 1.0})
+        BASELINES.save(self.table, CPU, {"a" * 64: 1.0})
+        network = NetworkTimes(BACKBONE.name, ("SEP_3", "MB_3_3"), 1.0, 1.1, 1.3, 60)
+        spread = Spread((network,), 1.05, 1.2)
+        SPREADS.save(self.table, CPU, spread)
         shape, words = BACKBONE.layers[0], {"flags": "fallback:cpu", "reason": "not compared"}
         report = SupportReport(
             SupportRow.of(CPU, name, shape, status="ok", **words) for name in ("SEP_3", "MB_3_3")
@@ -125,9 +131,14 @@ class World:
         replace(self.space, support=source).save(folder / "supported.json")
         save_runs(self.table, [Run("2026-01-01T00:00:00+00:00", str(CPU), "1", 3, 1.0, 2, 1, 1.0)])
         with Journal.open(self.table, CPU) as journal:
-            journal.append(table.rows[:3])
+            first, *rows = table.rows[:3]
+            journal.append([RawRow(row) for row in rows])
+            loop = LoopTimes(first.operator, first.shape, 0.4, 0.3, 0.2, 0.35, 0.3)
+            measured = RawRow(first, 1, 1.1, {"b" * 64: 2.0})
+            run = DeviceRun(1, "board:1", 1.02, 1.2, {"a" * 64: 1.0}, spread)
+            journal.append([Reference("reference", {"a" * 64: 0.9}), run, measured, loop])
         shutil.copy(self.run / "verify.json", folder / "cpu.verify.json")
-        write_atomically(self.run / "weights.pt", {"model": {"weight": torch.zeros(2)}})
+        save_weights(self.run / "weights.pt", {"model": {"weight": torch.zeros(2)}})
 
     def evaluated(self) -> object:
         config = read_config(self.run)
@@ -139,6 +150,10 @@ class World:
 
     def history(self) -> object:
         return [run.text() for run in load_runs(self.table)]
+
+    def journal(self) -> object:
+        data = read_journal(self.table).data
+        return data.table_rows(), data.graphs_ms(), data.spread()
 
     def demo(self) -> object:
         return _verify("cpu", self.table, self.rows, BACKBONE, 0, self.folder, lambda text: None)
@@ -178,14 +193,28 @@ LOADERS: Mapping[str, tuple[str, Callable[[World], object]]] = {
         "supported.json",
         lambda w: SearchSpace.load(w.folder / "supported.json").to_dict(),
     ),
-    "journal": ("cpu.csv.journal", lambda w: read_journal(w.table)),
+    "journal": ("cpu.csv.journal", World.journal),
     "calibration": (
         "cpu.csv.calibration.json",
         lambda w: [(c.text(), c.line, c.model_error) for c in load_calibrations(w.table)],
     ),
-    "anchors": ("cpu.csv.anchors.json", lambda w: load_anchors(w.table, CPU)),
+    "baselines": ("cpu.csv.baselines.json", lambda w: BASELINES.load(w.table)),
+    "spread": (
+        "cpu.csv.spread.json",
+        lambda w: [(s.ratio("p90"), s.scatter("median")) for s in SPREADS.load(w.table).values()],
+    ),
     "runs": ("cpu.csv.runs.jsonl", World.history),
 }
+
+
+def marked(loaders: Iterable[str]) -> list[Any]:
+    """Loaders as parameters; a report reads everything each time, and the demo starts processes."""
+    return [
+        pytest.param(name, marks=pytest.mark.process)
+        if name.startswith(("report", "demo"))
+        else name
+        for name in loaders
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +335,7 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", marked(LOADERS))
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_is_one_error_that_names_it(world: World, loader: str, kind: str):
     name, load = LOADERS[loader]
@@ -331,11 +360,11 @@ PLACES: Mapping[str, Callable[[Path], None]] = {
     "a file without end": lambda path: path.symlink_to("/dev/zero"),
     "a terabyte": make_large,
 }
-MAY_LACK = {"journal", "calibration", "anchors", "runs", "evaluated", "demo"}
+MAY_LACK = {"journal", "calibration", "baselines", "spread", "runs", "evaluated", "demo"}
 """Files that need not be there; of the report's, most, and it says that they are not."""
 
 
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("loader", marked(LOADERS))
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_no_file_or_has_no_end_is_one_error(world: World, loader: str, place: str):
     name, load = LOADERS[loader]
@@ -428,9 +457,11 @@ def variants(path: Path) -> Iterator[bytes]:
     elif path.suffix in (".json", ".jsonl"):
         yield from (json.dumps(v).encode() + b"\n" for v in changed(json.loads(content)))
     elif path.suffix == ".journal":
-        head, *rows = content.splitlines(keepends=True)
-        for value in changed(json.loads(head)):
-            yield b"".join((json.dumps(value).encode() + b"\n", *rows))
+        lines = content.splitlines(keepends=True)
+        for at in (0, *range(3, len(lines))):  # one of every kind
+            for value in changed(json.loads(lines[at])):
+                line = json.dumps(value).encode() + b"\n"
+                yield b"".join((*lines[:at], line, *lines[at + 1 :]))
     else:
         lines = content.decode().split("\n")
         cells = lines[1].split(",")
@@ -443,10 +474,11 @@ def variants(path: Path) -> Iterator[bytes]:
 # Report and demo read most with loaders that are here by themselves; what else has fields.
 FIELDS = ("run configuration", "report of config", "space", "architecture", "confirmation")
 FIELDS += ("verification", "evaluated", "report of evaluated", "backbone", "device", "boards")
-FIELDS += ("table", "support", "space by support", "journal", "calibration", "anchors", "runs")
+FIELDS += ("table", "support", "space by support", "journal", "calibration", "baselines")
+FIELDS += ("spread", "runs")
 
 
-@pytest.mark.parametrize("loader", FIELDS)
+@pytest.mark.parametrize("loader", marked(FIELDS))
 def test_one_odd_field_gives_a_value_or_one_error(world: World, loader: str):
     name, load = LOADERS[loader]
     path = world.folder / name
@@ -473,7 +505,7 @@ def edits(draw: st.DrawFn) -> list[tuple[float, int, bytes]]:
     return draw(st.lists(one, min_size=1, max_size=4))
 
 
-@pytest.mark.parametrize("loader", sorted(set(LOADERS) - {"report of config", "demo"}))
+@pytest.mark.parametrize("loader", marked(sorted(set(LOADERS) - {"report of config", "demo"})))
 @settings(max_examples=40, deadline=None)
 @given(changes=edits())
 def test_a_damaged_file_gives_a_value_or_one_error(

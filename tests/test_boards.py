@@ -1,4 +1,4 @@
-"""Boards: the file, `hurricane boards`, and tables for several kinds of device at once."""
+"""Boards: the file, `hurricane boards`, and tables for several device groups at once."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ from hurricane.agents.client import AgentClient
 from hurricane.agents.errors import AgentError, Unreachable
 from hurricane.agents.server import AgentServer, Security
 from hurricane.lookup_tables.journal import Journal, journal_path
+from hurricane.lookup_tables.raw import RawRow
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.errors import BadRequest, HurricaneError
-from hurricane.profiler import kinds as module
+from hurricane.profiler import discovery
+from hurricane.profiler import groups as module
 from hurricane.profiler.boards import Board, Boards, ask
 from hurricane.profiler.boards_cli import boards_command
 from hurricane.profiler.cli import Interrupted, profile_ops
-from hurricane.profiler.kinds import Kind, fill, find_kinds, lanes, table_paths
-from hurricane.profiler.measuring import MeasuringSettings, connect, parse_target
+from hurricane.profiler.discovery import DeviceGroup, find_groups
+from hurricane.profiler.groups import fill, lanes, table_paths
 from hurricane.profiler.plan import parse_layers
 from hurricane.profiler.profile import ProfileResult
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.runner import Exclusions
+from hurricane.profiler.session import connect
+from hurricane.profiler.target import parse_target
 
 from .agents_rogue import Rogue, description
 
@@ -97,7 +103,7 @@ def run(command, *words: str):
 
 def test_files_that_a_board_names_are_seen_from_the_boards_file(tmp_path):
     for name in ("desk.token", "ca.pem", "cert.pem", "key.pem"):
-        (tmp_path / name).write_text("  secret \nmore\n")
+        (tmp_path / name).write_text("  a secret of 23 characters \nmore\n")
     path = tmp_path / "boards.toml"
     path.write_text(
         '[boards.desk]\nagent = "10.0.0.5:50051"\ntoken_file = "desk.token"\n'
@@ -106,7 +112,11 @@ def test_files_that_a_board_names_are_seen_from_the_boards_file(tmp_path):
     )
     boards = Boards.load(path)
     desk, pi = boards
-    assert (desk.name, desk.address, desk.token) == ("desk", "10.0.0.5:50051", "secret")
+    assert (desk.name, desk.address, desk.token) == (
+        "desk",
+        "10.0.0.5:50051",
+        "a secret of 23 characters",
+    )
     assert desk.tls is not None
     assert desk.tls.ca == tmp_path / "ca.pem"
     assert desk.tls.key == tmp_path / "key.pem"
@@ -136,7 +146,11 @@ def test_files_that_a_board_names_are_seen_from_the_boards_file(tmp_path):
             "[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'x'",
             "boards.a.token_file .*x does not exist",
         ),
-        ("[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'e'", "is empty; its first line"),
+        (
+            "[boards.a]\nagent = '10.0.0.5:1'\ntoken_file = 'e'",
+            "boards.a.token_file .*e is no token",
+        ),
+        ("[boards.a]\nagent = '10.0.0.5:0'", "boards.a.agent: .* has no port"),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntls_ca = 'x'", "boards.a.tls_ca: there is no file"),
         ("[boards.a]\nagent = '10.0.0.5:1'\ntls_cert = 'e'", "belong together"),
         ("[boards.'a b']\nagent = '10.0.0.5:1'", "'a b' is no name"),
@@ -161,6 +175,7 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 # Asking boards
 
 
+@pytest.mark.process
 def test_the_state_of_every_board_is_told_and_the_status_says_if_one_is_missing(tmp_path, dsp, vpu):
     path = write_boards(tmp_path, desk=dsp, vpu=vpu)
     result = run(boards_command, "--boards", str(path), "--json")
@@ -187,6 +202,7 @@ def test_the_state_of_every_board_is_told_and_the_status_says_if_one_is_missing(
     assert "token" in rows[4]
 
 
+@pytest.mark.process
 def test_boards_can_be_named_and_agents_given_by_address(tmp_path, dsp, vpu):
     path = write_boards(tmp_path, desk=dsp, vpu=vpu)
     result = run(boards_command, "vpu", "--boards", str(path), "--json")
@@ -202,6 +218,7 @@ def test_boards_can_be_named_and_agents_given_by_address(tmp_path, dsp, vpu):
             run(boards_command, *words)
 
 
+@pytest.mark.process
 def test_a_board_that_hangs_costs_the_others_nothing(dsp):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
         hung = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -210,6 +227,7 @@ def test_a_board_that_hangs_costs_the_others_nothing(dsp):
     assert isinstance(answers[0].error, Unreachable)
 
 
+@pytest.mark.process
 def test_what_an_older_agent_does_not_tell_is_a_question_mark():
     older = description()
     older.ClearField("activity")
@@ -223,6 +241,7 @@ def test_what_an_older_agent_does_not_tell_is_a_question_mark():
     assert (found["state"], found["activity"], found["conditions"]) == (None, None, None)
 
 
+@pytest.mark.process
 def test_of_a_whole_file_a_command_takes_the_boards_that_have_the_target(tmp_path, dsp, vpu):
     boards = Boards.load(write_boards(tmp_path, vpu=vpu, gone=DEAD, desk=dsp))
     with connect(boards, parse_target(DSP)) as clients:
@@ -237,23 +256,23 @@ def test_of_a_whole_file_a_command_takes_the_boards_that_have_the_target(tmp_pat
         assert clients[0].describe().target(VPU)
 
 
-# Kinds
+# Groups
 
 
-def kind(target: Target, *places: str) -> Kind:
-    return Kind(target, (), frozenset(places))
+def group(target: Target, *places: str) -> DeviceGroup:
+    return DeviceGroup(target, (), frozenset(places))
 
 
 def a_target(device: str = "Board, rev. 2/B", **other: str) -> Target:
     return Target(device, "cpu", "onnxruntime", **other)
 
 
-def test_kinds_that_share_a_board_take_turns():
+def test_groups_that_share_a_board_take_turns():
     target = a_target()
-    found = lanes([kind(target, p) for p in ("a", "b", "c")])
+    found = lanes([group(target, p) for p in ("a", "b", "c")])
     assert sorted(found) == [[0], [1], [2]]
-    kinds = [kind(target, "a"), kind(target, "b"), kind(target, "c"), kind(target, "b", "a")]
-    assert sorted(lanes(kinds)) == [[0, 1, 3], [2]]
+    groups = [group(target, "a"), group(target, "b"), group(target, "c"), group(target, "b", "a")]
+    assert sorted(lanes(groups)) == [[0, 1, 3], [2]]
 
 
 def row_of(target: Target) -> Row:
@@ -261,12 +280,12 @@ def row_of(target: Target) -> Row:
     return Row.of(target, "SEP_3", layer, status="ok", latency_ms=1.0, estimator="x")
 
 
-def test_every_kind_has_a_table_of_its_own_and_finds_it_again(tmp_path):
+def test_every_group_has_a_table_of_its_own_and_finds_it_again(tmp_path):
     old, new = a_target(runtime_version="1.1"), a_target(runtime_version="1.2")
     tuned = a_target(runtime_version="1.2", options="a=1")
     odd = a_target("Board -- rev. 2 B", runtime_version="1.2", options="a=1")
-    kinds = [kind(target) for target in (old, new, tuned, odd)]
-    paths = table_paths(tmp_path, kinds)
+    groups = [group(target) for target in (old, new, tuned, odd)]
+    paths = table_paths(tmp_path, groups)
     assert paths[0] == tmp_path / "Board-rev.-2-B-cpu-onnxruntime-fp32.csv"
     assert paths[1] == tmp_path / "Board-rev.-2-B-cpu-onnxruntime-fp32-1.2.csv"
     assert len(set(paths)) == 4
@@ -274,29 +293,31 @@ def test_every_kind_has_a_table_of_its_own_and_finds_it_again(tmp_path):
 
     LookupTable([row_of(old)]).save(paths[0])
     with Journal.open(paths[1], new) as journal:  # killed after its first rows
-        journal.append([row_of(new)])
-    assert table_paths(tmp_path, kinds[1:2]) == paths[1:2]
-    assert table_paths(tmp_path, kinds[1::-1]) == paths[1::-1]
+        journal.append([RawRow(row_of(new))])
+    assert table_paths(tmp_path, groups[1:2]) == paths[1:2]
+    assert table_paths(tmp_path, groups[1::-1]) == paths[1::-1]
 
 
-def test_agents_are_sorted_by_kind_and_may_lack_what_others_have(dsp, both, vpu):
+@pytest.mark.process
+def test_agents_are_sorted_by_group_and_may_lack_what_others_have(dsp, both, vpu):
     requests = [parse_target(DSP), parse_target(VPU)]
     stick = Board("stick", vpu, TOKEN)
-    with find_kinds([dsp, both, stick], requests) as found:
-        assert [k.target.name for k in found.kinds] == [DSP, VPU]
-        assert [k.places for k in found.kinds] == [{dsp, both}, {both, vpu}]
-    with find_kinds([dsp, stick], requests[:1]) as found:
-        assert [k.places for k in found.kinds] == [{dsp}]
+    with find_groups([dsp, both, stick], requests) as found:
+        assert [g.target.name for g in found.groups] == [DSP, VPU]
+        assert [g.places for g in found.groups] == [{dsp, both}, {both, vpu}]
+    with find_groups([dsp, stick], requests[:1]) as found:
+        assert [g.places for g in found.groups] == [{dsp}]
         assert found.unused == (vpu,)
     with (
         pytest.raises(BadRequest, match=f"no agent takes the target '{CPU}'.*{DSP}.*{VPU}"),
-        find_kinds([dsp, stick], [*requests, parse_target(CPU)]),
+        find_groups([dsp, stick], [*requests, parse_target(CPU)]),
     ):
         pass
-    with pytest.raises(Unreachable, match=DEAD), find_kinds([dsp, DEAD], requests[:1]):
+    with pytest.raises(Unreachable, match=DEAD), find_groups([dsp, DEAD], requests[:1]):
         pass
 
 
+@pytest.mark.process
 def test_private_agents_share_this_machine_where_one_of_them_measures(monkeypatch):
     @contextmanager
     def private(agents, request):
@@ -304,87 +325,91 @@ def test_private_agents_share_this_machine_where_one_of_them_measures(monkeypatc
         with AgentClient(servers.pop().address) as client:
             yield [client]
 
-    monkeypatch.setattr(module, "connect", private)
+    monkeypatch.setattr(discovery, "connect", private)
     real = serving("myriadx-vpu", backends=("simulated", "onnxruntime_cpu"))
     with serving("hexagon685-dsp") as one, real as another:
         servers = [another, one]
-        with find_kinds((), [parse_target(DSP), parse_target(CPU)]) as found:
-            assert lanes(found.kinds) == [[0, 1]]
+        with find_groups((), [parse_target(DSP), parse_target(CPU)]) as found:
+            assert lanes(found.groups) == [[0, 1]]
         servers = [another, one]
-        with find_kinds((), [parse_target(DSP), parse_target(VPU)]) as found:
-            assert lanes(found.kinds) == [[0], [1]]
+        with find_groups((), [parse_target(DSP), parse_target(VPU)]) as found:
+            assert lanes(found.groups) == [[0], [1]]
 
 
-def finished(benches, path) -> ProfileResult:
-    return ProfileResult(LookupTable(path=path), benches[0].target, 1, 0, {})
+def finished(sessions, path) -> ProfileResult:
+    return ProfileResult(LookupTable(path=path), sessions[0].target, 1, 0, {}, Exclusions())
 
 
-def test_kinds_on_different_boards_are_measured_at_the_same_time(monkeypatch, tmp_path, dsp, vpu):
+@pytest.mark.process
+def test_groups_on_different_boards_are_measured_at_the_same_time(monkeypatch, tmp_path, dsp, vpu):
     meeting = threading.Barrier(2)
 
-    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
+    def profile(sessions, rows, path, protocol, *, retry, on_progress, reference, networks):
         meeting.wait(DEADLINE_S)  # breaks where one waits for the other to end
         on_progress("measure", 0.5)
-        return finished(benches, path)
+        return finished(sessions, path)
 
     monkeypatch.setattr(module, "profile", profile)
     requests = [parse_target(DSP), parse_target(VPU)]
     shares: list[float] = []
-    with find_kinds([dsp, Board("stick", vpu, TOKEN)], requests) as found:
-        paths = table_paths(tmp_path, found.kinds)
+    with find_groups([dsp, Board("stick", vpu, TOKEN)], requests) as found:
+        paths = table_paths(tmp_path, found.groups)
         note = lambda what, share: shares.append(share)  # noqa: E731
-        outcomes = fill(found.kinds, paths, [], MeasuringSettings(), on_progress=note)
+        outcomes = fill(found.groups, paths, [], TimingProtocol(), on_progress=note)
     assert [o.error for o in outcomes] == [None, None]
     assert [o.path for o in outcomes] == paths
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
 
-def test_kinds_on_one_board_are_measured_one_after_another(monkeypatch, tmp_path, both):
+@pytest.mark.process
+def test_groups_on_one_board_are_measured_one_after_another(monkeypatch, tmp_path, both):
     busy = threading.Lock()
 
-    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
-        assert busy.acquire(blocking=False), "two kinds at once on one board"
+    def profile(sessions, rows, path, protocol, *, retry, on_progress, reference, networks):
+        assert busy.acquire(blocking=False), "two groups at once on one board"
         try:
-            benches[0].client.describe()
+            sessions[0].client.describe()
         finally:
             busy.release()
-        return finished(benches, path)
+        return finished(sessions, path)
 
     monkeypatch.setattr(module, "profile", profile)
-    with find_kinds([both], [parse_target(DSP), parse_target(VPU)]) as found:
-        paths = table_paths(tmp_path, found.kinds)
-        outcomes = fill(found.kinds, paths, [], MeasuringSettings())
+    with find_groups([both], [parse_target(DSP), parse_target(VPU)]) as found:
+        paths = table_paths(tmp_path, found.groups)
+        outcomes = fill(found.groups, paths, [], TimingProtocol())
     assert [o.error for o in outcomes] == [None, None]
 
 
-def test_an_interrupt_ends_every_kind(monkeypatch, tmp_path, dsp, vpu):
+@pytest.mark.process
+def test_an_interrupt_ends_every_group(monkeypatch, tmp_path, dsp, vpu):
     meeting = threading.Barrier(2)
     ended: list[str] = []
 
-    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
+    def profile(sessions, rows, path, protocol, *, retry, on_progress, reference, networks):
         if meeting.wait(DEADLINE_S) == 0:
             _thread.interrupt_main()
         try:
             until = time.monotonic() + DEADLINE_S
             while time.monotonic() < until:  # or until its connection is closed
-                benches[0].client.describe()
+                sessions[0].client.describe()
         finally:
             ended.append(path.name)
 
     monkeypatch.setattr(module, "profile", profile)
     requests = [parse_target(DSP), parse_target(VPU)]
-    with find_kinds([dsp, Board("stick", vpu, TOKEN)], requests) as found:
-        paths = table_paths(tmp_path, found.kinds)
+    with find_groups([dsp, Board("stick", vpu, TOKEN)], requests) as found:
+        paths = table_paths(tmp_path, found.groups)
         with pytest.raises(KeyboardInterrupt):
-            fill(found.kinds, paths, [], MeasuringSettings())
+            fill(found.groups, paths, [], TimingProtocol())
     assert sorted(ended) == sorted(path.name for path in paths)
 
 
 # profile-ops
 
 
-def test_profile_ops_fills_a_table_for_each_kind(tmp_path, dsp, vpu):
+@pytest.mark.process
+def test_profile_ops_fills_a_table_for_each_group(tmp_path, dsp, vpu):
     boards = write_boards(tmp_path, desk=dsp, vpu=vpu)
     folder = tmp_path / "tables"
     words = (*WORDS, "--target", DSP, "--target", VPU, "--boards", str(boards))
@@ -409,12 +434,13 @@ def test_profile_ops_fills_a_table_for_each_kind(tmp_path, dsp, vpu):
     result = run(profile_ops, *words, "-o", str(folder))
     assert result.exit_code == 0
     assert result.output.count("0 simulated now, 2 kept") == 2
-    # One board of the file, and so one kind: what is printed is as without a folder.
+    # One board of the file, and so one group: what is printed is as without a folder.
     result = run(profile_ops, *words[:-4], "--boards", str(boards), "-o", str(folder), "--json")
     assert json.loads(result.output)["table"] == str(folder / names[0])
 
 
-def test_several_kinds_want_a_folder(tmp_path, dsp, both):
+@pytest.mark.process
+def test_several_groups_want_a_folder(tmp_path, dsp, both):
     path = tmp_path / "t.csv"
     words = (*WORDS, "--target", DSP, "--target", VPU, "--agent", dsp, "--agent", both)
     with pytest.raises(BadRequest, match=r"2 kinds of device.*\n.*-o .*/t/"):
@@ -422,13 +448,14 @@ def test_several_kinds_want_a_folder(tmp_path, dsp, both):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kind_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, both):
+@pytest.mark.process
+def test_a_group_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, both):
     real = module.profile
 
-    def profile(benches, *words, **others):
-        if benches[0].target.name == DSP:
+    def profile(sessions, *words, **others):
+        if sessions[0].target.name == DSP:
             raise AgentError("the board is gone")
-        return real(benches, *words, **others)
+        return real(sessions, *words, **others)
 
     monkeypatch.setattr(module, "profile", profile)
     words = (*WORDS, "--target", DSP, "--target", VPU, "--agent", both, "-o", f"{tmp_path}/")
@@ -438,6 +465,7 @@ def test_a_kind_that_fails_does_not_stop_the_others(monkeypatch, tmp_path, both)
     assert [path.name for path in tmp_path.glob("*.csv")] == [f"myriadx-vpu-{VPU}.csv"]
 
 
+@pytest.mark.process
 def test_a_board_of_the_file_that_is_off_is_told_at_the_end(tmp_path, dsp):
     boards = write_boards(tmp_path, gone=DEAD, desk=dsp)
     path = tmp_path / "t.csv"
@@ -453,22 +481,13 @@ def test_a_board_of_the_file_that_is_off_is_told_at_the_end(tmp_path, dsp):
         run(profile_ops, *words)
 
 
+@pytest.mark.process
 def test_ctrl_c_tells_that_rows_are_safe_and_how_to_go_on(monkeypatch, tmp_path, dsp):
-    def profile(benches, rows, path, settings, *, retry, on_progress, reference):
-        with Journal.open(path, benches[0].target) as journal:
-            layer = rows[0].shape
-            journal.append(
-                [
-                    Row.of(
-                        benches[0].target,
-                        rows[0].name,
-                        layer,
-                        status="ok",
-                        latency_ms=1.0,
-                        estimator="x",
-                    )
-                ]
-            )
+    def profile(sessions, rows, path, protocol, *, retry, on_progress, reference, networks):
+        with Journal.open(path, sessions[0].target) as journal:
+            values = {"status": "ok", "latency_ms": 1.0, "estimator": "x"}
+            row = Row.of(sessions[0].target, rows[0].name, rows[0].shape, **values)
+            journal.append([RawRow(row)])
             raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "profile", profile)

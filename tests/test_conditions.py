@@ -12,15 +12,18 @@ import pytest
 
 from hurricane.agents import conditions, wire
 from hurricane.agents.backends.base import Loaded, Session
+from hurricane.agents.client import AgentClient
 from hurricane.agents.conditions import Conditions, read_conditions, since
 from hurricane.agents.results import ArtifactResult, Protocol, summarise
 from hurricane.agents.worker import Heartbeat
 
 from .agents_stand_ins import FORMAT, OneMillisecond, bench_of
+from .agents_support import serving
 
 # Cores 1 and 2, of all ticks 10% idle, 5% stolen, 25% of this process.
 EARLIER = Conditions(steal_share=0.5, ticks=(0b110, 1000, 500, 200, 100))
 LATER = Conditions(steal_share=0.4, ticks=(0b110, 1200, 520, 210, 150))
+NOTHING_READ = Conditions(unwatched=("busy", "steal"))
 
 
 @pytest.fixture
@@ -47,8 +50,28 @@ def put_core(board: Path, core: int, **files: object) -> None:
 # --- reading --------------------------------------------------------------------------------
 
 
-def test_what_a_machine_does_not_tell_is_zero_or_empty(board_files: Path) -> None:
-    assert read_conditions() == Conditions()
+def test_what_a_machine_does_not_tell_is_zero_or_empty_and_unwatched(board_files: Path) -> None:
+    read = read_conditions()
+    assert read == Conditions(unwatched=("load", "busy", "steal", "throttling"))
+    assert read.interference_unwatched
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "watched"),
+    [
+        ("proc/loadavg", "0.00 0.00 0.00 1/100 4242\n", {"load"}),
+        ("proc/stat", "cpu1 9 0 0 9 0 0 0 0 0 0\ncpu2 9 0 0 9 0 0 0 0 0 0\n", {"busy", "steal"}),
+        ("proc/stat", "cpu1 0 0 0 0 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0 0 0\n", set()),
+        ("cpu/cpu1/thermal_throttle/core_throttle_count", "0\n", {"throttling"}),
+    ],
+)
+def test_what_reads_zero_is_watched_and_what_cannot_be_read_is_not(
+    file: str, text: str, watched: set[str], board_files: Path
+) -> None:
+    put(board_files / file, text)
+    read = read_conditions()
+    assert (read.load_1m, read.steal_share, read.throttle_events) == (0.0, 0.0, 0)
+    assert {"load", "busy", "steal", "throttling"} - set(read.unwatched) == watched
 
 
 def test_conditions_are_those_of_the_cores_in_use(
@@ -91,7 +114,9 @@ def test_cores_under_different_governors_name_both(board_files: Path) -> None:
 
 def test_a_core_that_the_kernel_does_not_list_leaves_the_shares_out(board_files: Path) -> None:
     put(board_files / "proc/stat", "cpu  9 0 0 9 0 0 0 9 0 0\ncpu1 9 0 0 9 0 0 0 9 0 0\n")
-    assert read_conditions() == Conditions()
+    read = read_conditions()
+    assert (read.steal_share, read.ticks) == (0.0, Conditions().ticks)
+    assert read.interference_unwatched
 
 
 def test_temperature_is_that_of_the_processors_sensors_that_are_connected(
@@ -116,13 +141,13 @@ def test_sensors_are_looked_for_once_and_others_not_read_where_one_is_the_proces
         put(board_files / f"hwmon/hwmon{index}/temp1_input", "50000\n")
     read_conditions()
     read: list[str] = []
-    plain = conditions._read
+    plain = conditions.read_text
 
     def noting(path: Path) -> str:
         read.append(str(path.relative_to(board_files)))
         return plain(path)
 
-    monkeypatch.setattr(conditions, "_read", noting)
+    monkeypatch.setattr(conditions, "read_text", noting)
     assert read_conditions().temperature_c == 50.0
     assert [name for name in read if "hwmon" in name] == ["hwmon/hwmon1/temp1_input"]
 
@@ -185,6 +210,20 @@ def test_shares_that_mean_nothing_are_zero(
     monkeypatch.setattr(conditions, "_TICKS_A_SECOND", 100)
     later = since(EARLIER, replace(LATER, ticks=ticks))
     assert (later.steal_share, later.busy_share) == (0.0, 0.0), why
+    assert later.interference_unwatched == (why == "another set of cores")
+
+
+def test_counters_that_stand_still_watch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conditions, "_TICKS_A_SECOND", 100)
+    # This process alone took more than all of its cores are said to have had.
+    later = since(EARLIER, replace(LATER, ticks=(0b110, 1000, 500, 200, 160)))
+    assert later.unwatched == ("busy", "steal")
+
+
+def test_what_was_unwatched_at_either_moment_was_unwatched() -> None:
+    before, after = replace(EARLIER, unwatched=("load",)), replace(LATER, unwatched=("throttling",))
+    assert set(since(before, after).unwatched) == {"load", "throttling"}
+    assert set(since(before, Conditions(unwatched=("steal",))).unwatched) == {"load", "steal"}
 
 
 def test_shares_of_0_3_s_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +296,80 @@ def test_what_was_stolen_since_boot_flags_no_short_batch(heartbeat: Heartbeat) -
     assert result["flags"] == []
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "flags"),
+    [
+        (NOTHING_READ, LATER, ["unwatched"]),
+        (EARLIER, replace(EARLIER, unwatched=("steal",)), ["unwatched"]),
+        (EARLIER, replace(LATER, ticks=(0b11, 1200, 520, 210, 150)), ["unwatched"]),
+        # Few processors but Intel's count their throttling, and load averages judge nothing.
+        (EARLIER, replace(EARLIER, unwatched=("load", "throttling")), []),
+        # Simulated: nothing is there to be watched.
+        (Conditions(), Conditions(), []),
+    ],
+)
+def test_a_batch_whose_interference_could_not_be_watched_is_flagged(
+    before: Conditions, after: Conditions, flags: list[str], heartbeat: Heartbeat
+) -> None:
+    bench = bench_of(ScriptedBoard(before, before, after), heartbeat)
+    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
+    assert result["flags"] == flags
+
+
 def test_conditions_survive_the_wire_without_their_ticks() -> None:
     protocol = Protocol(rounds=1, calls_per_visit=1)
     wall_ms = np.ones((1, 1))
-    after = Conditions(40.5, 1800.0, 0.5, 0.01, 7, "schedutil", 0.25, LATER.ticks)
+    unwatched = ("load", "steal")
+    after = Conditions(40.5, 1800.0, 0.5, 0.01, 7, "schedutil", 0.25, LATER.ticks, unwatched)
     result = ArtifactResult("ab", wall=summarise(wall_ms), wall_ms=wall_ms, after=after)
     back = wire.event_from_wire(wire.event_to_wire(result), protocol)
     assert isinstance(back, ArtifactResult)
     assert back.after == replace(after, ticks=Conditions().ticks)
     assert back.before == Conditions()
+
+
+BACKEND = """
+from pathlib import Path
+from hurricane.agents import conditions
+from hurricane.agents.backends.base import Availability, Loaded, Sample, Session, TargetInfo
+
+CHECKS = {"any": lambda content: None}
+
+def targets(context):
+    facts = ("d", "cpu", "r", "1", "fp32", Availability.AVAILABLE, "")
+    return [TargetInfo(name, *facts, formats=("any",)) for name in ("cpu-seen-x", "cpu-blind-x")]
+
+def open_target(context, target, options, threads):
+    if target == "cpu-blind-x":
+        conditions._PROC = Path("/nonexistent")
+    return Board()
+
+class Graph(Loaded):
+    def timed_calls(self, count): return [Sample(1.0)] * count
+    def inputs(self): return ()
+    def outputs(self, inputs): return {}
+    def close(self): pass
+
+class Board(Session):
+    def load(self, content, format): return Graph()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system has no /proc")
+def test_a_worker_that_cannot_read_the_counters_says_so_with_its_results(tmp_path: Path) -> None:
+    backend = tmp_path / "blind.py"
+    backend.write_text(BACKEND)
+    with (
+        serving(environment={"HURRICANE_BACKENDS": str(backend)}) as agent,
+        AgentClient(agent.address) as client,
+    ):
+        digest = client.upload(b"graph")
+        seen, blind = (
+            client.benchmark([digest], target, protocol=Protocol(rounds=1))[digest]
+            for target in ("cpu-seen-x", "cpu-blind-x")
+        )
+    assert "unwatched" not in seen.flags
+    assert {"load", "busy", "steal"}.isdisjoint(seen.after.unwatched)
+    assert blind.flags == ("unwatched",)
+    assert {"load", "busy", "steal"} <= set(blind.after.unwatched)

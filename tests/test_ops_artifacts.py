@@ -250,6 +250,7 @@ def test_a_file_that_was_cut_off_or_changed_is_made_anew(recipe: Recipe, folder:
         assert file.read_bytes() == whole
 
 
+@pytest.mark.process
 @each(*CALIBRATED)
 def test_all_cores_make_the_same_as_one(
     recipe: Recipe, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -266,6 +267,7 @@ def test_all_cores_make_the_same_as_one(
     ]
 
 
+@pytest.mark.process
 @each(QDQ, TFLITE, TFLITE_INT8)
 def test_another_process_makes_the_same_bytes(recipe: Recipe) -> None:
     code = (
@@ -316,6 +318,7 @@ def deadly(name: str) -> bytes:
     return export_operator(name, SHAPE)
 
 
+@pytest.mark.process
 def test_a_process_that_is_killed_is_told_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

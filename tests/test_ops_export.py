@@ -14,7 +14,8 @@ import torch
 
 from hurricane.ops import graph, pool
 from hurricane.ops.backbone import load_backbone, shipped_backbones
-from hurricane.ops.blocks import Network, build_operator, build_row, count_torch
+from hurricane.ops.blocks import Network, build_operator, build_row
+from hurricane.ops.counting import count_module
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_architecture, export_context, export_operator
 from hurricane.ops.graph import (
@@ -62,6 +63,7 @@ def settled(module: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     return module.eval()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda b: b.name)
 def test_formula_torch_and_onnx_agree_on_macs_and_params_everywhere(backbone):
     pieces = [
@@ -87,7 +89,7 @@ def test_formula_torch_and_onnx_agree_on_macs_and_params_everywhere(backbone):
 def test_macs_counted_while_the_torch_module_runs_equal_the_formula(shape):
     for op in POOL:
         if op.applies_to(shape):
-            counted = count_torch(build_operator(op, shape), shape)
+            counted = count_module(build_operator(op, shape), shape)
             assert sum(c.macs for c in counted) == op.macs(shape), op
             assert sum(c.params for c in counted) == op.params(shape), op
 
@@ -108,6 +110,7 @@ def test_every_operator_gives_torchs_outputs_in_onnxruntime(shape, gate):
         assert relative_error(run_onnx(content, x.numpy()), expected) <= 1e-5, op
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_seeded_graphs_at_shipped_shapes_give_torchs_outputs(shape):
     random = np.random.default_rng(0)

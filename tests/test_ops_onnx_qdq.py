@@ -313,6 +313,7 @@ def test_a_division_by_a_constant_becomes_a_multiplication():
 # --- Equal bytes
 
 
+@pytest.mark.process
 def test_quantising_twice_gives_equal_bytes_in_another_process_too(tmp_path):
     file = tmp_path / "graph.onnx"
     file.write_bytes(network())

@@ -157,6 +157,7 @@ def test_a_backbone_that_does_not_exist_lists_the_shipped_ones():
         load_backbone("imagenet225")
 
 
+@pytest.mark.process
 def test_names_and_costs_need_no_torch():
     code = (
         "import sys; import hurricane.ops.pool, hurricane.ops.backbone as b;"
@@ -237,6 +238,7 @@ def test_a_plugin_may_be_loaded_twice_but_a_name_means_one_thing(tmp_path, monke
         load_plugin(other)
 
 
+@pytest.mark.process
 def test_names_and_backbones_are_read_where_there_is_no_tomllib():
     code = (
         "import sys; sys.modules['tomllib'] = None; import hurricane.ops.backbone as b;"

@@ -295,6 +295,7 @@ def test_metadata_travels_inside_in_int8_too():
         assert found == pieces
 
 
+@pytest.mark.process
 def test_writing_twice_gives_equal_bytes_in_another_process_too(tmp_path):
     graphs = [graph("Choice_x_SE", EVEN), network()]
     code = (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +28,28 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import POOL, select_operators
-from hurricane.profiler.cli import failure_words, profile_ops
-from hurricane.profiler.estimate import estimate_row, location_ms
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
-from hurricane.profiler.networks import (
-    check_networks,
-    compare,
-    kendall_tau,
-    random_networks,
-    time_networks,
-    uniform_networks,
-)
-from hurricane.profiler.plan import anchor_graphs, graph_bytes, parse_layers, plan_row, plan_rows
+from hurricane.profiler import protocol as protocol_module
+from hurricane.profiler import session as session_module
+from hurricane.profiler.accuracy import compare, kendall_tau
+from hurricane.profiler.additivity import check_networks
+from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.networks import random_networks, time_networks, uniform_networks
+from hurricane.profiler.plan import baseline_graphs, graph_bytes, parse_layers, plan_row, plan_rows
 from hurricane.profiler.profile import missing_rows, profile
-from hurricane.profiler.rotation import Rotation
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.recorder import Recorder
+from hurricane.profiler.runner import Runner
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.summary import failure_words
+from hurricane.profiler.target import parse_target
+from hurricane.profiler.timing.location import quiet_error_ms, quiet_ms
+from hurricane.profiler.timing.marginal import Estimate, combine
 from hurricane.profiler.verify_cli import verify
 
 DSP = "sim-hexagon685-dsp"
 FEW = "SEP_3,SEP_5,MB_3_3,Choice_3,Choice_3_SE"
-QUICK = MeasuringSettings(rounds=16, max_rounds=12)
-SHORT = MeasuringSettings(min_rounds=3, max_rounds=3, warm_rounds=1)
+QUICK = TimingProtocol(network_rounds=16, max_rounds=12)
+SHORT = TimingProtocol(min_rounds=3, max_rounds=3)
 
 
 def run(command, *words: str):
@@ -85,9 +89,9 @@ def test_the_graphs_of_a_network_sum_to_the_network(backbone):
     for name, shape in zip(names, shapes, strict=True):
         contexts = plan_row(name, shape).contexts
         for context in contexts:
-            add(context.longer, Fraction(1, len(contexts)))
-            add(context.shorter, -Fraction(1, len(contexts)))
-    (image,) = plan_row(frame.stem_name, frame.stem_shape).shorter
+            add(context.with_operator, Fraction(1, len(contexts)))
+            add(context.baseline, -Fraction(1, len(contexts)))
+    (image,) = plan_row(frame.stem_name, frame.stem_shape).baselines
     add(image, Fraction(1))  # the price of a call
     expected: dict[object, int] = {}
     for name, shape in zip(names, shapes, strict=True):
@@ -103,29 +107,34 @@ def test_a_row_is_known_by_its_canonical_graph():
 
 def test_an_operator_stands_behind_two_neighbours_where_both_apply():
     inner = load_backbone("digits32").layers[1]
-    first = [context.longer[0].name for context in plan_row("SEP_5", inner).contexts]
+    first = [context.with_operator[0].name for context in plan_row("SEP_5", inner).contexts]
     assert first == ["SEP_3", "Choice_3"]
     rows = plan_rows(parse_layers("digits32"), POOL)
-    assert len(anchor_graphs(rows)) < len(rows) / 8
-    assert {graph for row in rows for graph in row.shorter} == set(anchor_graphs(rows))
+    assert len(baseline_graphs(rows)) < len(rows) / 8
+    assert {graph for row in rows for graph in row.baselines} == set(baseline_graphs(rows))
+
+
+def estimate(*graphs: tuple[float, np.ndarray]) -> Estimate:
+    """A weighted sum of graphs' quiet times, one call a visit."""
+    calls = np.stack([calls for _, calls in graphs])
+    weights = np.array([weight for weight, _ in graphs])
+    return combine(
+        weights, quiet_ms(calls, axis=1), quiet_error_ms(calls[..., None]), samples=calls.size
+    )
 
 
 def test_the_marginal_latency_is_the_mean_difference_and_its_interval_holds_it():
-    row = plan_row("SEP_3", load_backbone("digits32").layers[1])
     random = np.random.default_rng(0)
 
     def calls(ms: float) -> np.ndarray:
         return ms + random.exponential(0.02, 400)
 
-    one, other = row.contexts
-    found = estimate_row(
-        row,
-        {
-            one.shorter: [calls(2.0)],
-            one.longer: [calls(2.4)],
-            other.shorter: [calls(2.9), calls(3.1)],  # two loadings
-            other.longer: [calls(3.6)],
-        },
+    found = estimate(
+        (0.5, calls(2.4)),
+        (-0.5, calls(2.0)),
+        (0.5, calls(3.6)),
+        (-0.25, calls(2.9)),  # two replicas
+        (-0.25, calls(3.1)),
     )
     assert found.latency_ms == pytest.approx(0.5, abs=0.004)
     assert found.ci_low_ms <= found.latency_ms <= found.ci_high_ms
@@ -134,39 +143,36 @@ def test_the_marginal_latency_is_the_mean_difference_and_its_interval_holds_it()
     assert found.flags == ()
 
 
-def test_bursts_of_other_work_do_not_move_the_location():
+def test_bursts_of_other_work_do_not_move_the_quiet_time():
     quiet = np.full(24, 1.0)
     disturbed = quiet.copy()
     disturbed[:14] = 5.0
-    assert location_ms(disturbed) == location_ms(quiet)
+    assert quiet_ms(disturbed) == quiet_ms(quiet)
 
 
-def test_the_location_is_the_mean_of_the_fastest_quarter_less_half_a_call():
+def test_the_quiet_time_is_the_mean_of_the_fastest_quarter_less_half_a_call():
     calls = np.random.default_rng(0).permutation([1.0, 2.0, 3.0, *[9.0] * 7])
-    assert location_ms(calls) == pytest.approx((1.0 + 2.0) / 2)  # 10 / 4 - 1/2: two calls
+    assert quiet_ms(calls) == pytest.approx((1.0 + 2.0) / 2)  # 10 / 4 - 1/2: two calls
     twelve = [1.0, 2.0, 4.0, *[9.0] * 9]
-    assert location_ms(twelve) == pytest.approx((1.0 + 2.0 + 0.5 * 4.0) / 2.5)
-    assert location_ms(np.array([2.0, 3.0])) == 2.0
-    both = location_ms(np.stack([twelve, twelve[::-1]], axis=1), axis=0)
-    np.testing.assert_allclose(both, location_ms(twelve))
+    assert quiet_ms(twelve) == pytest.approx((1.0 + 2.0 + 0.5 * 4.0) / 2.5)
+    assert quiet_ms(np.array([2.0, 3.0])) == 2.0
+    both = quiet_ms(np.stack([twelve, twelve[::-1]], axis=1), axis=0)
+    np.testing.assert_allclose(both, quiet_ms(twelve))
 
 
-def test_the_location_does_not_depend_on_how_often_a_graph_was_called():
+def test_the_quiet_time_does_not_depend_on_how_often_a_graph_was_called():
     random = np.random.default_rng(0)
     means = [
-        np.mean(location_ms(1 + 0.1 * random.normal(size=(40_000, count)), axis=1))
+        np.mean(quiet_ms(1 + 0.1 * random.normal(size=(40_000, count)), axis=1))
         for count in (6, 9, 12, 18, 24, 60)
     ]
     assert max(means) - min(means) < 0.005  # without the half call: 0.02
 
 
 def test_a_difference_below_the_noise_is_flagged_and_never_negative():
-    row = plan_row("SEP_3", load_backbone("digits32").layers[1])
     random = np.random.default_rng(1)
     same = 2.0 + random.normal(0, 0.05, 24)
-    samples = {graph: [same] for graph in row.shorter}
-    samples |= {graph: [same[::-1] - 0.005] for graph in row.longer}
-    found = estimate_row(row, samples)
+    found = estimate((1.0, same[::-1] - 0.005), (-1.0, same))
     assert found.flags == ("below-noise",)
     assert 0 < found.latency_ms == found.ci_high_ms
 
@@ -200,6 +206,7 @@ def dsp_table(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_a_whole_backbone_is_filled_and_a_second_run_measures_nothing(dsp_table: Path):
     table = LookupTable.load(dsp_table)
     assert len(table) == 4 * 32 + 2
@@ -214,16 +221,17 @@ def test_a_whole_backbone_is_filled_and_a_second_run_measures_nothing(dsp_table:
     assert dsp_table.read_bytes() == before
 
 
+@pytest.mark.process
 def test_sums_hold_on_a_simulated_device_whatever_a_call_costs(tmp_path):
     backbone = load_backbone("digits32")
     request = parse_target(DSP, ["call_ms=1.0"])
     rows = plan_rows(parse_layers("digits32"), select_operators(FEW))
     with connect([], request) as clients:
-        bench = Bench.open(clients[0], request)
-        profile([bench], rows, tmp_path / "t.csv", QUICK)
+        session = TargetSession.open(clients[0], request)
+        profile([session], rows, tmp_path / "t.csv", QUICK)
         model = LatencyModel(LookupTable.load(tmp_path / "t.csv"), backbone)
         networks = random_networks(model, 12, seed=1) + uniform_networks(model)
-        times = time_networks(bench, backbone, networks, QUICK)
+        times = time_networks(session, backbone, networks, QUICK)
     groups, _ = check_networks(model, times)
     assert [g.group for g in groups] == ["random", "uniform"]
     for group in groups:
@@ -232,14 +240,15 @@ def test_sums_hold_on_a_simulated_device_whatever_a_call_costs(tmp_path):
     assert model.call_ms == pytest.approx(1.0, rel=0.2)
 
 
+@pytest.mark.process
 def test_the_price_of_a_call_leaves_the_ranking_of_operators_as_it_is(tmp_path):
     shape_rows = plan_rows(parse_layers("imagenet224:1,5"), select_operators(FEW))
     ranks = []
     for price in ("0.0", "1.0"):
         request = parse_target(DSP, [f"call_ms={price}"])
         with connect([], request) as clients:
-            bench = Bench.open(clients[0], request)
-            table = profile([bench], shape_rows, tmp_path / f"{price}.csv", QUICK).table
+            session = TargetSession.open(clients[0], request)
+            table = profile([session], shape_rows, tmp_path / f"{price}.csv", QUICK).table
         found: dict[object, list[tuple[float, str]]] = {}
         for row in table:
             found.setdefault(row.shape, []).append((row.latency_ms or 0.0, row.operator))
@@ -247,6 +256,7 @@ def test_the_price_of_a_call_leaves_the_ranking_of_operators_as_it_is(tmp_path):
     assert ranks[0] == ranks[1]
 
 
+@pytest.mark.process
 def test_random_networks_cover_the_latency_range(dsp_table: Path):
     model = LatencyModel(LookupTable.load(dsp_table), load_backbone("digits32"))
     networks = random_networks(model, 20, seed=0)
@@ -258,14 +268,23 @@ def test_random_networks_cover_the_latency_range(dsp_table: Path):
     assert networks == random_networks(model, 20, seed=0)
 
 
-def test_verify_prints_the_retest_beside_each_error(dsp_table: Path):
+@pytest.mark.process
+def test_verify_prints_the_noise_floor_beside_each_error(dsp_table: Path):
     result = run(verify, "--table", str(dsp_table), "--backbone", "digits32", "--random", "4")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     assert "random" in result.output
-    assert "retest" in result.output
+    assert "noise floor" in result.output
+    assert "split-half difference" in result.output
     assert "sim-hexagon685-dsp" in result.output
+    assert "random, median as timed" in result.output
+    assert "random, p90 as timed" in result.output
+    result = run(verify, "--table", str(dsp_table), "--random", "4", "--no-store", "--json")
+    found = json.loads(result.stdout)["statistics"]
+    assert {name: figures["count"] for name, figures in found.items()} == {"median": 4, "p90": 4}
+    assert all(abs(figures["bias"]) < 0.05 for figures in found.values())
 
 
+@pytest.mark.process
 def test_the_real_cpu_fills_a_few_rows(tmp_path):
     path = tmp_path / "cpu.csv"
     words = ("--layers", "digits32:1", "--operators", "SEP_3,MB_3_6")
@@ -277,6 +296,7 @@ def test_the_real_cpu_fills_a_few_rows(tmp_path):
     assert rows["SEP_3"].compute_unit == "CPU"
 
 
+@pytest.mark.process
 def test_another_gate_is_in_the_graphs_and_in_the_tables_options(tmp_path):
     path = tmp_path / "gate.csv"
     words = ("--layers", "digits32:1", "--operators", "SEP_3_SE", "--target", DSP)
@@ -289,12 +309,13 @@ def test_another_gate_is_in_the_graphs_and_in_the_tables_options(tmp_path):
     assert row.graph_sha256 != sha256(export_operator("SEP_3_SE", shape))
 
 
+@pytest.mark.process
 def test_a_calibration_is_kept_beside_the_table(dsp_table: Path, tmp_path):
     path = tmp_path / "copy.csv"
     path.write_bytes(dsp_table.read_bytes())
     words = ("--table", str(path), "--backbone", "digits32", "--calibrate")
     result = run(verify, *words, "--random", "5")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3, result.output
     found = find_calibration(path, LookupTable.load(path).target())
     assert found is not None
     assert found.networks == 5
@@ -310,6 +331,7 @@ def test_a_calibration_is_kept_beside_the_table(dsp_table: Path, tmp_path):
             run(verify, *wrong)
 
 
+@pytest.mark.process
 def test_check_tells_what_is_missing_and_measures_nothing(tmp_path):
     path = tmp_path / "none.csv"
     result = run(profile_ops, "--layers", "digits32:1", "--target", DSP, "-o", str(path), "--check")
@@ -318,24 +340,27 @@ def test_check_tells_what_is_missing_and_measures_nothing(tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.process
 def test_two_agents_share_one_plan_and_lose_or_double_no_row(tmp_path):
     rows = plan_rows(parse_layers("digits32:0,1,4"), select_operators("SEP_*,MB_3_*"))
     request = parse_target(DSP)
     simulate = ("hexagon685-dsp",)
     with private_agent(simulate) as a, private_agent(simulate) as b:
-        benches = [Bench.open(client, request) for client in (a, b)]
-        result = profile(benches, rows, tmp_path / "t.csv", SHORT)
+        sessions = [TargetSession.open(client, request) for client in (a, b)]
+        result = profile(sessions, rows, tmp_path / "t.csv", SHORT)
     assert not missing_rows(rows, result.table, result.target)
     assert len(result.table) == len(rows)
-    assert not result.lost
-    assert not result.left_out
+    assert not result.exclusions.lost
+    assert not result.exclusions.left_out
     assert all(row.cold_ms and row.warm_ms for row in result.table)
-    assert all(seconds > 0 for seconds in result.device_s.values())
+    assert [run.device_s > 0 for run in result.runs] == [True, True]
+    assert sum(run.rows for run in result.runs) == len(rows)
 
 
 WORDS = ("--layers", "digits32", "--operators", "SEP_*,Choice_*", "--target", DSP)
 
 
+@pytest.mark.process
 def test_a_killed_run_is_finished_by_the_next_one(tmp_path):
     path = tmp_path / "killed.csv"
     command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
@@ -376,24 +401,25 @@ def serve(folder: Path, name: str) -> tuple[subprocess.Popen[bytes], str]:
     raise AssertionError(log.read_text())
 
 
+@pytest.mark.process
 def test_a_killed_agent_costs_no_finished_row_and_the_next_run_completes_the_table(
     tmp_path, monkeypatch
 ):
-    from hurricane.profiler import profile as module
-
     path = tmp_path / "t.csv"
     agent, address = serve(tmp_path, "first")
-    real, kept = module._Pool._keep, []
+    real, kept = Recorder.record, []
 
-    def keep(pool, bench, found, mine):
-        real(pool, bench, found, mine)
-        kept.append(found.row)
-        if len(kept) == 6:
+    def record(recorder, *words):
+        measured, failed = real(recorder, *words)
+        kept.extend(measured)
+        if kept:
             agent.kill()
+        return measured, failed
 
+    impatient = partial(TimingProtocol, max_active_rows=8, rejoin_timeout_s=0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Pool, "_keep", keep)
-        patch.setattr(module, "REJOIN_S", 0.0)
+        patch.setattr(Recorder, "record", record)
+        patch.setattr(protocol_module, "TimingProtocol", impatient)
         with pytest.raises(AgentError) as complaint:
             run(profile_ops, *WORDS, "-o", str(path), "--agent", address)
     agent.wait()
@@ -401,7 +427,7 @@ def test_a_killed_agent_costs_no_finished_row_and_the_next_run_completes_the_tab
     assert f"{len(kept)} rows are safe, the same command goes on" in str(complaint.value)
     assert len(str(complaint.value).splitlines()) <= 2
     first = {row.key: row for row in read_journal(path).rows}
-    assert len(first) == len(kept)
+    assert len(first) == len(kept) <= 8
     agent, address = serve(tmp_path, "second")
     try:
         result = run(profile_ops, *WORDS, "-o", str(path), "--agent", address, "--json")
@@ -413,17 +439,15 @@ def test_a_killed_agent_costs_no_finished_row_and_the_next_run_completes_the_tab
     table = LookupTable.load(path)
     assert len(table) == len(rows)
     assert f'"kept": {len(kept)}' in result.output
-    for key, row in first.items():  # only the plain timings are filled in
+    for key, row in first.items():  # the timings of its own graph are filled in
         found = table.get(key)
         assert found is not None
-        assert (found.latency_ms, found.ci_low_ms, found.measured_at) == (
-            row.latency_ms,
-            row.ci_low_ms,
-            row.measured_at,
-        )
+        assert (found.samples, found.measured_at) == (row.samples, row.measured_at)
+        assert found.latency_ms == pytest.approx(row.latency_ms, rel=0.01)  # at the table's speed
         assert found.cold_ms is not None
 
 
+@pytest.mark.process
 def test_a_wrong_request_leaves_no_journal_that_blocks_the_right_one(tmp_path):
     path = tmp_path / "t.csv"
     words = ("--layers", "digits32:1", "--operators", "SEP_3", "-o", str(path))
@@ -437,17 +461,16 @@ def test_a_wrong_request_leaves_no_journal_that_blocks_the_right_one(tmp_path):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.process
 def test_a_graph_that_the_runtime_refuses_costs_its_own_row_only(tmp_path, monkeypatch):
-    from hurricane.profiler import measuring
-
-    real = measuring.graph_bytes
-    broken = plan_row("SEP_5", load_backbone("digits32").layers[1]).longer
+    real = session_module.graph_bytes
+    broken = plan_row("SEP_5", load_backbone("digits32").layers[1]).with_operator
     monkeypatch.setattr(
-        measuring,
+        session_module,
         "graph_bytes",
-        lambda graph, copy=0: b"no onnx" if graph in broken else real(graph, copy),
+        lambda graph, replica=0: b"no onnx" if graph in broken else real(graph, replica),
     )
-    monkeypatch.setattr(measuring, "check_artifact", lambda content, format: None)
+    monkeypatch.setattr(session_module, "check_artifact", lambda content, format: None)
     words = ("--layers", "digits32:1", "--operators", "SEP_*")
     path = tmp_path / "t.csv"
     with pytest.raises(HurricaneError, match="1 of its rows has no latency"):
@@ -457,46 +480,49 @@ def test_a_graph_that_the_runtime_refuses_costs_its_own_row_only(tmp_path, monke
     assert set(statuses.values()) == {"ok"}
 
 
+@pytest.mark.process
 def test_an_unexpected_error_in_one_agent_ends_the_run(tmp_path, monkeypatch):
-    real = Rotation.lap
+    real = Runner._measure_batch
     rows = plan_rows(parse_layers("digits32:1,4"), select_operators(FEW))
     request = parse_target(DSP)
     simulate = ("hexagon685-dsp",)
     with private_agent(simulate) as a, private_agent(simulate) as b:
-        benches = [Bench.open(client, request) for client in (a, b)]
+        sessions = [TargetSession.open(client, request) for client in (a, b)]
 
-        def fails(rotation, on_progress=None):
-            if rotation.bench is benches[0]:
+        def fails(runner, device, session, *words):
+            if session is sessions[0]:
                 raise ValueError("a defect")
-            return real(rotation, on_progress)
+            return real(runner, device, session, *words)
 
-        monkeypatch.setattr(Rotation, "lap", fails)
+        monkeypatch.setattr(Runner, "_measure_batch", fails)
         with pytest.raises(ValueError, match="a defect"):
-            profile(benches, rows, tmp_path / "t.csv", SHORT)
+            profile(sessions, rows, tmp_path / "t.csv", SHORT)
 
 
+@pytest.mark.process
 def test_an_agent_that_drops_out_is_named_and_the_others_do_its_work(tmp_path, monkeypatch):
-    real = Rotation.lap
+    real = Runner._measure_batch
     rows = plan_rows(parse_layers("digits32:1,4"), select_operators("SEP_*,MB_3_*"))
     request = parse_target(DSP)
     simulate = ("hexagon685-dsp",)
     with private_agent(simulate) as a, private_agent(simulate) as b:
-        benches = [Bench.open(client, request) for client in (a, b)]
+        sessions = [TargetSession.open(client, request) for client in (a, b)]
 
         def gone(*words):
             raise AgentError("the board is gone")
 
-        def lap(rotation, on_progress=None):
-            return gone() if rotation.bench is benches[0] else real(rotation, on_progress)
+        def measure(runner, device, session, *words):
+            return gone() if session is sessions[0] else real(runner, device, session, *words)
 
-        monkeypatch.setattr(Rotation, "lap", lap)
-        monkeypatch.setattr(Bench, "open", gone)  # it does not come back
-        result = profile(benches, rows, tmp_path / "t.csv", SHORT)
+        monkeypatch.setattr(Runner, "_measure_batch", measure)
+        monkeypatch.setattr(TargetSession, "open", gone)  # it does not come back
+        result = profile(sessions, rows, tmp_path / "t.csv", SHORT)
     assert not missing_rows(rows, result.table, result.target)
     assert len(result.table) == len(rows)
-    assert result.lost == (f"{a.address}: the board is gone",)
+    assert result.exclusions.lost == {a.address: f"{a.address}: the board is gone"}
 
 
+@pytest.mark.process
 def test_a_calibration_from_another_device_is_refused(dsp_table: Path, tmp_path):
     path = tmp_path / "renamed.csv"
     path.write_text(dsp_table.read_text().replace("hexagon685-dsp", "other-dsp"))
@@ -506,6 +532,7 @@ def test_a_calibration_from_another_device_is_refused(dsp_table: Path, tmp_path)
     assert not list(tmp_path.glob("*.calibration.json"))
 
 
+@pytest.mark.process
 def test_an_unreachable_agent_is_one_line_and_leaves_nothing(tmp_path):
     path = tmp_path / "t.csv"
     command = [sys.executable, "-m", "hurricane.profiler.cli", *WORDS, "-o", str(path)]
@@ -528,6 +555,7 @@ def test_an_unreachable_agent_is_one_line_and_leaves_nothing(tmp_path):
         (("--layers", "digits32", "--target", DSP, "--option", "x"), "key=value"),
     ],
 )
+@pytest.mark.process
 def test_a_wrong_request_is_refused_with_status_2(tmp_path, words, message):
     command = [
         sys.executable,
@@ -543,6 +571,7 @@ def test_a_wrong_request_is_refused_with_status_2(tmp_path, words, message):
     assert not (tmp_path / "t.csv").exists()
 
 
+@pytest.mark.process
 def test_a_broken_table_is_told_before_anything_is_measured(tmp_path, dsp_table):
     path = tmp_path / "broken.csv"
     path.write_bytes(dsp_table.read_bytes()[:-40])
@@ -556,9 +585,9 @@ def test_a_broken_table_is_told_before_anything_is_measured(tmp_path, dsp_table)
 
 def test_the_commands_time_with_the_protocol_s_defaults():
     defaults = {option.name: option.default for option in profile_ops.params}
-    assert defaults["rounds"] == MeasuringSettings().max_rounds
-    assert defaults["interval"] == MeasuringSettings().interval
-    assert {o.name: o.default for o in verify.params}["rounds"] == MeasuringSettings().rounds
+    assert defaults["rounds"] == TimingProtocol().max_rounds
+    assert defaults["precision"] == TimingProtocol().precision
+    assert {o.name: o.default for o in verify.params}["rounds"] == TimingProtocol().network_rounds
 
 
 @pytest.mark.parametrize(("origin", "again"), [("measured", True), ("estimated", False)])

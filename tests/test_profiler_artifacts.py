@@ -19,19 +19,21 @@ from hurricane.agents.errors import BadRequest as AgentBadRequest
 from hurricane.agents.errors import UnsupportedOperator
 from hurricane.agents.results import ArtifactResult, Finished, Protocol
 from hurricane.agents.supervisor import discover
-from hurricane.lookup_tables.table import LookupTable, Row, Target
+from hurricane.lookup_tables.table import STATUSES, LookupTable, Row, Target
 from hurricane.ops.artifacts import Recipe, cache, prepare
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, UnsupportedNode
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import select_operators
-from hurricane.profiler import measuring
-from hurricane.profiler.measuring import Bench, MeasuringSettings, connect, parse_target
+from hurricane.profiler import session as session_module
 from hurricane.profiler.networks import WholeNetwork, time_networks
 from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import missing_rows, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 
-SHORT = MeasuringSettings(min_rounds=3, max_rounds=3, rounds=4)
+SHORT = TimingProtocol(min_rounds=3, max_rounds=3, network_rounds=4)
 BACKBONE = load_backbone("digits32")
 ROWS = plan_rows(parse_layers("digits32:1"), select_operators("SEP_3,Choice_3"))
 TARGETS = {
@@ -87,8 +89,9 @@ class Agent:
         self.looked_for += digests
         return [digest for digest in digests if digest not in self.held]
 
-    def upload(self, content: bytes) -> None:
-        self.uploaded.append(sha256(content))
+    def upload(self, content: bytes, digest: str) -> None:
+        assert digest == sha256(content)
+        self.uploaded.append(digest)
 
     def benchmark(self, digests: list[str], *, on_event: Any, **request: Any) -> dict:
         self.batches.append((list(digests), request))
@@ -99,8 +102,8 @@ class Agent:
         return {digest: ArtifactResult(digest, before=before, after=after) for digest in digests}
 
 
-def bench_of(agent: Any, name: str, *options: str) -> Bench:
-    return Bench.open(agent, parse_target(name, options))
+def session_of(agent: Any, name: str, *options: str) -> TargetSession:
+    return TargetSession.open(agent, parse_target(name, options))
 
 
 def usable(name: str) -> None:
@@ -109,15 +112,16 @@ def usable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.process
 def test_a_row_names_the_graph_and_what_ran(name: str, tmp_path: Path) -> None:
     usable(name)
     recipe, request = TARGETS[name], parse_target(name)
     with connect([], request) as clients:
-        bench = Bench.open(clients[0], request)
-        assert bench.recipe == recipe
-        result = profile([bench], ROWS, tmp_path / "t.csv", SHORT)
+        session = TargetSession.open(clients[0], request)
+        assert session.recipe == recipe
+        result = profile([session], ROWS, tmp_path / "t.csv", SHORT)
         networks = [WholeNetwork("given", "a", ("SEP_3",) * len(BACKBONE.layers))]
-        (time,) = time_networks(bench, BACKBONE, networks, SHORT)
+        (time,) = time_networks(session, BACKBONE, networks, SHORT)
     assert time.error == ""
     assert time.measured_ms > 0
     assert missing_rows(ROWS, result.table, result.target) == []
@@ -134,14 +138,15 @@ def test_a_row_names_the_graph_and_what_ran(name: str, tmp_path: Path) -> None:
             assert row.compute_unit.startswith("XNNPACK")
 
 
+@pytest.mark.process
 def test_a_run_goes_on_with_artefacts_that_another_made(tmp_path: Path) -> None:
     usable("cpu-onnxruntime-int8")
     path, request = tmp_path / "t.csv", parse_target("cpu-onnxruntime-int8")
     for rows, measured in ((ROWS[:1], 1), (ROWS, 1), (ROWS, 0)):
         with connect([], request) as clients:
-            result = profile([Bench.open(clients[0], request)], rows, path, SHORT)
+            result = profile([TargetSession.open(clients[0], request)], rows, path, SHORT)
         assert result.measured == measured
-        assert result.referred_to == ("rows from before" if rows is ROWS and measured else "")
+        assert result.reference == ("rows from before" if rows is ROWS and measured else "")
 
 
 def profile_strange(target: str, folder: Path) -> tuple[Any, dict[str, Row]]:
@@ -161,29 +166,37 @@ def profile_strange(target: str, folder: Path) -> tuple[Any, dict[str, Row]]:
     return json.loads(found.stdout.splitlines()[-1]), rows
 
 
+def without_latency(said: dict[str, Any]) -> dict[str, int]:
+    """Rows that hold no latency, by status; what `profile-ops` counts besides are flags."""
+    return {word: count for word, count in said["counts"].items() if word in STATUSES}
+
+
 @pytest.mark.skipif(LITERT_TORCH, reason="litert-torch is installed, and converts it")
+@pytest.mark.process
 def test_what_a_format_cannot_express_is_unsupported_and_the_rest_is_measured(
     tmp_path: Path,
 ) -> None:
     said, rows = profile_strange("cpu-litert-fp32", tmp_path)
-    assert said["not_ok"] == {"unsupported": 1}
+    assert without_latency(said) == {"unsupported": 1}
     assert rows["SEP_3"].ok
     assert rows["Strange_3"].status == "unsupported"
 
 
 @pytest.mark.skipif(not LITERT_TORCH, reason="litert-torch is not installed")
 @pytest.mark.parametrize("target", ["cpu-litert-fp32", "cpu-litert-int8"])
+@pytest.mark.process
 def test_what_only_litert_torch_can_express_is_measured_and_says_so(
     target: str, tmp_path: Path
 ) -> None:
     said, rows = profile_strange(target, tmp_path)
-    assert said["not_ok"] == {}
+    assert without_latency(said) == {}
     assert rows["SEP_3"].ok
     assert rows["Strange_3"].ok
     assert "litert-torch" in rows["Strange_3"].converter
     assert "litert-torch" not in rows["SEP_3"].converter
 
 
+@pytest.mark.process
 def test_a_target_that_nothing_can_be_made_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with connect([], parse_target("cpu-onnxruntime-fp32")) as (client,):
         description = client.describe()
@@ -192,44 +205,44 @@ def test_a_target_that_nothing_can_be_made_for_is_told(monkeypatch: pytest.Monke
     told = replace(description, targets=(other,))
     client: Any = SimpleNamespace(address="board:1", describe=lambda: told)
     with pytest.raises(BadRequest, match=r"cpu-onnxruntime-fp32 cannot be measured.*as dlc"):
-        Bench.open(client, parse_target("cpu-onnxruntime-fp32"))
+        TargetSession.open(client, parse_target("cpu-onnxruntime-fp32"))
 
 
 @pytest.mark.parametrize(("availability", "origin"), ORIGINS.items())
-def test_a_bench_is_what_its_agent_says_of_the_target(
+def test_a_session_is_what_its_agent_says_of_the_target(
     availability: Availability, origin: str
 ) -> None:
     version = {"runtime_version": "1.2", "defaults": ("spinning=1",)}
     agent = Agent("cpu-onnxruntime-int8", availability=availability, resident=False, **version)
-    bench = bench_of(agent, "cpu-onnxruntime-int8")
-    assert bench.target == Target(
+    session = session_of(agent, "cpu-onnxruntime-int8")
+    assert session.target == Target(
         "board", "cpu", "onnxruntime", "1.2", "spinning=1", "int8", 1, origin
     )
-    assert (bench.resident, bench.max_bytes, bench.agent_version) == (False, 1 << 30, "1")
+    assert (session.resident, session.max_bytes, session.agent_version) == (False, 1 << 30, "1")
 
 
 @pytest.mark.parametrize(("name", "recipe"), TARGETS.items())
 def test_artefacts_are_of_the_targets_format_and_precision(name: str, recipe: Recipe) -> None:
-    assert bench_of(Agent(name), name).recipe == recipe
+    assert session_of(Agent(name), name).recipe == recipe
 
 
 def test_a_target_that_is_not_available_is_refused_with_its_reason() -> None:
     name = "cpu-onnxruntime-fp32"
     agent = Agent(name, availability=Availability.UNAVAILABLE, reason="no driver")
     with pytest.raises(BadRequest, match=f"{name} is not available: no driver"):
-        bench_of(agent, name)
+        session_of(agent, name)
 
 
 def test_what_was_made_ahead_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, graph = Agent("cpu-onnxruntime-int8"), export_operator("SEP_3", ROWS[0].shape)
-    bench = bench_of(agent, "cpu-onnxruntime-int8")
+    session = session_of(agent, "cpu-onnxruntime-int8")
     monkeypatch.setenv("HURRICANE_CACHE", str(tmp_path))
-    bench.prepare([lambda: graph])
+    session.prepare([lambda: graph])
     monkeypatch.setattr(cache, "prepare", None)
     assert agent.uploaded == []
-    digest = bench.send("mine", lambda: graph)
+    digest = session.send("mine", lambda: graph)
     assert agent.uploaded == [digest]
 
 
@@ -239,36 +252,36 @@ def test_a_graph_is_made_and_sent_once_and_only_where_the_agent_lacks_it(held: b
     graph = export_operator("SEP_3", ROWS[0].shape)
     digest = prepare(graph, TARGETS[name]).info.artifact_sha256
     agent, made = Agent(name, (digest,) if held else ()), []
-    bench = bench_of(agent, name)
+    session = session_of(agent, name)
     for _ in range(2):
-        assert bench.send("mine", lambda: made.append(graph) or graph) == digest
+        assert session.send("mine", lambda: made.append(graph) or graph) == digest
     assert len(made) == 1
     assert agent.looked_for == [digest]
     assert agent.uploaded == ([] if held else [digest])
 
 
 @pytest.mark.parametrize("name", ["cpu-onnxruntime-fp32", "cpu-onnxruntime-int8"])
-def test_every_copy_of_a_graph_has_an_artefact_of_its_own_and_is_sent_when_it_is_to_be_timed(
+def test_every_replica_of_a_graph_has_an_artefact_of_its_own_and_is_sent_when_it_is_to_be_timed(
     name: str,
 ) -> None:
     agent = Agent(name)
-    bench, graph = bench_of(agent, name), ROWS[0].alone
-    known = [bench.info_of(graph, copy) for copy in range(3)]
+    session, graph = session_of(agent, name), ROWS[0].alone
+    known = [session.info_of(graph, replica) for replica in range(3)]
     assert agent.looked_for == []
     assert [info.graph_sha256 for info in known] == [
-        sha256(graph_bytes(graph, copy)) for copy in range(3)
+        sha256(graph_bytes(graph, replica)) for replica in range(3)
     ]
-    sent = [bench.digest_of(graph, copy) for copy in range(3)]
+    sent = [session.digest_of(graph, replica) for replica in range(3)]
     assert sent == agent.uploaded == [info.artifact_sha256 for info in known]
     assert len(set(sent)) == 3
 
 
 def test_a_batch_is_asked_of_the_target_with_its_format_threads_and_options() -> None:
     agent = Agent("cpu-onnxruntime-int8", max_threads=8)
-    bench = bench_of(agent, "cpu-onnxruntime-int8-t3", "x64_exact=1", "gate=hard-sigmoid")
-    assert (bench.target.options, bench.target.threads) == ("gate=hard-sigmoid;x64_exact=1", 3)
+    session = session_of(agent, "cpu-onnxruntime-int8-t3", "x64_exact=1", "gate=hard-sigmoid")
+    assert (session.target.options, session.target.threads) == ("gate=hard-sigmoid;x64_exact=1", 3)
     protocol = Protocol(rounds=2)
-    bench.time(["b", "a", "b"], protocol)  # each once
+    session.time(["b", "a", "b"], protocol)  # each once
     assert agent.batches == [
         (
             ["b", "a"],
@@ -283,14 +296,14 @@ def test_a_batch_is_asked_of_the_target_with_its_format_threads_and_options() ->
     ]
 
 
-def test_a_bench_adds_up_what_its_batches_took() -> None:
-    bench = bench_of(Agent("cpu-onnxruntime-fp32"), "cpu-onnxruntime-fp32")
-    bench.time(["a"], Protocol())  # takes 100 ms, a tenth of them for other processes
-    bench.time(["a"], Protocol())  # takes 200 ms, a fifth of them
-    assert bench.spent_ms == 300
-    assert bench.machine.busy_share == pytest.approx((10 + 40) / 300)
-    assert bench.machine.before == Conditions(temperature_c=21.0)
-    assert bench.machine.after == Conditions(temperature_c=32.0, busy_share=0.2)
+def test_a_session_adds_up_what_its_batches_took() -> None:
+    session = session_of(Agent("cpu-onnxruntime-fp32"), "cpu-onnxruntime-fp32")
+    session.time(["a"], Protocol())  # takes 100 ms, a tenth of them for other processes
+    session.time(["a"], Protocol())  # takes 200 ms, a fifth of them
+    assert session.log.spent_ms == 300
+    assert session.log.busy_share == pytest.approx((10 + 40) / 300)
+    assert session.log.before == Conditions(temperature_c=21.0)
+    assert session.log.after == Conditions(temperature_c=32.0, busy_share=0.2)
 
 
 def test_what_a_format_cannot_express_is_known_by_its_graph_and_never_sent(
@@ -299,26 +312,26 @@ def test_what_a_format_cannot_express_is_known_by_its_graph_and_never_sent(
     def cannot(make: Any, recipe: Recipe) -> Any:
         raise UnsupportedNode("Softplus", "strange", "is not known")
 
-    monkeypatch.setattr(measuring, "cached", cannot)
+    monkeypatch.setattr(session_module, "cached", cannot)
     agent, graph = Agent("cpu-onnxruntime-int8"), ROWS[0].alone
-    bench = bench_of(agent, "cpu-onnxruntime-int8")
-    info = bench.info_of(graph)
+    session = session_of(agent, "cpu-onnxruntime-int8")
+    info = session.info_of(graph)
     assert info.graph_sha256 == info.artifact_sha256 == sha256(graph_bytes(graph))
-    assert info.converter == bench.recipe.converter
-    digest = bench.digest_of(graph)
-    results = bench.time([digest, "other"], Protocol())
+    assert info.converter == session.recipe.converter
+    digest = session.digest_of(graph)
+    results = session.time([digest, "other"], Protocol())
     assert isinstance(results[digest].error, UnsupportedOperator)
     assert results["other"].error is None
-    assert bench.machine.busy_share == pytest.approx(0.1)  # as the one that was timed says
+    assert session.log.busy_share == pytest.approx(0.1)  # as the one that was timed says
     assert [digests for digests, _ in agent.batches] == [["other"]]
     assert agent.looked_for == agent.uploaded == []
 
 
 def test_what_breaks_its_format_is_told_and_never_sent() -> None:
     agent = Agent("cpu-onnxruntime-fp32")
-    bench = bench_of(agent, "cpu-onnxruntime-fp32")
-    digest = bench.send("broken", lambda: b"no onnx")
-    results = bench.time([digest], Protocol())
+    session = session_of(agent, "cpu-onnxruntime-fp32")
+    digest = session.send("broken", lambda: b"no onnx")
+    results = session.time([digest], Protocol())
     assert isinstance(results[digest].error, AgentBadRequest)
     assert agent.uploaded == agent.batches == []
 
@@ -336,11 +349,11 @@ def test_what_a_target_does_not_take_is_refused_before_anything_is_asked(
 ) -> None:
     agent = Agent("cpu-onnxruntime-fp32", max_threads=8)
     with pytest.raises(BadRequest, match=words):
-        bench_of(agent, name, *options)
+        session_of(agent, name, *options)
     assert agent.looked_for == agent.batches == []
 
 
 def test_what_the_user_asks_for_stands_before_what_the_target_does_by_default() -> None:
     agent = Agent("cpu-onnxruntime-fp32", defaults=("graph_optimization=all", "spinning=1"))
-    bench = bench_of(agent, "cpu-onnxruntime-fp32", "spinning=0")
-    assert bench.target.options == "graph_optimization=all;spinning=0"
+    session = session_of(agent, "cpu-onnxruntime-fp32", "spinning=0")
+    assert session.target.options == "graph_optimization=all;spinning=0"

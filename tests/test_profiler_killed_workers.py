@@ -54,6 +54,7 @@ class Killer(threading.Thread):
         self.join()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", [0])
 def test_a_table_is_complete_and_right_whenever_workers_are_killed(
     tmp_path: Path, seed: int

@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,31 @@ from hurricane.agents.client import AgentClient, private_agent
 from hurricane.agents.errors import AgentError, BadAnswer, Internal
 from hurricane.agents.proto import agent_pb2 as pb
 from hurricane.lookup_tables.journal import journal_path, read_journal
-from hurricane.lookup_tables.table import LookupTable, Row, TableError
+from hurricane.lookup_tables.table import LookupTable, Row
 from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.ops.export import sha256
 from hurricane.ops.pool import select_operators
-from hurricane.profiler import measuring
-from hurricane.profiler import profile as profile_module
+from hurricane.profiler import protocol as protocol_module
+from hurricane.profiler import session as session_module
 from hurricane.profiler.boards_cli import boards_command
 from hurricane.profiler.cli import profile_ops
-from hurricane.profiler.measuring import Bench, MeasuringSettings, parse_target
-from hurricane.profiler.plan import parse_layers, plan_rows
+from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import failed_rows, missing_rows, profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.recorder import Recorder
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import parse_target
+from hurricane.profiler.timing.marginal import Estimate
 from hurricane.profiler.verify_cli import verify
 
 from .agents_rogue import Meddler, Rogue, description
 
+pytestmark = pytest.mark.process
+
 DSP = "sim-hexagon685-dsp"
 OPERATORS = "SEP_3,SEP_5,MB_3_3"
 WORDS = ("--layers", "digits32:1", "--operators", OPERATORS, "--target", DSP, "--rounds", "12")
+PROTOCOL = TimingProtocol(max_rounds=12, rejoin_timeout_s=0.0)
 NAN = float("nan")
 
 Events = list[pb.BenchmarkEvent]
@@ -51,8 +61,8 @@ def honest() -> Iterator[AgentClient]:
 def right(honest: AgentClient, tmp_path_factory: pytest.TempPathFactory) -> LookupTable:
     """The table that is to come out."""
     path = tmp_path_factory.mktemp("right") / "t.csv"
-    bench = Bench.open(honest, parse_target(DSP))
-    return profile([bench], planned(), path, MeasuringSettings(max_rounds=12)).table
+    session = TargetSession.open(honest, parse_target(DSP))
+    return profile([session], planned(), path, PROTOCOL).table
 
 
 def planned(operators: str = OPERATORS, layers: str = "digits32:1"):
@@ -165,7 +175,8 @@ def kind_of_change(request: pytest.FixtureRequest) -> Change:
 
 @pytest.fixture(autouse=True)
 def no_wait_for_lost_agents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hurricane.profiler.profile.REJOIN_S", 0.0)
+    impatient = partial(TimingProtocol, rejoin_timeout_s=0.0)
+    monkeypatch.setattr(protocol_module, "TimingProtocol", impatient)  # of the commands
 
 
 def check_same(table: LookupTable, right: LookupTable, share: float = 0.05) -> None:
@@ -208,7 +219,7 @@ def test_a_rogue_makes_no_row_and_is_named(
 def test_rows_that_were_there_before_the_agent_went_wrong_are_right(
     honest: AgentClient, right: LookupTable, tmp_path: Path, first: int
 ) -> None:
-    """Batches 0 to 3 are laps, 4 is plain timings."""
+    """Batches 0 to 3 are of rows, 4 is of their own graphs."""
     path = tmp_path / "t.csv"
     rogue = meddling(honest, KINDS["negative"], first)
     with rogue.serving() as address:
@@ -219,8 +230,8 @@ def test_rows_that_were_there_before_the_agent_went_wrong_are_right(
     wanted = {row.key: row for row in right}
     for row in rows_of(path):
         assert row.latency_ms == pytest.approx(wanted[row.key].latency_ms, rel=0.05)
-    bench = Bench.open(honest, parse_target(DSP))
-    check_same(profile([bench], planned(), path, MeasuringSettings(max_rounds=12)).table, right)
+    session = TargetSession.open(honest, parse_target(DSP))
+    check_same(profile([session], planned(), path, PROTOCOL).table, right)
     assert not journal_path(path).exists()
 
 
@@ -241,19 +252,19 @@ def test_a_table_that_was_there_stays_as_it_was(
 def test_the_others_do_the_work_of_a_rogue(
     honest: AgentClient, right: LookupTable, change: Change, tmp_path: Path, first: int
 ) -> None:
-    """Batch 0 is the comparison of boards, the next ones are laps."""
+    """Batches 0 and 1 compare the boards, the next ones are of rows."""
     path = tmp_path / "t.csv"
     request = parse_target(DSP)
     with meddling(honest, change, first).serving() as address, AgentClient(address) as rogue:
-        benches = [Bench.open(client, request) for client in (rogue, honest)]
-        result = profile(benches, planned(), path, MeasuringSettings(max_rounds=12))
+        sessions = [TargetSession.open(client, request) for client in (rogue, honest)]
+        result = profile(sessions, planned(), path, PROTOCOL)
     check_same(result.table, right)
     assert not missing_rows(planned(), result.table, result.target)
     assert not journal_path(path).exists()
-    (words,) = result.lost
+    (words,) = result.exclusions.lost.values()
     assert address in words
     assert words.isprintable()
-    assert not result.left_out
+    assert not result.exclusions.left_out
 
 
 def test_the_command_says_it_in_one_line_with_status_1(honest: AgentClient, tmp_path: Path) -> None:
@@ -358,9 +369,9 @@ def test_an_agent_that_flips_what_it_says_of_itself_is_no_agent_of_a_file(
 
 def test_verify_believes_no_rogue(honest: AgentClient, right: LookupTable, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
-    bench = Bench.open(honest, parse_target(DSP))
-    settings = MeasuringSettings(min_rounds=3, max_rounds=3)
-    profile([bench], planned("SEP_*", "digits32"), path, settings)
+    session = TargetSession.open(honest, parse_target(DSP))
+    protocol = TimingProtocol(min_rounds=3, max_rounds=3)
+    profile([session], planned("SEP_*", "digits32"), path, protocol)
     words = ("--table", str(path), "--backbone", "digits32", "--random", "3", "--rounds", "4")
     with meddling(honest, KINDS["negative"]).serving() as address:
         with pytest.raises(BadAnswer) as caught:
@@ -392,8 +403,8 @@ def test_text_from_an_agent_reaches_a_table_without_its_escapes(
 
 def failing(honest: AgentClient, kind: int, operator: str) -> Meddler:
     """An agent on which the graphs of one operator's row fail."""
-    graphs = next(row for row in planned() if row.name == operator).longer
-    wanted = {measuring.sha256(measuring.graph_bytes(graph)) for graph in graphs}
+    graphs = next(row for row in planned() if row.name == operator).with_operator
+    wanted = {sha256(graph_bytes(graph)) for graph in graphs}
 
     def meddle(number: int, request: pb.BenchmarkRequest, told: Events) -> Events:
         for event in told:
@@ -416,7 +427,7 @@ def test_a_row_that_went_wrong_is_told_by_status_and_last_line_until_it_is_measu
     honest: AgentClient, right: LookupTable, tmp_path: Path, kind: int, status: str
 ) -> None:
     path = tmp_path / "t.csv"
-    words = (*WORDS, "-o", str(path))
+    words = (*WORDS, "--precision", "0.1", "-o", str(path))  # which no row falls short of
     advice = f"{path}: 1 of its rows has no latency.*--retry measures again"
     with failing(honest, kind, "SEP_5").serving() as address:
         for _ in range(2):  # it is kept, and told again
@@ -458,12 +469,12 @@ def test_what_a_device_cannot_run_is_told_and_no_failure(
 def test_a_graph_that_breaks_its_format_is_not_sent_and_costs_its_row(
     honest: AgentClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = measuring.graph_bytes
-    broken = next(row for row in planned() if row.name == "SEP_5").longer
+    real = session_module.graph_bytes
+    broken = next(row for row in planned() if row.name == "SEP_5").with_operator
     monkeypatch.setattr(
-        measuring,
+        session_module,
         "graph_bytes",
-        lambda graph, copy=0: b"no onnx" if graph in broken else real(graph, copy),
+        lambda graph, replica=0: b"no onnx" if graph in broken else real(graph, replica),
     )
     sent: list[bytes] = []
     upload = AgentClient.upload
@@ -472,8 +483,8 @@ def test_a_graph_that_breaks_its_format_is_not_sent_and_costs_its_row(
         "upload",
         lambda self, content, format="": sent.append(content) or upload(self, content, format),
     )
-    bench = Bench.open(honest, parse_target(DSP))
-    result = profile([bench], planned(), tmp_path / "t.csv", MeasuringSettings(max_rounds=12))
+    session = TargetSession.open(honest, parse_target(DSP))
+    result = profile([session], planned(), tmp_path / "t.csv", PROTOCOL)
     found = {row.operator: (row.status, row.flags) for row in result.table}
     assert found["SEP_5"] == ("failed", "bad-request")
     assert found["SEP_3"][0] == found["MB_3_3"][0] == "ok"
@@ -513,38 +524,35 @@ def test_a_token_goes_over_no_network_unasked_and_whoever_asks_is_warned(tmp_pat
 # What no table can hold, should it pass all checks.
 
 
-@pytest.mark.parametrize("when", ["first", "later"])
+@pytest.mark.parametrize("what", ["rows", "loops"])
 def test_what_no_table_can_hold_is_the_agents_fault_and_costs_no_row(
     honest: AgentClient,
     right: LookupTable,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    when: str,
+    what: str,
 ) -> None:
-    """A row may be none when it is found, or only once all laps are known."""
-    real, real_reviewed = profile_module._table_row, profile_module._reviewed
-    later: list[Bench] = []
+    """Of a row, or of the timings of its own graph alone."""
+    record, record_loops = Recorder.record, Recorder.record_loops
+    endless = Estimate(1e12, 1e12, 1e12, 12)
     with meddling(honest, lambda told: told).serving() as address, AgentClient(address) as rogue:
-        benches = [Bench.open(client, parse_target(DSP)) for client in (honest, rogue)]
+        sessions = [TargetSession.open(client, parse_target(DSP)) for client in (honest, rogue)]
 
-        def table_row(bench: Bench, found: Any) -> Row:
-            if bench.client is rogue and (when == "first" or bench in later):
-                raise TableError("latency_ms is 1e+12, over an hour")
-            return real(bench, found)
+        def rows(recorder: Recorder, session: TargetSession, run: int, fit: Any, found: Any) -> Any:
+            if session.client is rogue and what == "rows":
+                found = [replace(outcome, estimate=endless) for outcome in found]
+            return record(recorder, session, run, fit, found)
 
-        def reviewed(bench: Bench, *words: Any) -> Any:
-            later.append(bench)
-            try:
-                return real_reviewed(bench, *words)
-            finally:
-                later.remove(bench)
+        def loops(recorder: Recorder, session: TargetSession, results: Any) -> None:
+            if session.client is rogue and what == "loops":
+                results = {row: replace(r, wall_ms=1e12 * r.wall_ms) for row, r in results.items()}
+            record_loops(recorder, session, results)
 
-        monkeypatch.setattr(profile_module, "_table_row", table_row)
-        monkeypatch.setattr(profile_module, "_reviewed", reviewed)
-        rows, settings = planned(), MeasuringSettings(max_rounds=12)
+        monkeypatch.setattr(Recorder, "record", rows)
+        monkeypatch.setattr(Recorder, "record_loops", loops)
         path = tmp_path / "t.csv"
         with pytest.raises(BadAnswer, match=f"the agent at {address} sent what no table can hold"):
-            profile(benches[1:], rows, tmp_path / "alone.csv", settings)
-        result = profile(benches, rows, path, settings)
+            profile(sessions[1:], planned(), tmp_path / "alone.csv", PROTOCOL)
+        result = profile(sessions, planned(), path, PROTOCOL)
     check_same(result.table, right)
-    assert [address in words for words in result.lost] == [True]
+    assert list(result.exclusions.lost) == [address]

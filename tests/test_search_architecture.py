@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from hurricane.ops.backbone import load_backbone, parse_backbone
-from hurricane.ops.errors import BadRequest
-from hurricane.search.architecture import (
+from hurricane.lookup_tables.architecture import (
     Accuracy,
     Architecture,
     TableSource,
     backbone_reference,
     package_versions,
 )
+from hurricane.ops.backbone import load_backbone, parse_backbone
+from hurricane.ops.errors import BadRequest
 from hurricane.search.summary import describe_architecture
 
 

@@ -16,14 +16,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from hurricane.lookup_tables.architecture import Architecture
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.artifacts import prepare
 from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.pool import POOL
 from hurricane.ops.shapes import LayerShape
-from hurricane.profiler.measuring import Bench, connect, parse_target
-from hurricane.search.architecture import Architecture
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 from hurricane.search.cli import cli
 from hurricane.search.measuring import NotMeasurable, TargetMeasurer
 from hurricane.search.space import SearchSpace
@@ -101,6 +102,7 @@ def test_a_space_needs_a_table_and_a_budget(bench: Path) -> None:
     assert "--table" in str(result.exception)
 
 
+@pytest.mark.process
 def test_an_impossible_budget_ends_before_torch_is_loaded(bench: Path, tmp_path: Path) -> None:
     program = (
         "import atexit, sys\n"
@@ -138,6 +140,7 @@ def finished(bench: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.process
 def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> None:
     winner = Architecture.load(finished / "architecture.json")
     assert winner.predicted_ms is not None
@@ -157,6 +160,7 @@ def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> No
         assert 2 <= len(lines) <= 13
 
 
+@pytest.mark.process
 def test_a_search_killed_half_way_resumes_to_the_same_result(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +183,7 @@ def test_a_search_killed_half_way_resumes_to_the_same_result(
         assert (run / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+@pytest.mark.process
 def test_a_finished_run_is_not_done_again(bench: Path, finished: Path) -> None:
     before = {f.name: f.stat().st_mtime_ns for f in finished.glob("*.pt")}
     model = (finished / "model.onnx").read_bytes()
@@ -189,11 +194,13 @@ def test_a_finished_run_is_not_done_again(bench: Path, finished: Path) -> None:
     assert (finished / "model.onnx").read_bytes() == model
 
 
+@pytest.mark.process
 def test_resuming_with_other_options_is_refused(bench: Path, finished: Path) -> None:
     result = call(bench, *search(bench, finished), "--seed", "7", status=2)
     assert "seed=0, not seed=7" in str(result.exception)
 
 
+@pytest.mark.process
 def test_a_space_file_replaces_the_options_that_build_one(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +215,7 @@ def test_a_space_file_replaces_the_options_that_build_one(
     assert found.operators == Architecture.load(finished / "architecture.json").operators
 
 
+@pytest.mark.process
 def test_train_gives_an_architecture_its_figures(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +230,7 @@ def test_train_gives_an_architecture_its_figures(
     assert (run / "model.onnx").exists()
 
 
+@pytest.mark.process
 def test_a_board_that_is_not_here_is_said_not_to_be_measured(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
@@ -239,9 +248,10 @@ def simulated() -> Target:
     """A simulated stick, as a private agent names it."""
     request = parse_target("sim-myriadx-vpu")
     with connect((), request) as clients:
-        return Bench.open(clients[0], request).target
+        return TargetSession.open(clients[0], request).target
 
 
+@pytest.mark.process
 def test_a_network_is_measured_on_the_target_of_its_table(
     simulated: Target, finished: Path
 ) -> None:
@@ -257,6 +267,7 @@ def test_a_network_is_measured_on_the_target_of_its_table(
     assert found.second_ms == pytest.approx(found.ms, rel=0.2)
 
 
+@pytest.mark.process
 def test_another_device_than_the_tables_is_not_measured(simulated: Target, finished: Path) -> None:
     with pytest.raises(NotMeasurable, match="name the board's agent with --agent"):
         TargetMeasurer(replace(simulated, precision="fp32")).check()
@@ -299,6 +310,7 @@ def test_export_does_not_give_a_network_the_weights_of_another(
     assert not (tmp_path / "none.onnx").exists()
 
 
+@pytest.mark.process
 def test_the_group_lists_all_commands_without_importing_them() -> None:
     program = (
         "import sys; from hurricane.search.cli import cli; cli(['--help'], standalone_mode=False); "

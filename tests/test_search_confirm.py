@@ -13,9 +13,8 @@ from hurricane.search.confirm import (
     Candidate,
     Confirmation,
     confirm,
-    random_company,
 )
-from hurricane.search.measuring import Measurement
+from hurricane.search.measuring import Measurement, background_networks
 
 CANDIDATES = [
     Candidate((f"op{i}",), fitness=0.9 - i / 100, predicted_ms=10.0 - i / 4) for i in range(20)
@@ -78,10 +77,10 @@ def test_what_was_measured_can_be_read_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["digits32", "proxyless224"])
-def test_company_is_the_same_every_time_and_fits_the_backbone(name: str):
+def test_background_networks_are_the_same_every_time_and_fits_the_backbone(name: str):
     backbone = load_backbone(name)
-    company = random_company(backbone, 12)
-    assert company == random_company(backbone, 12)
-    assert len(set(company)) == 12
-    for names in company:
+    background = background_networks(backbone, 12)
+    assert background == background_networks(backbone, 12)
+    assert len(set(background)) == 12
+    for names in background:
         backbone.check(names)

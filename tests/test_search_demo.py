@@ -11,11 +11,13 @@ import pytest
 from click.testing import CliRunner
 
 from hurricane.lookup_tables.calibration import load_calibrations, save_calibration
-from hurricane.lookup_tables.verdict import Verdict
+from hurricane.lookup_tables.verdict import AdditivityCheck, Cause, Verdict
 from hurricane.ops.errors import BadRequest
 from hurricane.search import demo
 from hurricane.search.demo import demo_command
 from hurricane.search.pipeline import SearchSettings
+
+pytestmark = pytest.mark.process
 
 TARGET = "sim-hexagon685-dsp"
 
@@ -48,7 +50,7 @@ def test_the_demo_leaves_a_whole_run_and_is_carried_on_when_given_again(
     assert found["met"] is (found["measured_ms"] <= found["budget_ms"])
     low, high = found["predicted_interval_ms"]
     assert low < found["predicted_ms"] < high
-    assert "verdict: holds" in text
+    assert "additivity check: passed (" in text
     rows = [line for line in text.splitlines() if line.startswith(f"{TARGET} ")]
     assert [row.endswith("missed") for row in rows] == [not found["met"]]
 
@@ -58,16 +60,17 @@ def test_the_demo_leaves_a_whole_run_and_is_carried_on_when_given_again(
     again = json.loads((folder / "summary.json").read_text())
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
 
+    failed = AdditivityCheck(Verdict.NOT_ADDITIVE, "RMSPE 40%", Cause.ERROR)
     (known,) = load_calibrations(folder / f"{TARGET}.csv")
-    save_calibration(folder / f"{TARGET}.csv", replace(known, verdict=Verdict.BROKEN))
-    with pytest.raises(BadRequest, match="do not hold"):
+    save_calibration(folder / f"{TARGET}.csv", replace(known, check=failed))
+    with pytest.raises(BadRequest, match="not additive"):
         run_demo(folder, TARGET)
     run_demo(folder, TARGET, "--accept-table")
     assert {file: file.read_bytes() for file in kept if file.name != "space.json"} == {
         file: content for file, content in kept.items() if file.name != "space.json"
     }
-    assert '"verdict": "broken"' in (run / "space.json").read_text()
-    assert "sums do not hold" in (folder / "report.html").read_text()
+    assert '"verdict": "not-additive"' in (run / "space.json").read_text()
+    assert "failed its additivity check" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("wrong", ["sim-no-such-board", "no-such-target"])

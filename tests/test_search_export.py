@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from hurricane.agents.client import check_artifact
+from hurricane.lookup_tables.architecture import Architecture, TableSource, TrainingData
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops import artifacts
 from hurricane.ops.artifacts import Recipe, edges
@@ -27,9 +28,9 @@ from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.export import sha256
 from hurricane.ops.tflite.flatbuffer import unpack_model
-from hurricane.profiler.measuring import Bench, connect, parse_target
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.target import parse_target
 from hurricane.search import pipeline
-from hurricane.search.architecture import Architecture, TableSource, TrainingData
 from hurricane.search.cli import cli
 from hurricane.search.data import ImageData, Split, load_data
 from hurricane.search.deployment import (
@@ -46,6 +47,8 @@ from hurricane.search.pipeline import RunOutcome, SearchSettings, run_training
 from hurricane.search.report import gather_run, render_report
 from hurricane.search.retrain import load_network
 from hurricane.search.summary import describe_architecture
+
+pytestmark = pytest.mark.process
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "classify.py"
 OPERATORS = ("MB_3_3_SE", "Choice_3")
@@ -91,7 +94,7 @@ def targets() -> Mapping[str, Target]:
     for name in INT8:
         request = parse_target(name)
         with connect((), request) as clients:
-            found[name] = Bench.open(clients[0], request).target
+            found[name] = TargetSession.open(clients[0], request).target
     return found
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from hurricane.lookup_tables.architecture import Architecture
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
-from hurricane.search.architecture import Architecture
 from hurricane.search.confirm import Confirmation
 from hurricane.search.data import load_data
 from hurricane.search.evaluation import PathScorer, evaluate_network
@@ -24,6 +24,8 @@ from hurricane.search.retrain import load_network
 from hurricane.search.space import SearchSpace, build_space
 from hurricane.search.training import Preset, TrainingSettings, build_supernet, load_weights
 from hurricane.search.two_stage import StageResult
+
+pytestmark = pytest.mark.process
 
 BACKBONE = """
 classes = 10

@@ -19,18 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hurricane.lookup_tables import Calibration, LatencyModel, LookupTable, Row, Target
+from hurricane.lookup_tables.architecture import Accuracy, Architecture, TableSource
 from hurricane.lookup_tables.calibration import save_calibration
-from hurricane.lookup_tables.verdict import Verdict
+from hurricane.lookup_tables.spread import SPREADS, NetworkTimes, Spread
+from hurricane.lookup_tables.verdict import AdditivityCheck, Cause, Verdict
 from hurricane.ops.backbone import load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
-from hurricane.profiler.networks import (
-    NetworkTime,
-    check_networks,
-    random_networks,
-    uniform_networks,
-)
-from hurricane.search.architecture import Accuracy, Architecture, TableSource
+from hurricane.profiler.additivity import check_networks
+from hurricane.profiler.networks import NetworkTime, random_networks, uniform_networks
 from hurricane.search.cli import cli
 from hurricane.search.evolution import Evaluated
 from hurricane.search.pipeline import (
@@ -52,6 +49,7 @@ from hurricane.search.report import (
     heat_map,
     interval,
     ms,
+    read_verification,
     reductions,
     report_command,
     signed_percent,
@@ -250,7 +248,8 @@ def test_a_finished_run_shows_its_figures_beside_the_baseline(finished: Path) ->
         assert f" {ms(value)} " in words
     for share in ("94.7 %", "95.3 %", "91.1 %"):
         assert share in words
-    assert "0.2 % apart" in words
+    assert "split-half difference 0.2 %" in words
+    assert "noise floor 0.1 %" in words
     assert "trained the same way" in words
     assert f"Test accuracy: {HOW}." in words
 
@@ -289,7 +288,7 @@ def test_every_evaluated_architecture_is_a_dot(finished: Path) -> None:
         assert all(dots), "every third of the generations has its shade"
 
 
-def test_verification_stands_beside_its_retest(finished: Path) -> None:
+def test_errors_stand_beside_their_noise_floor(finished: Path) -> None:
     run = gather_run(finished)
     assert run.verification is not None
     random, uniform = run.verification.groups
@@ -297,8 +296,18 @@ def test_verification_stands_beside_its_retest(finished: Path) -> None:
     assert random.prediction.bias == pytest.approx(1 / 1.02 - 1)
     assert uniform.prediction.kendall_tau is None, "one network has no ranking"
     words = words_of(page_of(finished))
-    assert "random 5 −2.0 % 2.0 % 100 % 1.000 retest" in words
-    assert "uniform 1 −2.0 % 2.0 % 100 % – retest" in words
+    assert random.noise_floor == pytest.approx((1 - 1 / 1.01) / 2)
+    told = "−2.0 % 2.0 % 0.5 % 100 %"  # bias, RMSPE, noise floor, within 5%
+    assert f"random 5 {told} 1.000 split-half difference −1.0 % 1.0 % 100 % 1.000" in words
+    assert f"uniform 1 {told} – split-half difference −1.0 % 1.0 %" in words
+    assert "retest" not in words
+
+
+def test_a_verification_of_an_earlier_version_is_still_read(finished: Path) -> None:
+    file = finished / "verify.json"
+    now = read_verification(file)
+    file.write_text(file.read_text().replace('"split_half"', '"retest"'))
+    assert read_verification(file) == now
 
 
 def test_provenance_names_table_target_versions_settings_and_reductions(finished: Path) -> None:
@@ -361,15 +370,16 @@ def test_a_verdict_is_told_with_its_reason_and_a_calibration_that_is_not_applied
     path = tmp_path / "cpu.csv"
     table = make_table(path)
     known = Calibration(CPU, 1.25, networks=10, rmspe=0.031, held_out=6, applied=False)
-    save_calibration(path, replace(known, verdict=Verdict.HOLDS, reason="RMSPE 1.8%"))
+    save_calibration(path, replace(known, check=AdditivityCheck(Verdict.ADDITIVE, "RMSPE 1.8%")))
     latency = open_latency(path, "digits32")
     make_run(tmp_path / "run", table, model=latency.model, source=latency.source)
     run = gather_run(tmp_path / "run")
-    assert run.verdict is Verdict.HOLDS
+    assert run.verdict is Verdict.ADDITIVE
     words = words_of(page_of(tmp_path / "run"))
-    assert "verdict holds: RMSPE 1.8%" in words
+    assert "additivity check passed: RMSPE 1.8%" in words
+    assert "not verified" not in words
     assert "fitted to 10 networks; RMSPE 3.1 % on 6 held out; not applied" in words
-    assert "do not hold" not in words
+    assert "failed its additivity check" not in words
     assert "times the scale of its calibration" not in words
     _, verify, *_, last = commands(run)
     assert verify.endswith("--random 16"), "fitted and held out"
@@ -379,13 +389,15 @@ def test_a_verdict_is_told_with_its_reason_and_a_calibration_that_is_not_applied
 def test_a_table_that_was_accepted_is_told_before_its_figures(tmp_path: Path) -> None:
     path = tmp_path / "cpu.csv"
     table = make_table(path)
-    known = Calibration(CPU, applied=False, verdict=Verdict.BROKEN, reason="RMSPE 40%")
+    check = AdditivityCheck(Verdict.NOT_ADDITIVE, "RMSPE 40%", Cause.ERROR)
+    known = Calibration(CPU, applied=False, check=check)
     save_calibration(path, known)
     latency = open_latency(path, "digits32", accept_table=True)
     make_run(tmp_path / "run", table, model=latency.model, source=latency.source)
     words = words_of(page_of(tmp_path / "run"))
-    assert words.index("sums do not hold on whole networks") < words.index("predicted, ms")
-    assert "verdict does not hold: RMSPE 40%" in words
+    told = words.index("failed its additivity check")
+    assert told < words.index("predicted (quiet, not verified), ms")
+    assert f"additivity check failed: RMSPE 40%; {Cause.ERROR.remedy}" in words
     (space,) = [c for c in commands(gather_run(tmp_path / "run")) if "hurricane space" in c]
     assert " --accept-table " in space
 
@@ -404,8 +416,32 @@ def test_predictions_stand_with_their_intervals(tmp_path: Path) -> None:
     other = model.interval_of(("Choice_3",) * len(BACKBONE.layers))
     assert other is not None
     words = words_of(page_of(tmp_path / "run"))
-    told = "its 95 % interval (of the rows’ noise alone: not verified)"
+    told = "its 90 % interval (of the rows’ noise alone: not verified)"
     assert f"{told} {interval(own)} {interval(other)}" in words
+    assert "predicted (quiet, not verified), ms" in words
+    assert "none when the run began: predictions are not verified" in words
+
+
+def test_a_budget_stands_with_the_statistic_that_it_holds_for(tmp_path: Path) -> None:
+    path = tmp_path / "cpu.csv"
+    table = make_table(path)
+    network = NetworkTimes("digits32", ("SEP_3",) * len(BACKBONE.layers), 1.0, 1.2, 1.5, 60)
+    SPREADS.save(path, CPU, Spread((network,)))
+    latency = open_latency(path, "digits32", statistic="p90")
+    space = make_run(tmp_path / "run", table, model=latency.model, source=latency.source)
+    words = words_of(page_of(tmp_path / "run"))
+    assert f"{ms(space.budget_ms)} ms budget (p90)" in words
+    assert f"budget {ms(space.budget_ms)} ms (p90)" in words  # of the space
+    assert "predicted (p90, not verified), ms" in words
+    run = gather_run(tmp_path / "run")
+    (command,) = [c for c in commands(run) if c.startswith("hurricane space")]
+    assert " --statistic p90 " in command
+    (told,) = json.loads(run_command(tmp_path / "run", "--json").output)["runs"]
+    assert told["statistic"] == "p90"
+    assert run.winner is not None
+    assert run.winner.predicted_ms == pytest.approx(
+        latency.model.latency_of(run.winner.operators, "p90")
+    )
 
 
 def test_simulated_numbers_are_never_called_measured(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from hurricane.search.training import PRESETS, preset_for
 
 from . import search_training_worker as worker
 
+pytestmark = pytest.mark.process
+
 OPERATORS = ("Choice_3_SE", "MB_3_3")
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hurricane.lookup_tables.architecture import TableSource
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL, parse_operator
-from hurricane.search.architecture import TableSource
 from hurricane.search.scoring import score_lines
 from hurricane.search.space import SearchSpace, build_space, check_budget, reachable_ms
 

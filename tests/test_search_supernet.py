@@ -25,6 +25,8 @@ from hurricane.search.training import (
     train_supernet,
 )
 
+pytestmark = pytest.mark.process
+
 TINY = parse_backbone(
     """
     classes = 10

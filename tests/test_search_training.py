@@ -15,10 +15,14 @@ import pytest
 import torch
 
 from hurricane.ops.errors import BadRequest, HurricaneError
+from hurricane.search import distributed, evaluation
 from hurricane.search.data import ImageData, load_data
 from hurricane.search.training import TrainingSettings, build_supernet, train_supernet
+from hurricane.search.trainings import SUPERNET_TRAININGS
 
 from . import search_training_worker as worker
+
+pytestmark = pytest.mark.process
 
 WORKER = Path(worker.__file__)
 TIMEOUT_S = 120
@@ -96,6 +100,51 @@ def test_two_processes_do_the_same_as_one_with_two_parts(tmp_path: Path):
         assert alone[what]["scores"] == together[what]["scores"]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "nccl", "backend"),
+    [
+        (False, True, "gloo"),
+        (True, False, "gloo"),
+        # CPU tensors are summed by gloo also where there are GPUs: --device cpu.
+        (True, True, "cpu:gloo,cuda:nccl"),
+    ],
+)
+def test_processes_talk_by_what_suits_the_device_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, gpus: bool, nccl: bool, backend: str
+):
+    asked: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(distributed.dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(distributed.dist, "init_process_group", asked.append)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 2)
+    world = distributed.join_world()
+    assert asked == [backend]
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    device = distributed.choose_device("auto", world)
+    assert device == (torch.device("cuda", 1) if gpus else torch.device("cpu"))
+    assert current == ([device] if gpus else [])
+    assert distributed.choose_device("cpu", world) == torch.device("cpu")
+
+
+def test_a_network_is_tested_on_the_processes_own_device(
+    monkeypatch: pytest.MonkeyPatch, digits: ImageData
+):
+    class Stop(Exception):
+        pass
+
+    def chosen(wish: str, world: distributed.World) -> torch.device:
+        raise Stop(wish, world.local_rank)
+
+    monkeypatch.setattr(evaluation, "join_world", lambda: distributed.World(1, 2, 1))
+    monkeypatch.setattr(evaluation, "choose_device", chosen)
+    with pytest.raises(Stop, match=r"\('auto', 1\)"):
+        evaluation.evaluate_network(torch.nn.Identity(), digits.test, digits)
+
+
 def is_statistic(name: str) -> bool:
     return "running" in name or "num_batches" in name
 
@@ -117,7 +166,7 @@ def test_parts_do_not_change_the_size_of_a_step(digits: ImageData):
         torch.testing.assert_close(value, results[1][name], msg=name)
 
 
-@pytest.mark.parametrize("strategy", ["single-path", "fair", "sandwich"])
+@pytest.mark.parametrize("strategy", SUPERNET_TRAININGS)
 def test_every_strategy_lowers_the_loss_and_is_reproducible(digits: ImageData, strategy: str):
     losses: list[float] = []
     settings = worker.settings(1, strategy=strategy, epochs=16)

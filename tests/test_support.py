@@ -35,9 +35,11 @@ from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import GATES, POOL
 from hurricane.ops.shapes import LayerShape
 from hurricane.profiler import support as asking
-from hurricane.profiler.measuring import Bench, connect, parse_target
+from hurricane.profiler.deviation import deviation
 from hurricane.profiler.plan import PlannedRow, parse_layers, plan_row, plan_rows
-from hurricane.profiler.support import SupportSettings, ask_support, deviation
+from hurricane.profiler.session import TargetSession, connect
+from hurricane.profiler.support import SupportSettings, ask_support
+from hurricane.profiler.target import parse_target
 from hurricane.search.cli import cli
 from hurricane.search.space import SearchSpace
 from hurricane.search.supported import keep_supported
@@ -75,8 +77,8 @@ def ask(
         info = {t.name: t for t in clients[0].describe().targets}.get(request.name)
         if info is None or info.availability is Availability.UNAVAILABLE:
             pytest.skip(f"{target} is not here: {info.reason if info else 'no such backend'}")
-        bench = Bench.open(clients[0], request)
-        found = list(ask_support(bench, rows, SupportSettings(timeout_s=timeout_s)))
+        session = TargetSession.open(clients[0], request)
+        found = list(ask_support(session, rows, SupportSettings(timeout_s=timeout_s)))
     assert sorted(r.operator for r in found) == sorted(r.name for r in rows)
     return {r.operator: r for r in found}
 
@@ -91,6 +93,7 @@ def partial(monkeypatch: pytest.MonkeyPatch) -> str:
 # Asking
 
 
+@pytest.mark.process
 def test_fp32_is_as_exact_as_fp32_can_be() -> None:
     for found in ask("cpu-onnxruntime-fp32").values():
         assert found.ok
@@ -99,6 +102,7 @@ def test_fp32_is_as_exact_as_fp32_can_be() -> None:
         assert found.relative_error < 1e-5
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("target", ["cpu-onnxruntime-int8", "cpu-openvino-int8", "cpu-litert-int8"])
 def test_int8_is_as_exact_as_eight_bits_can_be(target: str) -> None:
     rows = (*ROWS, plan_row("Choice_5", STRIDED))
@@ -117,6 +121,7 @@ def _halves_exchanged(values: np.ndarray) -> np.ndarray:
     return np.roll(values, values.shape[1] // 2, axis=1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "mistake", [_halves_exchanged, lambda values: np.swapaxes(values, 2, 3), np.negative]
 )
@@ -131,6 +136,7 @@ def test_a_wrong_graph_is_seen(monkeypatch: pytest.MonkeyPatch, mistake) -> None
     assert found.sqnr_db < 6
 
 
+@pytest.mark.process
 def test_nhwc_taken_for_nchw_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def reshaped(edge: Edge, values: np.ndarray) -> np.ndarray:
         flat = replace(edge, channels_last=False)
@@ -143,11 +149,12 @@ def test_nhwc_taken_for_nchw_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.sqnr_db < 6
 
 
+@pytest.mark.process
 def test_the_graphs_of_a_whole_backbone_have_stem_and_head() -> None:
     rows = plan_rows(parse_layers("digits32"), [op for op in POOL if op.name == "SEP_3"])
     with connect((), request := parse_target("cpu-onnxruntime-fp32")) as clients:
-        bench = Bench.open(clients[0], request)
-        found = list(ask_support(bench, rows, SupportSettings()))
+        session = TargetSession.open(clients[0], request)
+        found = list(ask_support(session, rows, SupportSettings()))
     assert [r.operator for r in found] == [r.name for r in rows]
     assert all(r.ok and r.exactness_db is not None and r.exactness_db > 100 for r in found)
 
@@ -165,6 +172,7 @@ def test_inputs_are_not_the_calibration_samples() -> None:
         SupportSettings(seed=-1)
 
 
+@pytest.mark.process
 def test_a_simulated_target_has_no_numbers_and_says_why() -> None:
     found = ask(DSP)
     assert all(r.ok and r.relative_error is None and r.sqnr_db is None for r in found.values())
@@ -172,6 +180,7 @@ def test_a_simulated_target_has_no_numbers_and_says_why() -> None:
     assert {r.target.origin for r in found.values()} == {"simulated"}
 
 
+@pytest.mark.process
 def test_what_a_simulated_device_refuses_is_unsupported() -> None:
     found = ask(DSP, f"unsupported_ops={SPLIT}")
     assert found["Choice_3"].status == "unsupported"
@@ -179,6 +188,7 @@ def test_what_a_simulated_device_refuses_is_unsupported() -> None:
     assert found["SEP_3"].ok
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("fault", "status", "reason"),
     [
@@ -205,12 +215,14 @@ def test_a_fault_costs_the_row_that_has_it(
         assert found[name].exactness_db is not None
 
 
+@pytest.mark.process
 def test_a_graph_that_hangs_is_a_timeout(partial: str) -> None:
     found = ask(partial, f"hang={SPLIT}", timeout_s=2.0)
     assert found["Choice_3"].status == "timeout"
     assert found["SEP_3"].ok
 
 
+@pytest.mark.process
 def test_a_fallback_is_supported_and_flagged(partial: str) -> None:
     found = ask(partial, f"fallback={SPLIT}")
     assert found["Choice_3"].ok
@@ -219,11 +231,13 @@ def test_a_fallback_is_supported_and_flagged(partial: str) -> None:
     assert not found["SEP_3"].falls_back
 
 
+@pytest.mark.process
 def test_a_device_that_is_lost_at_every_graph_is_no_answer(partial: str) -> None:
     with pytest.raises(AgentError, match="pulled out"):
         ask(partial, "lost=Conv")
 
 
+@pytest.mark.process
 def test_what_cannot_be_converted_is_unsupported_and_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -260,8 +274,8 @@ def test_flags_of_times_are_not_kept() -> None:
 
     request = parse_target("sim-rogue")
     with Rogue(benchmark=benchmark).serving() as address, connect([address], request) as clients:
-        bench = Bench.open(clients[0], request)
-        (found,) = ask_support(bench, ROWS[:1], SupportSettings())
+        session = TargetSession.open(clients[0], request)
+        (found,) = ask_support(session, ROWS[:1], SupportSettings())
     assert found.flags == "fallback:cpu"
 
 
@@ -477,6 +491,7 @@ def test_validate_takes_reports_too(shown: Path) -> None:
 LAYERS = ("--layers", "digits32:4", "--operators", ",".join(NAMES))
 
 
+@pytest.mark.process
 def test_the_command_writes_a_report_and_tells_what_it_found(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     target = ("--target", "cpu-onnxruntime-fp32")
@@ -493,6 +508,7 @@ def test_the_command_writes_a_report_and_tells_what_it_found(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.process
 def test_another_gate_is_in_the_graphs_and_in_the_targets_options(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     words = ("support", *LAYERS, "--target", "cpu-onnxruntime-fp32", "-o", path)
@@ -504,6 +520,7 @@ def test_another_gate_is_in_the_graphs_and_in_the_targets_options(tmp_path: Path
     assert plain.rows[-1].graph_sha256 != other.rows[-1].graph_sha256
 
 
+@pytest.mark.process
 def test_unsupported_is_an_answer_and_failed_is_not(partial: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     words = ("support", *LAYERS, "--target", partial, "-o", path)
@@ -517,6 +534,7 @@ def test_unsupported_is_an_answer_and_failed_is_not(partial: str, tmp_path: Path
     assert "1 timeout" in result.stdout
 
 
+@pytest.mark.process
 def test_a_broken_report_and_a_wrong_target_are_told_before_anything_is_done(
     tmp_path: Path,
 ) -> None:
@@ -546,6 +564,7 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_asked(
     assert "may not be written to" in str(result.exception)
 
 
+@pytest.mark.process
 def test_rows_that_another_run_wrote_meanwhile_are_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -568,6 +587,7 @@ def test_of_runs_that_write_at_once_all_rows_are_kept(tmp_path: Path) -> None:
     assert SupportReport.load(path).rows == SupportReport(rows).rows
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("end", "status"), [(KeyboardInterrupt(), 130), (AgentError("the board is gone"), 1)]
 )
@@ -589,6 +609,7 @@ def test_a_run_that_ends_early_writes_what_it_has(
     assert len(SupportReport.load(path)) == 1
 
 
+@pytest.mark.process
 def test_an_agent_that_says_nothing_leaves_no_report(partial: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     words = ("support", *LAYERS, "--target", partial, "-o", path)

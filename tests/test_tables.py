@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hurricane.lookup_tables import LookupTable, Row, TableError, Target, open_table, shipped_tables
-from hurricane.lookup_tables import files as table_files
 from hurricane.lookup_tables.table import (
     COLUMNS,
     IDENTITY_COLUMNS,
@@ -26,6 +25,7 @@ from hurricane.lookup_tables.table import (
     format_options,
     parse_options,
 )
+from hurricane.ops import atomic
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.shapes import LayerShape
 
@@ -569,7 +569,7 @@ def test_a_failed_write_leaves_the_old_table_and_nothing_else(tmp_path, monkeypa
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(table_files.os, "fsync", full_disk)
+    monkeypatch.setattr(atomic.os, "fsync", full_disk)
     with pytest.raises(HurricaneError, match="No space left on device") as caught:
         LookupTable().save(path)
     assert caught.value.exit_status == 1
@@ -615,6 +615,7 @@ def test_tables_are_opened_by_path_and_shipped_ones_are_valid():
         open_table("no-such-table")
 
 
+@pytest.mark.process
 def test_the_room_imports_neither_torch_nor_pandas():
     code = (
         "import sys, hurricane.lookup_tables as t; t.LatencyModel; t.LookupTable; t.open_table;"

@@ -27,7 +27,13 @@ from hurricane.lookup_tables.calibration import (
     save_calibration,
 )
 from hurricane.lookup_tables.model import fill_command
-from hurricane.lookup_tables.verdict import ErrorFigures, GroupCheck, Verdict
+from hurricane.lookup_tables.verdict import (
+    AdditivityCheck,
+    Cause,
+    ErrorFigures,
+    GroupCheck,
+    Verdict,
+)
 from hurricane.ops.backbone import Backbone, load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
@@ -132,6 +138,14 @@ def test_a_full_table_gives_a_full_array_in_the_order_of_the_pool(model):
     assert model.missing() == ()
     with pytest.raises(ValueError, match="read-only"):
         model.latency_ms[0, 0] = 1
+
+
+def test_a_model_says_what_it_is_of(model):
+    layers, operators = model.latency_ms.shape
+    assert repr(model) == (
+        f"LatencyModel({model.backbone.name} on {model.target.name}, "
+        f"{layers} layers, {operators} operators)"
+    )
 
 
 def test_predictions_are_the_sums_of_the_rows(table, model):
@@ -467,7 +481,8 @@ def plain_interval(table: LookupTable, backbone: Backbone, names) -> tuple[float
         row, times = rows[key], used.count(key)
         below += (times * (row.latency_ms - row.ci_low_ms)) ** 2
         above += (times * (row.ci_high_ms - row.latency_ms)) ** 2
-    return math.sqrt(below), math.sqrt(above)
+    to_90 = 1.645 / 1.96  # rows have 95% intervals
+    return to_90 * math.sqrt(below), to_90 * math.sqrt(above)
 
 
 def test_intervals_add_up_in_quadrature_but_linearly_within_a_row(table):
@@ -489,8 +504,8 @@ def test_an_interval_holds_the_error_that_a_verification_found(table):
     noisy = with_intervals(table)
     one = ErrorFigures(20, 0.0, 0.05, 1.0, 1.0, 1.0)
     other = dataclasses.replace(one, rmspe=0.03)
-    retest = dataclasses.replace(one, rmspe=0.02)
-    groups = (GroupCheck("random", one, retest, 0, other),)
+    split_half = dataclasses.replace(one, rmspe=0.02)
+    groups = (GroupCheck("random", one, split_half, 0, other),)
     applied = Calibration(CPU, 1.25, -0.3, groups=groups)
     plain = LatencyModel(noisy, IMAGENET)
     codes = draw(plain, 20)
@@ -502,7 +517,7 @@ def test_an_interval_holds_the_error_that_a_verification_found(table):
         model = LatencyModel(noisy, IMAGENET, calibration=calibration)
         error = math.sqrt(rmspe**2 - 0.01**2)
         predicted = model.predict(codes)
-        widths = np.sqrt((scale * below) ** 2 + (1.96 * error * predicted) ** 2)
+        widths = np.sqrt((scale * below) ** 2 + (1.645 * error * predicted) ** 2)
         np.testing.assert_allclose(predicted - model.interval(codes)[0], widths)
         above = model.interval(codes)[1] - predicted
         assert (above > widths).all()
@@ -550,7 +565,7 @@ def test_calibrations_are_kept_one_a_target(tmp_path):
 
 def test_everything_a_verification_found_comes_back(tmp_path):
     path = tmp_path / "t.csv"
-    figures = ErrorFigures(20, -0.01, 0.02, 0.95, 1.0, 0.99)
+    figures = ErrorFigures(20, -0.01, 0.02, 0.95, 1.0, 0.99, 0.015, 0.03, -0.02, 0.01)
     lone = ErrorFigures(1, 0.01, 0.01, 1.0, 1.0, math.nan)
     calibration = Calibration(
         CPU,
@@ -559,8 +574,7 @@ def test_everything_a_verification_found_comes_back(tmp_path):
         networks=10,
         held_out=10,
         applied=False,
-        verdict=Verdict.BROKEN,
-        reason="RMSPE 40%",
+        check=AdditivityCheck(Verdict.NOT_ADDITIVE, "RMSPE 40%", Cause.ERROR),
         groups=(GroupCheck("random", figures, figures, 0, figures), GroupCheck("x", lone, lone, 2)),
     )
     save_calibration(path, calibration)
@@ -591,7 +605,13 @@ def test_everything_a_verification_found_comes_back(tmp_path):
         ({"target": {"device": "bench"}}, "target|argument"),
         ({"target": {**dataclasses.asdict(CPU), "processor": "tpu"}}, "processor is 'tpu'"),
         ({"slope": 1}, "unknown key 'slope'"),
-        ({"verdict": "good"}, "'good'"),
+        ({"verdict": "additive"}, "unknown key 'verdict'"),
+        ({"check": "additive"}, "check must be an object"),
+        ({"check": {"verdict": "good"}}, "'good'"),
+        ({"check": {"verdict": ["additive"]}}, "not a valid Verdict"),
+        ({"check": {"cause": "noise"}}, "lacks the key 'verdict'"),
+        ({"check": {"verdict": "inconclusive", "cause": "rain"}}, "'rain'"),
+        ({"check": {"verdict": "additive", "reason": 5}}, "reason is 5"),
         ({"applied": 1}, "applied is 1"),
         ({"held_out": -1}, "held_out is -1"),
         ({"groups": [{"group": "random"}]}, "lacks the key 'prediction'"),
@@ -616,7 +636,7 @@ def test_a_broken_calibration_file_is_refused(tmp_path, change, words):
         "{",
         "[]",
         '{"format": 2}',
-        '{"format": 3, "calibrations": []}',
+        '{"format": 4, "calibrations": []}',
         '{"format": 1}',
         '{"format": 1, "calibrations": [{"scale": 1}]}',
     ],

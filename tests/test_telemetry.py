@@ -52,6 +52,7 @@ def environment(folder: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in odd} | given
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_runtime_in_a_command_of_ours_leaves_no_file(tmp_path: Path, runtime: str):
     if importlib.util.find_spec(runtime) is None:
@@ -67,6 +68,7 @@ def test_a_runtime_in_a_command_of_ours_leaves_no_file(tmp_path: Path, runtime: 
     assert left == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_measuring_on_this_machine_leaves_no_file(tmp_path: Path, runtime: str):
     if importlib.util.find_spec(runtime) is None:

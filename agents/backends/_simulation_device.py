@@ -16,19 +16,19 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 
+from ..devices import device_names, device_text
 from ..errors import BadRequest, UnsupportedOperator
 from ..files import MAX_TOML_BYTES, parse_toml, read_bytes
 from ..text import printable
 from ._simulation_graph import COMPUTE_KINDS, KINDS, TRAFFIC_KINDS, Work, WorkGraph
 
 if TYPE_CHECKING:
-    from importlib.abc import Traversable
+    pass
 
 MODEL_VERSION = "1"
 """Changes whenever the same parameters would give other times."""
@@ -135,10 +135,14 @@ class Disturbances:
         call_jitter: sigma of the lognormal factor on the price of a call alone.
         outlier_probability, outlier_factor: calls that take this many times longer.
         bimodal_probability, bimodal_factor: visits (calls in a row) in a slower mode.
-        drift_per_minute: share by which calls get slower in a minute of work.
+        drift_per_minute: share by which calls get slower in a minute of work, loading included;
+            negative: faster.
+        drift_most: share that the drift ends at, in either direction; 0: it does not end.
         throttle_after_s: seconds of work until the clock is lowered; 0: never.
         throttle_factor: times it takes from then on, over those before.
-        warm_gain: share saved by a call of the same graph as the call before it.
+        warm_gain: share saved by a call that finds all memory of its graph in the cache.
+        cache_mib: size of the last-level cache, in MiB, which evicts the least recently called
+            graph first; 0: it holds the graph that was called last, however large.
         fusion: share hidden of the cheaper of two convolutions in a row, so that a graph is
             faster than the sum of its nodes.
         fusion_growth: share hidden of all nodes for each convolution or linear in the graph, 0.9
@@ -161,18 +165,33 @@ class Disturbances:
     bimodal_probability: float = 0.0
     bimodal_factor: float = 1.7
     drift_per_minute: float = 0.0
+    drift_most: float = field(default=0.0, repr=False)
     throttle_after_s: float = 0.0
     throttle_factor: float = 1.5
     warm_gain: float = 0.0
+    cache_mib: float = field(default=0.0, repr=False)
     fusion: float = 0.0
-    fusion_growth: float = field(default=0.0, repr=False)  # in `Device.version` where not 0
+    fusion_growth: float = field(default=0.0, repr=False)
     crash_on: str = ""
     hang_on: str = ""
     fallback_on: str = ""
     fallback_factor: float = 8.0
     lost_after_s: float = 0.0
     memory_mib: float = 0.0
-    slower: float = field(default=1.0, repr=False)  # `Device.version` is made of the repr
+    slower: float = field(default=1.0, repr=False)
+
+    @property
+    def later(self) -> dict[str, float]:
+        """Parameters outside the repr that the times of a kind of device depend on as well.
+
+        Where they do not act they are left out, so that `Device.version` stays what it was.
+        """
+        acting = {
+            "fusion_growth": self.fusion_growth,
+            "drift_most": self.drift_per_minute and self.drift_most,
+            "cache_mib": self.warm_gain,
+        }
+        return {name: getattr(self, name) for name, acts in acting.items() if acts}
 
 
 @dataclass(frozen=True)
@@ -221,9 +240,14 @@ class Device:
     def version(self) -> str:
         """Version of the model with a digest of the parameters that its kind's times depend on."""
         text = repr((sorted(self.kinds.items()), replace(self, kinds={})))
-        if self.disturbances.fusion_growth:
-            text += f" fusion_growth={self.disturbances.fusion_growth!r}"
+        text += "".join(f" {name}={value!r}" for name, value in self.disturbances.later.items())
         return f"{MODEL_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def touched(self, graph: WorkGraph) -> int:
+        """Bytes that a call of a graph brings into a cache: weights, and buffers used in turn."""
+        weights = sum(node.work.weights for node in graph.nodes)
+        buffers = max(sum(node.work.reads) + sum(node.work.writes) for node in graph.nodes)
+        return (weights + buffers) * self.element_bytes
 
     def on_slow_unit(self, work: Work) -> bool:
         """Whether a node goes to the slow unit."""
@@ -386,15 +410,6 @@ _SHOWN = 300
 _SHARES = {"outlier_probability", "bimodal_probability", "warm_gain", "fusion", "fusion_growth"}
 
 
-def device_names() -> tuple[str, ...]:
-    """Names of the simulated devices that come with the agent."""
-    return tuple(sorted(f.name[:-5] for f in _folder().iterdir() if f.name.endswith(".toml")))
-
-
-def _folder() -> Traversable:
-    return resources.files(__name__.rsplit(".", 2)[0] + ".devices")
-
-
 def load_device(name_or_path: str) -> Device:
     """Reads a shipped device by its name, or a user's TOML file by its path.
 
@@ -402,8 +417,7 @@ def load_device(name_or_path: str) -> Device:
         BadRequest: no such device, or its file lacks a key or holds a wrong value.
     """
     if name_or_path in device_names():
-        text = (_folder() / f"{name_or_path}.toml").read_text("utf-8")
-        return parse_device(text, name_or_path, f"{name_or_path}.toml")
+        return parse_device(device_text(name_or_path), name_or_path, f"{name_or_path}.toml")
     if not os.path.isfile(name_or_path):
         raise BadRequest(
             f"simulated device '{printable(name_or_path, _SHOWN)}' is neither shipped "

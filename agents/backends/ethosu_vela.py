@@ -21,7 +21,7 @@ import numpy as np
 
 from ..conditions import Conditions
 from ..errors import BadRequest, UnsupportedOperator
-from ..formats._tflite_schema import TENSOR_TYPES
+from ..formats.tflite_file import TENSOR_TYPES
 from .base import (
     Availability,
     Context,

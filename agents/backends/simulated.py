@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from ..conditions import Conditions
+from ..devices import device_names
 from ..errors import BadRequest, DeviceLost, OutOfMemory, RuntimeCrashed
+from ._simulation_cache import Cache
 from ._simulation_device import (
     OPTIONS,
     Device,
     Price,
-    device_names,
     load_device,
     price,
     with_options,
@@ -131,7 +132,7 @@ class SimulatedSession(Session):
 
     def __init__(self, device: Device, seed: int, real_pace: bool) -> None:
         self.device = device
-        self.last_called = ""
+        self.cache = Cache(device.disturbances.cache_mib * 2**20)
         self._seed = seed
         self._batch_seed = 0
         self._real_pace = real_pace
@@ -166,7 +167,6 @@ class SimulatedSession(Session):
     def begin(self, seed: int) -> None:
         self._batch_seed = seed
         self._noise.clear()
-        self.last_called = ""
 
     def elapsed_ms(self) -> float:
         return self._clock_ms
@@ -203,7 +203,10 @@ class SimulatedSession(Session):
 
     def slowdown(self) -> float:
         """Times that calls take now, over those of a cold device: drift and throttling."""
-        drift = self.device.disturbances.drift_per_minute * self._worked_ms / 60e3
+        disturbances = self.device.disturbances
+        drift = disturbances.drift_per_minute * self._worked_ms / 60e3
+        if disturbances.drift_most:
+            drift = min(max(drift, -disturbances.drift_most), disturbances.drift_most)
         return max(0.01, 1.0 + drift) * self._throttling()
 
     def noise_of(self, digest: str) -> np.random.Generator:
@@ -214,9 +217,10 @@ class SimulatedSession(Session):
             self._noise[digest] = np.random.default_rng(seed)
         return self._noise[digest]
 
-    def forget(self) -> None:
-        """One graph less is loaded."""
+    def forget(self, graph: SimulatedGraph) -> None:
+        """A graph is no longer loaded."""
         self._loaded -= 1
+        self.cache.drop(graph)
 
     def _throttling(self) -> float:
         disturbances = self.device.disturbances
@@ -242,6 +246,7 @@ class SimulatedGraph(Loaded):
         self._graph = graph
         self._price = price
         device = session.device
+        self._touched = device.touched(graph)
         fallback = self._is_named(device.disturbances.fallback_on)
         self._factor = device.disturbances.fallback_factor if fallback else 1.0
         unit = "CPU" if fallback else device.unit
@@ -276,9 +281,8 @@ class SimulatedGraph(Loaded):
             outliers = random.random(count) < disturbances.outlier_probability
             device_ms[outliers] *= disturbances.outlier_factor
         if disturbances.warm_gain:
-            cold = 0 if session.last_called == self._digest else 1
-            device_ms[cold:] *= 1.0 - disturbances.warm_gain
-        session.last_called = self._digest
+            held = [session.cache.call(self, self._touched) for _ in range(count)]
+            device_ms *= 1.0 - disturbances.warm_gain * np.array(held)
         wall_ms = device_ms + call_ms
         session.advance(float(wall_ms.sum()))
         if not session.device.device_time:
@@ -303,7 +307,7 @@ class SimulatedGraph(Loaded):
         return {name: np.asarray(value) for name, value in zip(names, values)}
 
     def close(self) -> None:
-        self._session.forget()
+        self._session.forget(self)
 
     def _is_named(self, pattern: str) -> bool:
         """Whether a disturbance's `…_on` means this graph."""

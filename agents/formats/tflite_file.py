@@ -29,7 +29,8 @@ from ._tflite_operators import (
     reason_against,
 )
 from ._tflite_scales import scales_fit
-from ._tflite_schema import SCHEMA, TENSOR_TYPES
+from ._tflite_schema import SCHEMA
+from ._tflite_schema import TENSOR_TYPES as TENSOR_TYPES
 from ._tflite_shapes import Node, Operand, Shape, shapes_of
 
 NAMES = ("tflite",)

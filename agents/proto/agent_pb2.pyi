@@ -232,7 +232,7 @@ class BenchmarkRequest(_message.Message):
     def __init__(self, sha256: _Optional[_Iterable[str]] = ..., target: _Optional[_Union[TargetSpec, _Mapping]] = ..., protocol: _Optional[_Union[Protocol, _Mapping]] = ..., format: _Optional[str] = ...) -> None: ...
 
 class Conditions(_message.Message):
-    __slots__ = ("temperature_c", "frequency_mhz", "load_1m", "steal_share", "throttle_events", "governor", "busy_share")
+    __slots__ = ("temperature_c", "frequency_mhz", "load_1m", "steal_share", "throttle_events", "governor", "busy_share", "unwatched")
     TEMPERATURE_C_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_MHZ_FIELD_NUMBER: _ClassVar[int]
     LOAD_1M_FIELD_NUMBER: _ClassVar[int]
@@ -240,6 +240,7 @@ class Conditions(_message.Message):
     THROTTLE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     GOVERNOR_FIELD_NUMBER: _ClassVar[int]
     BUSY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    UNWATCHED_FIELD_NUMBER: _ClassVar[int]
     temperature_c: float
     frequency_mhz: float
     load_1m: float
@@ -247,7 +248,8 @@ class Conditions(_message.Message):
     throttle_events: int
     governor: str
     busy_share: float
-    def __init__(self, temperature_c: _Optional[float] = ..., frequency_mhz: _Optional[float] = ..., load_1m: _Optional[float] = ..., steal_share: _Optional[float] = ..., throttle_events: _Optional[int] = ..., governor: _Optional[str] = ..., busy_share: _Optional[float] = ...) -> None: ...
+    unwatched: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, temperature_c: _Optional[float] = ..., frequency_mhz: _Optional[float] = ..., load_1m: _Optional[float] = ..., steal_share: _Optional[float] = ..., throttle_events: _Optional[int] = ..., governor: _Optional[str] = ..., busy_share: _Optional[float] = ..., unwatched: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Statistics(_message.Message):
     __slots__ = ("median_ms", "p10_ms", "p90_ms", "mean_ms", "min_ms", "samples")

@@ -37,7 +37,7 @@ import onnx
 from ..calibration import CALIBRATION_SAMPLES, random_samples
 from ..edges import Edges
 from ..errors import BadRequest, HurricaneError, UnsupportedNode
-from ..export import CanonicalGraph
+from ..export import CanonicalGraph, sha256
 
 RANDOM_SOURCE = f"{CALIBRATION_SAMPLES} random samples"
 """What is said of calibration data where nobody gives images."""
@@ -223,8 +223,8 @@ def info_of(
     """What is known of an artefact that a converter made of a graph with these samples."""
     source = RANDOM_SOURCE if samples is None else samples.source
     return ArtifactInfo(
-        hashlib.sha256(model).hexdigest(),
-        hashlib.sha256(content).hexdigest(),
+        sha256(model),
+        sha256(content),
         converter,
         source if recipe.calibrated else "",
     )

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
+from ..atomic import replacing
 from ..errors import HurricaneError, UnsupportedNode
 from ..export import sha256
 from ..graph import CACHE_VARIABLE, cache_folder, ignore_interrupt
@@ -154,19 +155,15 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-        os.replace(temporary, file)
+        with replacing(file, durable=False) as new:
+            new.write(hashlib.sha256(content).digest() + content)
     except OSError as error:
         raise HurricaneError(
             f"the cache of artefacts in {cache_folder()} cannot be written: "
             f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it is there only where writing failed
-            temporary.unlink()
 
 
 def _prune(folder: Path, limit_bytes: int) -> None:

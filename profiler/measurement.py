@@ -1,0 +1,257 @@
+"""The active rows of one device: the graphs of its next batch, and the estimates from its times.
+
+Takes and gives values; `runner` sends the batch to the agent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..ops.backbone import is_stem
+from .history import BatchHistory
+from .outcomes import BatchOutcome, RowOutcome, Series
+from .plan import STEM, Context, Graph, PlannedRow, weight_bytes
+from .protocol import TimingProtocol
+from .timing.batch import choose_background
+from .timing.location import quiet_error_ms, quiet_ms
+from .timing.marginal import Estimate, combine
+from .timing.stopping import Accept, Evidence, PrecisionRule
+
+THROTTLED = "throttled"
+"""Flag of rows that were measured after the device had lowered its clock."""
+
+RATIO_GRAPHS = 64
+"""Graphs of rows that are looked at for what their calls take beyond quiet times."""
+
+
+class DeviceMeasurement:
+    """Rows that are measured on one device, batch by batch.
+
+    Args:
+        protocol: for the target.
+        baselines: of the whole plan.
+        background: known rows that may fill a batch up.
+        max_bytes: of weights that a batch may hold.
+        networks: timed in every batch until they fail; they show what calls of networks take.
+    """
+
+    def __init__(
+        self,
+        protocol: TimingProtocol,
+        baselines: Sequence[Graph],
+        background: Iterable[PlannedRow],
+        max_bytes: int,
+        networks: Sequence[Graph] = (),
+    ) -> None:
+        self._protocol = protocol
+        self._baselines = tuple(baselines)
+        self._background = {_shuffle_key(row): row for row in background}
+        self._max_bytes = max_bytes
+        self._networks = tuple(networks)
+        self._active: dict[PlannedRow, int] = {}  # with the first batch of each
+        self.history = BatchHistory(protocol.max_slowdown)
+
+    @property
+    def batches(self) -> int:
+        """How many there were."""
+        return len(self.history)
+
+    def activate(self, rows: Iterable[PlannedRow]) -> None:
+        """Rows are in the batches from now on."""
+        for row in rows:
+            self._active[row] = len(self.history)
+            self._background.pop(_shuffle_key(row), None)
+
+    def compose(self) -> list[Series]:
+        """The graphs of the next batch, in an order that depends on the plan alone."""
+        baselines = self._baselines_in_work()
+        series = [(graph, n) for graph in baselines for n in range(self._replicas(graph))]
+        held = sum(self._replicas(graph) * weight_bytes(graph) for graph in baselines)
+        held += sum(row.bytes for row in self._active) + sum(map(weight_bytes, self._networks))
+        chosen = choose_background(
+            [(key, row.bytes) for key, row in sorted(self._background.items())],
+            held,
+            self._protocol.min_batch_bytes,
+            self._max_bytes,
+        )
+        rows = (*self._active, *(self._background[key] for key in chosen))
+        graphs = (*(graph for row in rows for graph in row.with_operator), *self._networks)
+        return [*series, *((graph, 0) for graph in graphs)]
+
+    def take_in(
+        self, outcome: BatchOutcome, events_at_rest: int, is_over_budget: bool = False
+    ) -> list[RowOutcome]:
+        """Takes in a batch.
+
+        Args:
+            outcome: of the batch that `compose` gave.
+            events_at_rest: throttling events counted before anything was timed.
+            is_over_budget: the device's time is spent.
+
+        Returns:
+            What became of the rows that end with it: they are known, or cannot be.
+        """
+        self.history.add(outcome, events_at_rest)
+        self._networks = tuple(g for g in self._networks if g not in outcome.errors)
+        ended = [o for row in self._active if (o := self._judge(row, is_over_budget)) is not None]
+        if ended:
+            self.history.keep_scale()
+        for one in ended:
+            del self._active[one.row]
+            if one.estimate is not None:
+                self._background[_shuffle_key(one.row)] = one.row
+        return ended
+
+    def baselines_ms(self) -> dict[Graph, float]:
+        """What baselines take, raw; without those that failed."""
+        return self._graphs_ms(self._baselines)
+
+    def networks_ms(self) -> dict[Graph, tuple[float, np.ndarray]]:
+        """The raw quiet time of each network, and all its calls as timed; without failed ones.
+
+        On the wall clock, which a user's program runs on.
+        """
+        return {
+            graph: times for graph in self._networks if (times := self.history.wall_of((graph, 0)))
+        }
+
+    def operator_ratios(self) -> np.ndarray:
+        """Calls of graphs of rows over their raw quiet times, of some graphs."""
+        known = [row for _, row in sorted(self._background.items())]
+        graphs = [graph for row in known for graph in row.with_operator][:RATIO_GRAPHS]
+        timed = [times for graph in graphs if (times := self.history.wall_of((graph, 0)))]
+        return np.concatenate([calls / quiet for quiet, calls in timed] or [np.empty(0)])
+
+    def _judge(self, row: PlannedRow, is_over_budget: bool) -> RowOutcome | None:
+        """The outcome of an active row; None: it goes on."""
+        last = self.history.outcomes[-1]
+        contexts = _usable(row, last)
+        # A device that refuses the neighbour itself is no evidence about the row.
+        error = next((e for c in contexts if (e := last.errors.get(c.with_operator))), None)
+        if not contexts:
+            error = last.errors.get(row.baselines[0])
+        if error is not None:
+            return RowOutcome(row, error=error)
+        every = self.history.batches_with(list(self._weights(contexts)), self._active[row])
+        accepted = [number for number in every if self.history.quality.accepted[number]]
+        rounds, of_all = self.history.rounds(accepted), self.history.rounds(every)
+        rule = PrecisionRule(self._protocol.min_rounds, self._protocol.max_rounds)
+        if of_all < rule.fewest_rounds(is_over_budget):
+            return None
+        found = self._estimate(contexts, accepted) if accepted else None
+        found_of_all = found if rounds == of_all else self._estimate(contexts, every)
+        decision = rule.decide(
+            Evidence(
+                rounds,
+                of_all - rounds,
+                self._width(found),
+                self._width(found_of_all),
+                is_over_budget,
+            )
+        )
+        if decision is None:
+            return None
+        numbers = every if decision.of_all else accepted
+        estimate = found_of_all if decision.of_all else found
+        assert estimate is not None
+        return self._outcome(row, contexts, numbers, estimate, decision)
+
+    def _outcome(
+        self,
+        row: PlannedRow,
+        contexts: Sequence[Context],
+        numbers: Sequence[int],
+        estimate: Estimate,
+        decision: Accept,
+    ) -> RowOutcome:
+        history = self.history
+        throttled = (THROTTLED,) if history.quality.throttled[list(numbers)].any() else ()
+        first, last = history.outcomes[numbers[0]], history.outcomes[numbers[-1]]
+        return RowOutcome(
+            row,
+            replace(estimate, flags=(*estimate.flags, *decision.flags, *throttled)),
+            rounds=history.rounds(numbers),
+            slowdown=float(np.median(history.slowdown[list(numbers)])),
+            results=(
+                tuple(first.results[(c.with_operator, 0)] for c in contexts),
+                tuple(last.results[(c.with_operator, 0)] for c in contexts),
+            ),
+            call_ms=self._call_ms(row, numbers),
+            graphs_ms=self._graphs_ms([c.with_operator for c in contexts]),
+        )
+
+    def _estimate(self, contexts: Sequence[Context], numbers: Sequence[int]) -> Estimate:
+        """The marginal latency from some batches, raw."""
+        weights = self._weights(contexts)
+        calls = self.history.calls(list(weights), numbers)
+        return combine(
+            np.array(list(weights.values())),
+            quiet_ms(calls.reshape(len(calls), -1), axis=1),
+            quiet_error_ms(calls),
+            calls.size,
+        )
+
+    def _weights(self, contexts: Sequence[Context]) -> dict[Series, float]:
+        """What each series counts in a row's difference: the mean over contexts and replicas."""
+        weights: dict[Series, float] = {}
+        for context in contexts:
+            weights[(context.with_operator, 0)] = 1 / len(contexts)
+            replicas = self._replicas(context.baseline)
+            for number in range(replicas):
+                weights[(context.baseline, number)] = -1 / len(contexts) / replicas
+        return weights
+
+    def _width(self, estimate: Estimate | None) -> float:
+        if estimate is None:
+            return float("inf")
+        return estimate.width(self._protocol.precision, self._protocol.precision_floor_ms)
+
+    def _graphs_ms(self, graphs: Iterable[Graph]) -> dict[Graph, float]:
+        """What graphs take, raw: the mean over their replicas."""
+        found = {}
+        for graph in graphs:
+            series = [(graph, number) for number in range(self._replicas(graph))]
+            if (ms := self.history.quiet_of(series)) is not None:
+                found[graph] = ms
+        return found
+
+    def _call_ms(self, row: PlannedRow, numbers: Sequence[int]) -> float | None:
+        """What an empty call takes: the baseline of a stem is one. None for other rows."""
+        if not is_stem(row.name):
+            return None
+        if row.estimator != STEM:
+            return 0.0
+        times = self.history.wall_of((row.baselines[0], 0), numbers)
+        return None if times is None else times[0]
+
+    def _baselines_in_work(self) -> tuple[Graph, ...]:
+        """Those of active rows; at first all of them, which all devices then know."""
+        if self.history.rounds(range(self.batches)) < self._protocol.min_rounds:
+            return self._baselines
+        needed = {graph for row in self._active for graph in row.baselines}
+        return tuple(graph for graph in self._baselines if graph in needed)
+
+    def _replicas(self, graph: Graph) -> int:
+        """Replicas of a baseline; without weights they would be one and the same."""
+        if graph not in self._baselines or not weight_bytes(graph):
+            return 1
+        return self._protocol.baseline_replicas
+
+
+def _usable(row: PlannedRow, outcome: BatchOutcome) -> tuple[Context, ...]:
+    """The contexts of a row whose neighbour the device runs.
+
+    A neighbour that falls back to another unit is used only where all of them do: it would flag
+    every row of its shape, and a seam between two units is not that of a network.
+    """
+    run = tuple(c for c in row.contexts if c.baseline not in outcome.errors)
+    return tuple(c for c in run if not outcome.falls_back(c.baseline)) or run
+
+
+def _shuffle_key(row: PlannedRow) -> str:
+    """Puts rows in an order that has nothing to do with what they are."""
+    return hashlib.sha256(repr((row.name, row.shape)).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""What timing a batch gave, and what became of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..agents.conditions import Conditions
+from ..agents.errors import AgentError, ErrorKind
+from ..agents.results import ArtifactResult
+from ..lookup_tables.cells import FALLBACK, has_flag
+from .plan import Graph, PlannedRow
+from .timing.interference import BatchFacts
+from .timing.marginal import Estimate
+
+Series = tuple[Graph, int]
+"""A replica of a graph."""
+
+ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
+"""Errors that are no evidence about a graph: the row stays open."""
+
+CONTENDED = ("busy", "steal")
+"""Flags of a batch during which other work had the processor."""
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What timing one batch gave.
+
+    Attributes:
+        results: of every series.
+        facts: of the batch.
+    """
+
+    results: Mapping[Series, ArtifactResult]
+    facts: BatchFacts
+
+    @staticmethod
+    def of(
+        results: Mapping[Series, ArtifactResult], rounds: int, rows: int, ended_ms: float = 0.0
+    ) -> BatchOutcome:
+        """The outcome of a batch from its results.
+
+        Args:
+            results: of every series.
+            rounds: made.
+            rows: that were active.
+            ended_ms: on the device's clock, since its first request.
+        """
+        answers = [result for result in results.values() if result.error is None]
+        contended = any(is_contended(result) for result in answers)
+        events = max((result.after.throttle_events for result in answers), default=0)
+        return BatchOutcome(results, BatchFacts(rounds, rows, contended, events, ended_ms))
+
+    @cached_property
+    def errors(self) -> Mapping[Graph, AgentError]:
+        """Why graphs could not be timed."""
+        return {s[0]: result.error for s, result in self.results.items() if result.error}
+
+    def falls_back(self, graph: Graph) -> bool:
+        """Whether a part of a graph runs on another unit than the target's."""
+        result = self.results[(graph, 0)]
+        return has_flag(result.flags, FALLBACK)
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """What became of a row. Times are *raw*: as on a device of slowdown 1 in this measurement.
+
+    Attributes:
+        row: the plan's.
+        estimate: None where `error` is set.
+        error: why there is no estimate.
+        rounds: that it rests on.
+        slowdown: of the device in these, the median; divided out.
+        results: of the first batch and of the last, of its graphs with the operator.
+        call_ms: of the stem, what an empty call takes.
+        graphs_ms: what its graphs with the operator take.
+    """
+
+    row: PlannedRow
+    estimate: Estimate | None = None
+    error: AgentError | None = None
+    rounds: int = 0
+    slowdown: float = 1.0
+    results: tuple[tuple[ArtifactResult, ...], tuple[ArtifactResult, ...]] = ((), ())
+    call_ms: float | None = None
+    graphs_ms: Mapping[Graph, float] | None = None
+
+    @property
+    def before(self) -> Conditions:
+        """What the device was like before the first batch."""
+        return self.results[0][0].before
+
+
+def abandoning_error(
+    results: Mapping[Series, ArtifactResult], losses: Counter[Graph], max_losses: int
+) -> AgentError | None:
+    """The first error of a batch that is no evidence about its graph; the batch is then void.
+
+    The loss of a device is evidence about the graph that was on it then, if others could be
+    timed, and it happened before: the row fails, and does not stop the others.
+
+    Args:
+        results: of the batch.
+        losses: of devices, by graph; is added to.
+        max_losses: from which on a loss is the graph's fault.
+    """
+    failed = {s: r.error for s, r in results.items() if r.error and r.error.kind in ABANDONS}
+    if any(result.error is None for result in results.values()):
+        lost = {s[0] for s, error in failed.items() if error.kind is ErrorKind.DEVICE_LOST}
+        losses.update(lost)
+        failed = {s: e for s, e in failed.items() if s[0] not in lost or losses[s[0]] < max_losses}
+    return next(iter(failed.values()), None)
+
+
+def is_contended(result: ArtifactResult) -> bool:
+    """Whether other work on the machine had the processor during the batch of a result."""
+    return not set(CONTENDED).isdisjoint(result.flags)
