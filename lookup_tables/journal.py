@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ def journal_path(table_path: str | Path) -> Path:
     return path.with_name(path.name + SUFFIX)
 
 
+@dataclass(frozen=True)
 class JournalContent:
     """What a journal holds.
 
@@ -48,12 +49,9 @@ class JournalContent:
         complete_bytes: length of the part that consists of whole lines.
     """
 
-    def __init__(
-        self, target: Target | None = None, data: RawData | None = None, complete_bytes: int = 0
-    ) -> None:
-        self.target = target
-        self.data = data or RawData()
-        self.complete_bytes = complete_bytes
+    target: Target | None = None
+    data: RawData = field(default_factory=RawData)
+    complete_bytes: int = 0
 
     @property
     def rows(self) -> tuple[Row, ...]:

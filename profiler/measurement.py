@@ -48,7 +48,10 @@ class DeviceMeasurement:
         networks: Sequence[Graph] = (),
     ) -> None:
         self._protocol = protocol
-        self._baselines = tuple(baselines)
+        # Replicas of a baseline without weights would be one and the same.
+        self._replicas = {
+            graph: protocol.baseline_replicas if weight_bytes(graph) else 1 for graph in baselines
+        }
         self._background = {_shuffle_key(row): row for row in background}
         self._max_bytes = max_bytes
         self._networks = tuple(networks)
@@ -69,8 +72,8 @@ class DeviceMeasurement:
     def compose(self) -> list[Series]:
         """The graphs of the next batch, in an order that depends on the plan alone."""
         baselines = self._baselines_in_work()
-        series = [(graph, n) for graph in baselines for n in range(self._replicas(graph))]
-        held = sum(self._replicas(graph) * weight_bytes(graph) for graph in baselines)
+        series = [one for graph in baselines for one in self._series(graph)]
+        held = sum(weight_bytes(graph) for graph, _ in series)
         held += sum(row.bytes for row in self._active) + sum(map(weight_bytes, self._networks))
         chosen = choose_background(
             [(key, row.bytes) for key, row in sorted(self._background.items())],
@@ -108,7 +111,7 @@ class DeviceMeasurement:
 
     def baselines_ms(self) -> dict[Graph, float]:
         """What baselines take, raw; without those that failed."""
-        return self._graphs_ms(self._baselines)
+        return self._graphs_ms(self._replicas)
 
     def networks_ms(self) -> dict[Graph, tuple[float, np.ndarray]]:
         """The raw quiet time of each network, and all its calls as timed; without failed ones.
@@ -200,9 +203,9 @@ class DeviceMeasurement:
         weights: dict[Series, float] = {}
         for context in contexts:
             weights[(context.with_operator, 0)] = 1 / len(contexts)
-            replicas = self._replicas(context.baseline)
-            for number in range(replicas):
-                weights[(context.baseline, number)] = -1 / len(contexts) / replicas
+            replicas = self._series(context.baseline)
+            for one in replicas:
+                weights[one] = -1 / len(contexts) / len(replicas)
         return weights
 
     def _width(self, estimate: Estimate | None) -> float:
@@ -214,8 +217,7 @@ class DeviceMeasurement:
         """What graphs take, raw: the mean over their replicas."""
         found = {}
         for graph in graphs:
-            series = [(graph, number) for number in range(self._replicas(graph))]
-            if (ms := self.history.quiet_of(series)) is not None:
+            if (ms := self.history.quiet_of(self._series(graph))) is not None:
                 found[graph] = ms
         return found
 
@@ -231,15 +233,13 @@ class DeviceMeasurement:
     def _baselines_in_work(self) -> tuple[Graph, ...]:
         """Those of active rows; at first all of them, which all devices then know."""
         if self.history.rounds(range(self.batches)) < self._protocol.min_rounds:
-            return self._baselines
+            return tuple(self._replicas)
         needed = {graph for row in self._active for graph in row.baselines}
-        return tuple(graph for graph in self._baselines if graph in needed)
+        return tuple(graph for graph in self._replicas if graph in needed)
 
-    def _replicas(self, graph: Graph) -> int:
-        """Replicas of a baseline; without weights they would be one and the same."""
-        if graph not in self._baselines or not weight_bytes(graph):
-            return 1
-        return self._protocol.baseline_replicas
+    def _series(self, graph: Graph) -> list[Series]:
+        """A graph with all its replicas."""
+        return [(graph, number) for number in range(self._replicas.get(graph, 1))]
 
 
 def _usable(row: PlannedRow, outcome: BatchOutcome) -> tuple[Context, ...]:

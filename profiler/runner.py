@@ -13,15 +13,16 @@ from ..agents.results import ArtifactResult
 from ..lookup_tables.runs import Run
 from ..ops.errors import BadRequest
 from .comparison import DeviceComparison, Exclusions
+from .device_log import DeviceLog
 from .devices import run_of, time_series
 from .measurement import DeviceMeasurement
-from .outcomes import BatchOutcome, abandoning_error, is_contended
+from .outcomes import BatchOutcome, Series, abandoning_error, is_contended
 from .plan import Graph, PlannedRow, batches
 from .pool import DevicePool, on_every
 from .protocol import TimingProtocol
 from .recorder import Recorder
 from .scheduler import Finished, RowScheduler, State, TimeLoops
-from .session import DeviceLog, TargetSession
+from .session import TargetSession
 
 ProfileProgress = Callable[[str, float], None]
 """Called with what is going on and the share of the whole that is done."""
@@ -230,27 +231,22 @@ class Runner:
     def _time_loops(self, device: str, session: TargetSession, rows: Sequence[PlannedRow]) -> None:
         """Times rows' own graphs, cold and looped."""
         protocol = self._plan.protocol
-        digests = {row: session.digest_of(row.alone) for row in rows}
-        timed: dict[str, ArtifactResult] = {}
+        timed: dict[Series, ArtifactResult] = {}
         for part in batches(list(rows), session.batch_bytes):
+            series: list[Series] = [(row.alone, 0) for row in part]
             for number in range(1 + protocol.loop_retries):
-                results = session.time(
-                    [digests[row] for row in part],
-                    protocol.loop(number),
-                    self._reporter("loop", len(rows)),
-                )
+                report = self._reporter("loop", len(rows))
+                results = time_series(session, series, protocol.loop(number), report)
                 with self._pool.changed:
                     error = abandoning_error(
-                        {(row.alone, 0): results[digests[row]] for row in part},
-                        self._pool.losses,
-                        protocol.max_losses_per_graph,
+                        results, self._pool.losses, protocol.max_losses_per_graph
                     )
                 if error is not None:
                     raise error
-                timed |= {d: r for d, r in results.items() if d not in timed or r.error is None}
+                timed |= {s: r for s, r in results.items() if s not in timed or r.error is None}
                 if not any(is_contended(result) for result in results.values()):
                     break
-        self._recorder.record_loops(session, {row: timed[digests[row]] for row in rows})
+        self._recorder.record_loops(session, {row: timed[row.alone, 0] for row in rows})
         with self._pool.changed:
             self._pool.scheduler.on_loops(device, rows)
             self._pool.changed.notify_all()
