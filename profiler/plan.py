@@ -269,11 +269,13 @@ def batches(
         most: rows of a list; None: any number.
     """
     batch: list[PlannedRow] = []
+    held = 0
     for row in rows:
-        size = sum(weight_bytes(r.alone) for r in (*batch, row))
-        if batch and (size > max_bytes or len(batch) == most):
+        size = weight_bytes(row.alone)
+        if batch and (held + size > max_bytes or len(batch) == most):
             yield batch
-            batch = []
+            batch, held = [], 0
         batch.append(row)
+        held += size
     if batch:
         yield batch

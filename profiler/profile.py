@@ -84,7 +84,7 @@ class ProfileResult:
 
 
 def missing_rows(
-    rows: Iterable[PlannedRow], table: LookupTable, target: Target, retry: bool = False
+    rows: Sequence[PlannedRow], table: LookupTable, target: Target, retry: bool = False
 ) -> list[PlannedRow]:
     """Rows of a plan that a table does not hold yet.
 
@@ -94,15 +94,12 @@ def missing_rows(
         target: whose rows count.
         retry: count rows as missing that hold no latency, or are flagged with one of `DOUBTFUL`.
     """
-    missing = []
-    for row in rows:
-        found = table.get(RowKey(target, row.name, row.shape))
-        again = found is not None and (
-            not found.ok or not set(DOUBTFUL).isdisjoint(found.flag_words)
-        )
-        if found is None or (retry and again):
-            missing.append(row)
-    return missing
+    there = _rows_there(rows, table, target)
+
+    def is_doubtful(row: Row) -> bool:
+        return not row.ok or not set(DOUBTFUL).isdisjoint(row.flag_words)
+
+    return [row for row in rows if row not in there or (retry and is_doubtful(there[row]))]
 
 
 def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) -> list[PlannedRow]:
@@ -113,8 +110,16 @@ def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) 
         table: with its journal.
         target: whose rows count.
     """
+    there = _rows_there(rows, table, target)
+    return [row for row, found in there.items() if found.status in FAILED]
+
+
+def _rows_there(
+    rows: Iterable[PlannedRow], table: LookupTable, target: Target
+) -> dict[PlannedRow, Row]:
+    """Rows of a plan that a table holds, in the order of the plan."""
     found = {row: table.get(RowKey(target, row.name, row.shape)) for row in rows}
-    return [row for row, there in found.items() if there is not None and there.status in FAILED]
+    return {row: there for row, there in found.items() if there is not None}
 
 
 def profile(
@@ -252,8 +257,8 @@ def _known_rows(
 ) -> dict[PlannedRow, Row]:
     """Rows of the plan that are there with a latency, and stay."""
     todo = set(missing)
-    found = {row: table.get(RowKey(target, row.name, row.shape)) for row in rows if row not in todo}
-    return {row: there for row, there in found.items() if there is not None and there.ok}
+    there = _rows_there(rows, table, target)
+    return {row: found for row, found in there.items() if row not in todo and found.ok}
 
 
 def _part_of(note: ProfileProgress, start: float, end: float, what: str, share: float) -> None:
@@ -290,8 +295,6 @@ def _run(runner: Runner, journal: Journal) -> None:
 def _counts(rows: Sequence[PlannedRow], table: LookupTable, target: Target) -> Counter[str]:
     """How many rows of the plan hold no latency, by status, and are flagged, by flag."""
     counts: Counter[str] = Counter()
-    for planned in rows:
-        row = table.get(RowKey(target, planned.name, planned.shape))
-        if row is not None:
-            counts.update(row.flag_words if row.ok else (row.status,))
+    for row in _rows_there(rows, table, target).values():
+        counts.update(row.flag_words if row.ok else (row.status,))
     return counts
