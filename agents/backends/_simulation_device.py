@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 
@@ -26,9 +26,6 @@ from ..errors import BadRequest, UnsupportedOperator
 from ..files import MAX_TOML_BYTES, parse_toml, read_bytes
 from ..text import printable
 from ._simulation_graph import COMPUTE_KINDS, KINDS, TRAFFIC_KINDS, Work, WorkGraph
-
-if TYPE_CHECKING:
-    pass
 
 MODEL_VERSION = "1"
 """Changes whenever the same parameters would give other times."""
