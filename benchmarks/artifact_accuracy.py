@@ -23,7 +23,7 @@ from hurricane.ops.export import export_architecture
 from hurricane.profiler.target import parse_target
 from hurricane.search.data import ImageData, load_data
 from hurricane.search.deployment import calibration_samples, make_artifact, training_data
-from hurricane.search.measuring import artifact_accuracy, open_bench
+from hurricane.search.measuring import artifact_accuracy, open_session
 from hurricane.search.retrain import TrainedNetwork, train_architecture
 from hurricane.search.training import preset_for
 
@@ -70,7 +70,7 @@ def measure(name: str, backbone: Backbone, trained: TrainedNetwork, data: ImageD
         seconds["make"] = round(time.monotonic() - started, 1)
         return made
 
-    with open_bench(parse_target(name), (), {}) as session:
+    with open_session(parse_target(name), (), {}) as session:
         artifact = make(session.recipe)
         started = time.monotonic()
         found = artifact_accuracy(session, artifact, data)

@@ -91,7 +91,7 @@ def agreement(quiet: ProfileResult, other: ProfileResult) -> dict[str, float]:
     ratios = np.array([pair.ratio for pair in pairs if FLAGS.isdisjoint(pair.second.flag_words)])
     if not len(ratios):
         return {"rows": 0}
-    as_timed = ratios * other.level / quiet.level
+    as_timed = ratios * other.slowdown / quiet.slowdown
     return {
         "rows": len(ratios),
         "median": float(np.median(ratios) - 1),

@@ -85,7 +85,7 @@ def difference_ms(estimates: Estimates, row: PlannedRow) -> float:
     """A row's marginal latency; what the pooled stem leaves out is the price of a call."""
     found: dict[bool, list[float]] = {True: [], False: []}
     for context in row.contexts:
-        longer, shorter = map(estimates.of_graph, (context.with_operator, context.baselines))
+        longer, shorter = map(estimates.of_graph, (context.with_operator, context.baseline))
         found[bool(shorter.on_cpu)].append(estimates.ms(longer) - estimates.ms(shorter))
     return float(np.mean(found[False] or found[True]))
 

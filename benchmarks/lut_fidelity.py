@@ -25,6 +25,7 @@ import numpy as np
 
 from hurricane.agents.results import Protocol
 from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.raw import INTERFERENCE
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.graph import CACHE_VARIABLE, prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
@@ -35,6 +36,7 @@ from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import DeviceLog, TargetSession, connect
 from hurricane.profiler.target import parse_target
+from hurricane.profiler.timing.stopping import UNSTABLE
 from hurricane.profiler.verification import verify_table
 from hurricane.search.space import build_space
 from hurricane.search.two_stage import two_stage_search
@@ -181,8 +183,8 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
                 "wall_s": time.perf_counter() - started,
                 "device_s": session.log.spent_ms / 1e3,
                 "rows": len(rows),
-                "disturbed": made.disturbed,
-                "unstable": made.unstable,
+                "interference": made.counts.get(INTERFERENCE, 0),
+                "unstable": made.counts.get(UNSTABLE, 0),
             },
         }
         model = LatencyModel(LookupTable.load(path), backbone)
@@ -190,7 +192,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict:
         networks += uniform_networks(model) + winners(model, backbone, 200)
         found = verify_table(session, model, networks, TimingProtocol(seed=seed + 2))
         drawn = [c for c in found.networks if c.group == "random" and not c.error]
-        result["level"] = found.level
+        result["slowdown"] = found.slowdown
         result["random_as_timed"] = asdict(
             compare([c.predicted_ms for c in drawn], [c.as_timed_ms for c in drawn])
         )

@@ -430,7 +430,7 @@ def time_batch(
     ratios = np.array(waited_ms) / inference_ms
     return {
         "graphs": len(set(digests)),
-        "calls": len(set(digests)) * protocol.network_rounds,
+        "calls": len(set(digests)) * timing.network_rounds,
         "inference_ms": float(np.median(inference_ms[1:])),
         "waited_ms": float(np.median(waited_ms[1:])),
         "waited_ratio": float(np.median(ratios[1:])),

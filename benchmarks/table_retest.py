@@ -23,12 +23,14 @@ from typing import Any
 import numpy as np
 
 from hurricane.lookup_tables.diff import compare
+from hurricane.lookup_tables.raw import INTERFERENCE
 from hurricane.ops.pool import POOL
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import ProfileResult, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession, connect
 from hurricane.profiler.target import parse_target
+from hurricane.profiler.timing.stopping import UNSTABLE
 
 NEAR = 0.04
 
@@ -96,8 +98,8 @@ def main() -> None:
                 {
                     "slowdown": done.slowdown,
                     "device_s": session.log.spent_ms / 1e3,
-                    "interference": done.counts["interference"],
-                    "unstable": done.unstable,
+                    "interference": done.counts.get(INTERFERENCE, 0),
+                    "unstable": done.counts.get(UNSTABLE, 0),
                 }
             )
             if not arguments.json:
@@ -110,7 +112,7 @@ def main() -> None:
             {
                 "tables": [one, other],
                 "referred": agreement(ratios),
-                "as_timed": agreement(ratios * made[other].level / made[one].level),
+                "as_timed": agreement(ratios * made[other].slowdown / made[one].slowdown),
             }
         )
     result = {
