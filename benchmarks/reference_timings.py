@@ -39,6 +39,7 @@ import numpy as np
 from hurricane.agents.backends.base import allowed_cores
 from hurricane.agents.client import private_agent
 from hurricane.agents.telemetry import turn_off_telemetry
+from hurricane.ops.artifacts import suffix_of
 from hurricane.ops.artifacts.cache import cached
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.graph import prepare_templates
@@ -119,8 +120,8 @@ def run(arguments: argparse.Namespace) -> dict:
     core = allowed_cores()[-1]  # the one that the agent takes
     with tempfile.TemporaryDirectory() as folder, private_agent() as client:
         session = TargetSession.open(client, request)
-        suffix = session.recipe.format.partition("-")[0]
-        paths = {graph: Path(folder) / f"{i}.{suffix}" for i, graph in enumerate(graphs)}
+        suffix = suffix_of(session.recipe.format)
+        paths = {graph: Path(folder) / f"{i}{suffix}" for i, graph in enumerate(graphs)}
         for graph, path in paths.items():  # the very files that the agent gets
             path.write_bytes(cached(partial(graph_bytes, graph), session.recipe).content)
         tools: dict[str, Tool] = {
