@@ -103,6 +103,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hurricane"
 
 
+def write_cached(file: Path, content: bytes, of: str) -> None:
+    """Writes a file of the cache; `of` names what it keeps, in errors.
+
+    Raises:
+        HurricaneError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file, durable=False) as new:
+            new.write(content)
+    except OSError as error:
+        raise HurricaneError(
+            f"the cache of {of} in {cache_folder()} cannot be written: "
+            f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
+        ) from error
+
+
 @lru_cache(maxsize=1)
 def _generation() -> str:
     """Changes whenever a template could: torch, onnx, the blocks, this file, users' plugins."""
@@ -205,16 +222,7 @@ def _trace_to_cache(piece: Piece) -> bytes:
 
     torch.set_num_threads(1)
     content = _trace(piece)
-    file = _template_file(piece)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, durable=False) as new:
-            new.write(content)
-    except OSError as error:
-        raise HurricaneError(
-            f"the cache of traced graphs in {cache_folder()} cannot be written: "
-            f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
-        ) from error
+    write_cached(_template_file(piece), content, "traced graphs")
     return content
 
 

@@ -17,10 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from ..atomic import replacing
 from ..errors import HurricaneError, UnsupportedNode
 from ..export import sha256
-from ..graph import CACHE_VARIABLE, cache_folder, ignore_interrupt
+from ..graph import cache_folder, ignore_interrupt, write_cached
 from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
 
 MAX_BYTES = 4 * 2**30
@@ -155,15 +154,7 @@ def _read(file: Path) -> bytes | None:
 
 
 def _write(file: Path, content: bytes) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, durable=False) as new:
-            new.write(hashlib.sha256(content).digest() + content)
-    except OSError as error:
-        raise HurricaneError(
-            f"the cache of artefacts in {cache_folder()} cannot be written: "
-            f"{error.strerror or error}; set {CACHE_VARIABLE} to a folder that can"
-        ) from error
+    write_cached(file, hashlib.sha256(content).digest() + content, "artefacts")
 
 
 def _prune(folder: Path, limit_bytes: int) -> None:
