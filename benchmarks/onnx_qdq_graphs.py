@@ -12,9 +12,6 @@ process.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from typing import Any
@@ -23,11 +20,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import openvino
-from sampled_graphs import graphs
+from sampled_graphs import image_shape, run, sqnr_db
 
 from hurricane.ops.calibration import random_samples
 from hurricane.ops.onnx_qdq import Edges, edges, quantise_onnx
-from hurricane.ops.pool import GATES
 
 RUNTIMES = ("onnxruntime", "openvino")
 SETTINGS = {
@@ -78,15 +74,9 @@ def run_openvino(content: bytes, x: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return np.asarray(compiled([x])[0]), left
 
 
-def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
-    signal, noise = (np.square(v, dtype=np.float64).sum() for v in (expected, expected - got))
-    return float(10 * np.log10(signal / noise))
-
-
 def figures(name: str, content: bytes) -> dict[str, Any]:
     """What is asked of one graph."""
-    dims = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim
-    shape = [d.dim_value for d in dims][1:]
+    shape = image_shape(content)
     x = random_samples(shape, 1, seed=1)
     expected = run_onnxruntime(content, x)
     started = time.process_time()
@@ -126,32 +116,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="imagenet224")
-    parser.add_argument("--gate", choices=GATES, default=GATES[0])
-    parser.add_argument("--networks", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print only the JSON object")
-    arguments = parser.parse_args()
-    rows, networks = [], []
-    for name, content in graphs(arguments.backbone, arguments.gate, arguments.networks):
-        row = figures(name, content)
-        (networks if name.startswith("random") else rows).append(row)
-        if not arguments.json:
-            noise = ", ".join(f"{row['sqnr_db'][runtime]:.1f}" for runtime in RUNTIMES)
-            left = ", ".join(str(len(row["left"][runtime])) for runtime in RUNTIMES)
-            print(f"{name:<32} SQNR {noise} dB  left {left}  {row['quantise_s']:.2f} s", flush=True)
-    result = {
-        "backbone": arguments.backbone,
-        "gate": arguments.gate,
-        "machine": platform.processor() or platform.machine(),
-        "onnxruntime": onnxruntime.__version__,
-        "openvino": openvino.__version__,
-        "rows": summary(rows),
-        "networks": networks,
-    }
-    print(json.dumps(result, indent=2))
+def line(row: dict[str, Any]) -> str:
+    noise = ", ".join(f"{row['sqnr_db'][runtime]:.1f}" for runtime in RUNTIMES)
+    left = ", ".join(str(len(row["left"][runtime])) for runtime in RUNTIMES)
+    return f"{row['graph']:<32} SQNR {noise} dB  left {left}  {row['quantise_s']:.2f} s"
 
 
 if __name__ == "__main__":
-    main()
+    versions = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
+    run(__doc__, figures, line, summary, versions)

@@ -11,22 +11,17 @@ graphs with nodes that XNNPACK did not take. CPU times are of one process.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from typing import Any
 
 import ai_edge_litert
 import numpy as np
-import onnx
 import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
-from sampled_graphs import graphs
+from sampled_graphs import image_shape, run, sqnr_db
 
 from hurricane.ops.calibration import random_samples
-from hurricane.ops.pool import GATES
 from hurricane.ops.tflite import quantise_tflite, write_tflite
 
 
@@ -74,8 +69,7 @@ def left_by_delegate(runtime: Interpreter) -> list[str]:
 
 def figures(name: str, content: bytes) -> dict[str, Any]:
     """What is asked of one graph."""
-    dims = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim
-    shape = [d.dim_value for d in dims][1:]
+    shape = image_shape(content)
     x = random_samples(shape, 1, seed=1)
     expected = run_onnx(content, x)
     started = time.process_time()
@@ -85,11 +79,10 @@ def figures(name: str, content: bytes) -> dict[str, Any]:
     quantised = time.process_time()
     y, left = run_tflite(fp32, x)
     z, left_int8 = run_tflite(int8, x)
-    signal, noise = (np.square(v, dtype=np.float64).sum() for v in (expected, expected - z))
     return {
         "graph": name,
         "error": float(np.abs(y - expected).max() / np.abs(expected).max()),
-        "sqnr_db": float(10 * np.log10(signal / noise)),
+        "sqnr_db": sqnr_db(expected, z),
         "left": left,
         "left_int8": left_int8,
         "write_s": written - started,
@@ -113,32 +106,12 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="imagenet224")
-    parser.add_argument("--gate", choices=GATES, default=GATES[0])
-    parser.add_argument("--networks", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print only the JSON object")
-    arguments = parser.parse_args()
-    rows, networks = [], []
-    for name, content in graphs(arguments.backbone, arguments.gate, arguments.networks):
-        row = figures(name, content)
-        (networks if name.startswith("random") else rows).append(row)
-        if not arguments.json:
-            print(
-                f"{name:<32} error {row['error']:.1e}  SQNR {row['sqnr_db']:.1f} dB"
-                f"  left {len(row['left'])}, {len(row['left_int8'])}"
-            )
-    result = {
-        "backbone": arguments.backbone,
-        "gate": arguments.gate,
-        "machine": platform.processor() or platform.machine(),
-        "ai_edge_litert": ai_edge_litert.__version__,
-        "rows": summary(rows),
-        "networks": networks,
-    }
-    print(json.dumps(result, indent=2))
+def line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['graph']:<32} error {row['error']:.1e}  SQNR {row['sqnr_db']:.1f} dB"
+        f"  left {len(row['left'])}, {len(row['left_int8'])}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, figures, line, summary, {"ai_edge_litert": ai_edge_litert.__version__})
