@@ -21,6 +21,7 @@ import onnxruntime
 from ai_edge_litert.interpreter import Interpreter
 from sampled_graphs import image_shape, run, sqnr_db
 
+from hurricane.agents.backends._litert_graph import nodes_left, nodes_of
 from hurricane.ops.calibration import random_samples
 from hurricane.ops.tflite import quantise_tflite, write_tflite
 
@@ -52,19 +53,9 @@ def run_tflite(content: bytes, x: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 def left_by_delegate(runtime: Interpreter) -> list[str]:
     """Operators of the graph that no delegate took."""
-    nodes = runtime._get_ops_details()
-    delegates = [n for n in nodes if n["op_name"] == "DELEGATE"]
-    own = [n for n in nodes if n["op_name"] != "DELEGATE"]
-    maker = {tensor: n for n in own for tensor in n["outputs"]}
-    taken: set[int] = set()
-    for delegate in delegates:
-        stop, todo = set(delegate["inputs"]), list(delegate["outputs"])
-        while todo:
-            tensor = todo.pop()
-            if tensor not in stop and tensor in maker and maker[tensor]["index"] not in taken:
-                taken.add(maker[tensor]["index"])
-                todo.extend(maker[tensor]["inputs"])
-    return [n["op_name"] for n in own if n["index"] not in taken]
+    nodes = nodes_of(runtime)
+    assert nodes is not None
+    return [node.operator for node in nodes_left(nodes)]
 
 
 def figures(name: str, content: bytes) -> dict[str, Any]:
