@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
+from sampled_graphs import image_shape
 
 from hurricane.agents.backends.ethosu_vela import SERIES, Compilation, Compiler
 from hurricane.agents.errors import UnsupportedOperator
@@ -54,8 +54,7 @@ class Estimates:
 
     def of(self, content: bytes) -> Compilation | None:
         """What vela makes of an ONNX graph, in int8; None: it refuses it."""
-        inputs = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim
-        samples = random_samples([d.dim_value for d in inputs][1:], 1, 0)
+        samples = random_samples(image_shape(content), 1, 0)
         tflite = quantise_tflite(write_tflite(content), samples)
         began = time.perf_counter()
         try:
