@@ -14,7 +14,14 @@ import click
 from ..agents.console import EXIT_INTERRUPTED, emit, json_option, run_command
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.pool import GATES, select_operators
-from .options import LAYERS_HELP, credentials, plugin_option, share_bar, target_options
+from .options import (
+    credentials,
+    layers_option,
+    operator_options,
+    plugin_option,
+    share_bar,
+    target_options,
+)
 from .summary import complain_of, failure_words, lines_of, summary_of
 
 if TYPE_CHECKING:
@@ -48,7 +55,7 @@ class Interrupted(HurricaneError):
 
 
 @click.command("profile-ops", help=_PROFILE_HELP)
-@click.option("--layers", required=True, metavar="BACKBONE[:0-7,12]", help=LAYERS_HELP)
+@layers_option
 @click.option(
     "--target",
     "targets",
@@ -57,16 +64,7 @@ class Interrupted(HurricaneError):
     metavar="NAME[-tN]",
     help="Target, as agent info lists it, with -tN for N threads (repeatable).",
 )
-@click.option(
-    "--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3' [all]."
-)
-@click.option(
-    "--gate",
-    type=click.Choice(GATES),
-    default=GATES[0],
-    show_default=True,
-    help="Activation of squeeze-and-excitation blocks.",
-)
+@operator_options
 @click.option(
     "-o",
     "--output",

@@ -12,7 +12,7 @@ import click
 
 from ..agents.console import progress_bar
 from ..ops.errors import BadRequest
-from ..ops.pool import PLUGIN_VARIABLE
+from ..ops.pool import GATES, PLUGIN_VARIABLE
 
 if TYPE_CHECKING:
     from ..agents.client import TlsFiles
@@ -120,9 +120,25 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-LAYERS_HELP = (
-    "Backbone (cifar32, digits32, imagenet224, proxyless224, or a TOML file), or some of its "
-    "layers."
+layers_option = click.option(
+    "--layers",
+    required=True,
+    metavar="BACKBONE[:0-7,12]",
+    help="Backbone (cifar32, digits32, imagenet224, proxyless224, or a TOML file), or some of its "
+    "layers.",
+)
+
+operator_options = together(
+    click.option(
+        "--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3' [all]."
+    ),
+    click.option(
+        "--gate",
+        type=click.Choice(GATES),
+        default=GATES[0],
+        show_default=True,
+        help="Activation of squeeze-and-excitation blocks.",
+    ),
 )
 
 plugin_option = click.option(

@@ -10,9 +10,16 @@ import click
 
 from ..agents.console import emit, json_option
 from ..ops.errors import BadRequest, HurricaneError
-from ..ops.pool import GATES, select_operators
+from ..ops.pool import select_operators
 from .cli import Interrupted, gate_option
-from .options import LAYERS_HELP, credentials, plugin_option, share_bar, target_options
+from .options import (
+    credentials,
+    layers_option,
+    operator_options,
+    plugin_option,
+    share_bar,
+    target_options,
+)
 
 if TYPE_CHECKING:
     from ..lookup_tables.support import SupportRow
@@ -35,23 +42,14 @@ Examples:
 
 
 @click.command("support", help=_SUPPORT_HELP)
-@click.option("--layers", required=True, metavar="BACKBONE[:0-7,12]", help=LAYERS_HELP)
+@layers_option
 @click.option(
     "--target",
     required=True,
     metavar="NAME[-tN]",
     help="Target, as agent info lists it, with -tN for N threads.",
 )
-@click.option(
-    "--operators", metavar="PATTERNS", help="Names or patterns, such as 'MB_*,Choice_3' [all]."
-)
-@click.option(
-    "--gate",
-    type=click.Choice(GATES),
-    default=GATES[0],
-    show_default=True,
-    help="Activation of squeeze-and-excitation blocks.",
-)
+@operator_options
 @click.option(
     "--timeout",
     "timeout_s",
