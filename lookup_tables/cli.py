@@ -13,14 +13,13 @@ import click
 from ..agents.console import emit, json_option
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.jsonfile import without_nan
-from ..ops.shapes import LayerShape
 from .calibration import Calibration, load_calibrations
 from .convert import SIDECARS, convert_table
 from .diff import MATCHES, RowPair, compare
 from .runs import Run, load_runs, save_runs
 from .shipped import open_table, shipped_tables
 from .support import SupportReport, is_support_report
-from .support_grid import show_support, support_facts
+from .support_grid import MARKS, shape_heading, show_support, support_facts
 from .table import LookupTable, Row, TableError, Target, count_and_example, describe
 from .verdict import AdditivityCheck
 
@@ -33,8 +32,6 @@ _WARM_AT = (1.15, 2.0, 4.0)
 
 SHOWN_RUNS = 3
 """Runs behind a table that are shown, the latest."""
-
-_MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
 
 
 @click.group("table")
@@ -437,7 +434,8 @@ def _show_matrix(console: Console, part: LookupTable) -> None:
         grid = Table(box=None, pad_edge=False)
         grid.add_column("operator", no_wrap=True)
         for shape, batch in shapes:
-            grid.add_column(_heading(shape, batch), justify="right", no_wrap=True)
+            more = f" b{batch}" if batch != 1 else ""
+            grid.add_column(shape_heading(shape) + more, justify="right", no_wrap=True)
         best = {
             place: min(
                 (r.latency_ms for r in body if (r.shape, r.batch) == place and r.latency_ms),
@@ -501,17 +499,11 @@ def _latency(row: Row) -> float:
     return row.latency_ms
 
 
-def _heading(shape: LayerShape, batch: int) -> str:
-    arrow = f"→{shape.out_channels} s{shape.stride}"
-    more = f" b{batch}" if batch != 1 else ""
-    return f"{shape.height}x{shape.width}x{shape.in_channels}\n{arrow}{more}"
-
-
 def _paint(row: Row | None, best_ms: float, common: set[str]) -> str:
     if row is None:
         return "[dim]·[/]"
     if row.latency_ms is None:
-        return f"[dim]{_MARKS[row.status]}[/]"
+        return f"[dim]{MARKS[row.status]}[/]"
     heat = sum(row.latency_ms / best_ms >= ratio for ratio in _WARM_AT)
     star = "*" if set(row.flag_words) - common else ""
     return f"[{_HEAT[heat]}]{row.latency_ms:.4g}{star}[/]"

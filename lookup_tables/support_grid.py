@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _GOOD_DB, _FAIR_DB = 30.0, 20.0
 """SQNR from which a cell is green, and yellow: 8 bits give some 35 to 40 dB."""
 
-_MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
+MARKS = {"unsupported": "unsup.", "failed": "failed", "timeout": "timeout"}
+"""What a cell shows of a row that is not ok, by its status; in the grid of latencies as well."""
 
 
 def show_support(console: Console, report: SupportReport) -> None:
@@ -65,14 +66,15 @@ def _grid(rows: list[SupportRow]) -> Any:
     grid.add_column("SQNR in dB", no_wrap=True)
     shapes = list(dict.fromkeys(row.shape for row in rows))
     for shape in shapes:
-        grid.add_column(_heading(shape), justify="right", no_wrap=True)
+        grid.add_column(shape_heading(shape), justify="right", no_wrap=True)
     cells = {(row.operator, row.shape): row for row in rows}
     for name in dict.fromkeys(row.operator for row in rows):
         grid.add_row(name, *(_cell(cells.get((name, shape))) for shape in shapes))
     return grid
 
 
-def _heading(shape: LayerShape) -> str:
+def shape_heading(shape: LayerShape) -> str:
+    """A layer shape on top of a column, in two lines."""
     return (
         f"{shape.height}x{shape.width}x{shape.in_channels}\n→{shape.out_channels} s{shape.stride}"
     )
@@ -83,7 +85,7 @@ def _cell(row: SupportRow | None) -> str:
     if row is None:
         return "[dim]·[/]"
     if not row.ok:
-        return f"[bold red]{_MARKS[row.status]}[/]"
+        return f"[bold red]{MARKS[row.status]}[/]"
     star = "*" if row.falls_back else ""
     exactness = row.exactness_db
     if exactness is None:
