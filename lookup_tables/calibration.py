@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -197,11 +197,19 @@ def save_calibration(table_path: str | Path, calibration: Calibration) -> Path:
         The file's path.
     """
     others = (c for c in load_calibrations(table_path) if _key(c) != _key(calibration))
-    kept = sorted((*others, calibration), key=_key)
+    replace_calibrations(table_path, (*others, calibration))
+    return calibration_path(table_path)
+
+
+def replace_calibrations(table_path: str | Path, calibrations: Iterable[Calibration]) -> None:
+    """Keeps these calibrations beside a table and no others; none: no file."""
+    kept = [without_nan(asdict(c)) for c in sorted(calibrations, key=_key)]
     path = calibration_path(table_path)
-    content = {"format": FORMAT, "calibrations": [without_nan(asdict(c)) for c in kept]}
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
-    return path
+    if kept:
+        content = {"format": FORMAT, "calibrations": kept}
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _key(calibration: Calibration) -> tuple[Target, str]:

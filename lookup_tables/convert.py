@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..ops.errors import BadRequest
 from .baselines import BASELINES
-from .calibration import Calibration, calibration_path, load_calibrations, save_calibration
+from .calibration import Calibration, load_calibrations, replace_calibrations
 from .cells import to_line
 from .journal import journal_path
 from .raw import INTERFERENCE
@@ -71,7 +70,7 @@ def convert_table(source: str | Path, output: str | Path) -> Conversion:
     runs = load_runs(there)
     for sidecar, values in entries.items():
         sidecar.replace(output, values)
-    _replace_calibrations(output, calibrations)
+    replace_calibrations(output, calibrations)
     save_runs(output, runs)
     converted.save(output)
     named = {s.name: bool(values) for s, values in entries.items()}
@@ -101,9 +100,3 @@ def _earlier_sha256(table: LookupTable) -> str:
     lines = [to_line([getattr(row, name) for name in EARLIER_COLUMNS]) for row in table.rows]
     header = ",".join(EARLIER_COLUMNS) + "\n"
     return hashlib.sha256((header + "".join(lines)).encode()).hexdigest()
-
-
-def _replace_calibrations(output: str | Path, calibrations: Iterable[Calibration]) -> None:
-    calibration_path(output).unlink(missing_ok=True)
-    for calibration in calibrations:
-        save_calibration(output, calibration)
