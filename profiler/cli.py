@@ -199,7 +199,11 @@ def profile_ops(
         outcomes = [replace(outcomes[0], seconds=time.monotonic() - started)]
     summaries = [summary_of(outcome, len(rows), chosen.backbone) for outcome in outcomes]
     summary = summaries[0] if len(summaries) == 1 else {"tables": summaries}
-    lines = [line for outcome in outcomes for line in lines_of(outcome, len(rows), chosen.backbone)]
+    lines = [
+        line
+        for outcome, told in zip(outcomes, summaries, strict=True)
+        for line in lines_of(outcome, told)
+    ]
     lines += [f"{address} has none of these targets and took no part" for address in found.unused]
     emit(summary, as_json, "\n".join(lines))
     complain_of(outcomes, found.silent)

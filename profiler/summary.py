@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +72,22 @@ def _model(outcome: Outcome, backbone: Backbone) -> LatencyModel | None:
         return None
 
 
-def lines_of(outcome: Outcome, rows: int, backbone: Backbone) -> list[str]:
-    """One table for people; see `summary_of`."""
+def lines_of(outcome: Outcome, summary: Mapping[str, Any]) -> list[str]:
+    """One table for people.
+
+    Args:
+        outcome: of its group.
+        summary: of the outcome, by `summary_of`.
+    """
     path, result = outcome.path, outcome.result
     if result is None:
         return [f"{path}: not finished"]
     lines = [
-        f"{path}: {rows} rows on {result.target}; "
+        f"{path}: {summary['rows']} rows on {result.target}; "
         f"{result.measured} {result.target.origin} now, {result.kept} kept, "
         f"in {outcome.seconds:.1f} s"
     ]
-    if found := _predictions(outcome, backbone):
+    if found := summary["predictions"]:
         lines.append(
             f"{found['networks']} networks timed among the rows: sums within "
             f"{found['sums_rmspe']:.1%} (RMSPE) of their quiet times, median "
