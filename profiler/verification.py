@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..lookup_tables.calibration import Calibration, without_nan
+from ..lookup_tables.calibration import Calibration
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.raw import INTERFERENCE
 from ..lookup_tables.table import LookupTable, Target
@@ -24,6 +24,7 @@ from ..lookup_tables.verdict import (
     judge,
     speed_text,
 )
+from ..ops.jsonfile import without_nan
 from .accuracy import MIN_CALIBRATION, Fit, compare, fit_calibration
 from .additivity import NetworkCheck, check_networks, check_statistics
 from .controls import find_controls
