@@ -100,8 +100,8 @@ def verify(
     from .networks import uniform_networks as all_uniform
     from .protocol import TimingProtocol
     from .session import TargetSession, connect
-    from .target import GATE_OPTION, TargetRequest, parse_target
-    from .verification import Verification, verify_table
+    from .target import TargetRequest, gate_of, parse_target, without_gate
+    from .verification import verify_table
 
     if store and random_count < MIN_CALIBRATION:
         raise BadRequest(
@@ -124,8 +124,7 @@ def verify(
     model = LatencyModel(table, backbone, target)
     wanted = model.target
     named = parse_target(wanted.name, runtime_options)
-    known_options = parse_options(wanted.options)
-    gate = known_options.pop(GATE_OPTION, GATES[0])
+    gate, known_options = gate_of(wanted), parse_options(without_gate(wanted).options)
     request = TargetRequest(named.name, named.threads, {**known_options, **named.options})
     networks: list[WholeNetwork] = []
     if random_count:
@@ -140,7 +139,7 @@ def verify(
     keys = credentials(agents, token_file, tls_ca, tls_cert, tls_key, insecure)
     with connect(agents, request, **keys) as clients, share_bar("verify") as note:
         session = TargetSession.open(clients[0], request)
-        if store and not Verification(wanted, session.target, (), ()).same_target:
+        if store and session.target != without_gate(wanted):
             raise BadRequest(
                 f"the table is of {wanted}, the agent has {session.target}; "
                 "a calibration needs the same: name its agent with --agent"

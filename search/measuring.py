@@ -134,11 +134,10 @@ class TargetMeasurer:
 
     @contextmanager
     def _session(self) -> Iterator[TargetSession]:
-        from ..profiler.target import TargetRequest, parse_target
+        from ..profiler.target import TargetRequest, parse_target, without_gate
 
         named = parse_target(self.target.name)
-        options = parse_options(self.target.options)
-        options.pop("gate", None)  # is in the network, not in the runtime
+        options = parse_options(without_gate(self.target).options)
         request = TargetRequest(named.name, named.threads, options)
         with open_session(request, self.agents, self.credentials) as session:
             found = replace(

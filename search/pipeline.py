@@ -26,11 +26,11 @@ from ..lookup_tables.architecture import (
 from ..lookup_tables.calibration import Calibration, find_calibration
 from ..lookup_tables.model import LatencyModel, guess_backbone
 from ..lookup_tables.shipped import open_table
-from ..lookup_tables.table import LookupTable, parse_options
+from ..lookup_tables.table import LookupTable
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
-from ..ops.pool import GATES
+from ..profiler.target import gate_of
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
@@ -233,8 +233,7 @@ def open_latency(
         found.origin,
         model.statistic,
     )
-    gate = parse_options(found.options).get("gate", GATES[0])
-    return TargetLatency(model, frame, gate, source, known is not calibration)
+    return TargetLatency(model, frame, gate_of(found), source, known is not calibration)
 
 
 def refusal(space: SearchSpace) -> str:
