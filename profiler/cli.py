@@ -54,7 +54,9 @@ class Interrupted(HurricaneError):
     exit_status = EXIT_INTERRUPTED
 
 
-@click.command("profile-ops", help=_PROFILE_HELP)
+@click.command(
+    "profile-ops", help=_PROFILE_HELP, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @layers_option
 @click.option(
     "--target",
@@ -230,6 +232,8 @@ def _check(
         found.append({"rows": len(rows), "missing": len(lacking), "failed": len(failed)})
         lines.append(f"{path} holds {len(rows) - len(lacking)} of {len(rows)} rows")
         lines += [f"  lacks {row.name} at {row.shape}" for row in lacking[:10]]
+        if len(lacking) > 10:
+            lines.append(f"  lacks {len(lacking) - 10} more")
         lines += [f"  failed: {row.name} at {row.shape}" for row in failed[:10]]
         if failed:
             lines.append(f"  {failure_words(len(failed), group.target.origin)}")

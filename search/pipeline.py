@@ -506,7 +506,7 @@ def _settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str
 
 
 def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
-    """The workshop of a run; a new run whose data does not fit leaves nothing behind.
+    """The workshop of a run; a new run whose data or device does not fit leaves nothing behind.
 
     Args:
         run: just opened.
@@ -515,7 +515,7 @@ def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
     try:
         workshop = _Workshop(run, *request)
         if not run.resumed:
-            _ = workshop.data
+            workshop.check()
     except BaseException:
         run.discard()
         raise
@@ -543,6 +543,17 @@ class _Workshop:
         self._data: ImageData | None = None
         self._label = ""
         self._evaluator: Any = None
+
+    def check(self) -> None:
+        """Loads the data and looks for the device, so that what is wrong with them shows first.
+
+        Raises:
+            BadRequest: the data does not fit, or the device is not there.
+        """
+        from .distributed import choose_device, join_world
+
+        choose_device(self._settings.device, join_world())
+        _ = self.data
 
     @property
     def data(self) -> ImageData:

@@ -337,6 +337,7 @@ def test_check_tells_what_is_missing_and_measures_nothing(tmp_path):
     result = run(profile_ops, "--layers", "digits32:1", "--target", DSP, "-o", str(path), "--check")
     assert result.exit_code == 1
     assert "holds 0 of 32 rows" in result.output
+    assert "lacks 22 more" in result.output  # ten are named
     assert not path.exists()
 
 

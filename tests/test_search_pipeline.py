@@ -144,6 +144,17 @@ def test_a_run_whose_data_is_wrong_leaves_nothing_behind(problem, tmp_path: Path
     assert list(given.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_a_run_for_an_absent_device_leaves_nothing_behind(problem, tmp_path: Path, command: str):
+    _, space = problem
+    wrong = replace(SETTINGS, device="cuda:99")
+    plain = Architecture(space.backbone, tuple(c[0] for c in space.candidates))
+    start = run_search if command == "search" else run_training
+    with pytest.raises(BadRequest, match="cuda:99"):
+        start(space if command == "search" else plain, wrong, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
 def test_a_corrected_request_takes_the_directory_of_the_wrong_one(problem, tmp_path: Path):
     _, space = problem
     folder = tmp_path / "run"
