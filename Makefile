@@ -23,7 +23,7 @@ demo: environment
 test: environment style
 	$(BIN)/python -m pytest
 
-# Without tests that start processes, train or compute for seconds: 90 seconds on 2 free cores.
+# Without tests that start processes, train or compute for seconds: two minutes on 2 cores.
 quick: environment
 	$(BIN)/python -m pytest -m "not process"
 
