@@ -106,13 +106,15 @@ class Journal:
             target: the run's target; every row recorded has it.
 
         Raises:
-            BadRequest: the journal is of another target, another run has it open, or the
-                folder does not exist.
+            BadRequest: the journal is of another target, another run has it open, the folder
+                does not exist, or a file beside the table that `finish` adds to is broken.
         """
         path = journal_path(table_path)
         journal = cls(Path(table_path), target, _open_locked(path))
         try:
             journal._resume()
+            for beside in (BASELINES, SPREADS):  # `finish` adds to these: a broken one shows now
+                beside.load(table_path)
         except BaseException:
             journal.close()
             raise

@@ -186,6 +186,16 @@ def test_killed_at_any_step_of_finishing_nothing_is_lost(tmp_path, monkeypatch, 
     assert set(expected[2]) == {CPU} | ({OTHER} if there else set())
 
 
+@pytest.mark.parametrize("suffix", [".baselines.json", ".spread.json"])
+def test_a_broken_file_beside_the_table_shows_before_anything_is_measured(tmp_path, suffix):
+    path = tmp_path / "t.csv"
+    LookupTable([row(1)]).save(path)
+    path.with_name(path.name + suffix).write_text("{")
+    with pytest.raises(BadRequest, match=suffix):
+        Journal.open(path, CPU)
+    assert not journal_path(path).exists()
+
+
 def test_every_kind_of_entry_comes_back_as_it_was(tmp_path):
     path = tmp_path / "t.csv"
     with Journal.open(path, CPU) as journal:
