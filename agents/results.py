@@ -16,7 +16,8 @@ class Protocol:
     """How a batch is measured.
 
     Args:
-        rounds: passes over the batch; every artefact is visited once a pass.
+        rounds: passes over the batch; every artefact is visited once a pass. 0, with
+            `keep_loaded`: the batch is loaded only.
         calls_per_visit: timed calls in a row at each visit; the first is the cold one.
         warmup_calls: untimed calls after loading.
         seed: order of the visits within each pass.
@@ -64,7 +65,7 @@ class ArtifactResult:
     Args:
         sha256: digest of the artefact.
         error: what went wrong, typed.
-        wall: statistics over all timed calls.
+        wall: statistics over all timed calls; None where nothing but loading was asked for.
         wall_ms: [rounds, calls_per_visit] wall time on the device's clock, in ms.
         device_ms: the same from the runtime's own counter, or None.
         load_ms: time to load; of the first loading where the artefact was kept loaded.

@@ -322,10 +322,13 @@ class AgentService(pb_grpc.AgentServicer):
         try:
             target, opening = self._open(request.target, caller)
             digests = _checked_batch(request.sha256)
+            protocol = self._protocol(request.protocol, len(digests))
+            if not (protocol.rounds or target.resident):
+                raise BadRequest(f"{target.name} keeps nothing loaded: ask for a round at least")
             batch = Batch(
                 digests,
                 _format_of(target, request.format),
-                self._protocol(request.protocol, len(digests)),
+                protocol,
                 target.resident,
                 self._limits.max_batch_s,
             )

@@ -20,6 +20,7 @@ from .errors import BadRequest, Busy
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY_PREFIX = "hurricane-agent-"
+_UNMARKED_PREFIX = "hurricane-new-agent-"
 _LOCK = ".lock"
 _PARTIAL = ".partial-"
 _MAX_ARTIFACTS = 20_000  # twice the largest batch
@@ -55,14 +56,17 @@ class Store:
         self._temporary = folder is None
         _remove_stale()
         if folder is None:
-            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
-        self._lock_file = _lock(folder)
+            folder, self._lock_file = _temporary_folder()
+        else:
+            self._lock_file = _lock(folder)
         self._folder = folder
         self._max_artifact_bytes = max_artifact_bytes
         self._max_bytes = max_bytes or shutil.disk_usage(folder).free // 2
         self._mutex = threading.Lock()
         self._pinned: Counter[str] = Counter()
         self._set_aside_bytes = 0
+        # At least what is held: as long as these leave room, nothing has to be counted.
+        self._most_bytes_held, self._most_held = self._max_bytes, _MAX_ARTIFACTS
         for left_over in folder.glob(f"{_PARTIAL}*"):
             left_over.unlink(missing_ok=True)
 
@@ -112,6 +116,7 @@ class Store:
                     incoming.close()
                 with self._mutex:
                     self._set_aside_bytes -= size
+                    self._most_bytes_held += size  # also if it did not arrive
 
     def open(self, sha256: str) -> int:
         """A descriptor to read an artefact with; the caller closes it.
@@ -158,6 +163,12 @@ class Store:
     def _set_aside(self, size: int) -> None:
         """Makes room for an artefact, by dropping those used least recently."""
         with self._mutex:
+            self._most_held += 1
+            if self._most_held <= _MAX_ARTIFACTS and (
+                self._most_bytes_held + self._set_aside_bytes + size <= self._max_bytes
+            ):
+                self._set_aside_bytes += size
+                return
             files = [path for path in self._folder.iterdir() if _DIGEST.fullmatch(path.name)]
             facts = sorted(
                 (status.st_mtime_ns, status.st_size, path)
@@ -173,6 +184,8 @@ class Store:
                     path.unlink(missing_ok=True)
                     excess -= bytes_
                     many -= 1
+            self._most_bytes_held = excess + self._max_bytes - self._set_aside_bytes - size
+            self._most_held = many + _MAX_ARTIFACTS
             if excess > 0 or many > 0:
                 raise Busy(
                     f"the agent's store is full ({self._max_bytes} bytes, all in use); try later"
@@ -257,11 +270,26 @@ def _lock(folder: Path) -> IO[str]:
     return file
 
 
+def _temporary_folder() -> tuple[Path, IO[str]]:
+    """A new temporary folder, marked as in use.
+
+    It gets its name once it is marked: under that name another agent that starts may remove it.
+    """
+    unmarked = Path(tempfile.mkdtemp(prefix=_UNMARKED_PREFIX))
+    file = _lock(unmarked)
+    folder = unmarked.with_name(_TEMPORARY_PREFIX + unmarked.name[len(_UNMARKED_PREFIX) :])
+    try:
+        unmarked.rename(folder)
+    except OSError as error:
+        file.close()
+        raise BadRequest(f"the store {folder} cannot be used: {error.strerror}") from error
+    return folder, file
+
+
 def _remove_stale() -> None:
     """Removes what agents that were killed left in the temporary folder; others' is passed over."""
     there = Path(tempfile.gettempdir())
     for folder in there.glob(f"{_TEMPORARY_PREFIX}*"):
-        # Without its lock file yet, a folder is being made at this very moment.
         with contextlib.suppress(OSError):
             if _is_own_folder(folder):
                 with open(folder / _LOCK) as file:

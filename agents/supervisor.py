@@ -873,7 +873,7 @@ def _result_of(answer: Message, protocol: Protocol) -> ArtifactResult:
         device_ms = _times_ms(answer.arrays["device_ms"])
         return ArtifactResult(
             sha256=sha256,
-            wall=summarise(wall_ms),
+            wall=summarise(wall_ms) if wall_ms.size else None,
             wall_ms=wall_ms,
             device_ms=device_ms.reshape(shape) if device_ms.size else None,
             load_ms=_time_ms(result["load_ms"]),

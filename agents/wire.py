@@ -164,10 +164,13 @@ def protocol_from_wire(protocol: pb.Protocol) -> Protocol:
     """The protocol of a request.
 
     Raises:
-        BadRequest: it measures nothing.
+        BadRequest: it measures nothing, and leaves nothing loaded.
     """
-    if not protocol.rounds or not protocol.calls_per_visit:
-        raise BadRequest("a protocol needs at least one round and one call a visit")
+    if not protocol.calls_per_visit or not (protocol.rounds or protocol.keep_loaded):
+        raise BadRequest(
+            "a protocol needs at least one round and one call a visit; none only loads, and is "
+            "for keep_loaded"
+        )
     if not 0 <= protocol.artifact_timeout_s < float("inf"):
         raise BadRequest(f"artifact_timeout_s is {protocol.artifact_timeout_s}, not a time")
     fields = _fields(protocol, Protocol)
@@ -210,12 +213,11 @@ def event_from_wire(event: pb.BenchmarkEvent, protocol: Protocol) -> Optional[Ev
 
 
 def _result_to_wire(result: ArtifactResult) -> pb.ArtifactResult:
-    if result.error is not None or result.wall is None:
-        error = result.error or AgentError("nothing was measured")
-        return pb.ArtifactResult(sha256=result.sha256, error=error_to_wire(error))
+    if result.error is not None:
+        return pb.ArtifactResult(sha256=result.sha256, error=error_to_wire(result.error))
     return pb.ArtifactResult(
         sha256=result.sha256,
-        wall=pb.Statistics(**vars(result.wall)),
+        wall=None if result.wall is None else pb.Statistics(**vars(result.wall)),
         wall_ms=result.wall_ms.ravel().tolist(),
         device_ms=[] if result.device_ms is None else result.device_ms.ravel().tolist(),
         load_ms=result.load_ms,
@@ -237,7 +239,7 @@ def _result_from_wire(result: pb.ArtifactResult, protocol: Protocol) -> Artifact
         device_ms = _times_from_wire("device", result.device_ms, 0.0, protocol)
     return ArtifactResult(
         sha256=result.sha256,
-        wall=summarise(wall_ms),
+        wall=summarise(wall_ms) if wall_ms.size else None,
         wall_ms=wall_ms,
         device_ms=device_ms,
         load_ms=in_range("a loading time in ms", result.load_ms, 0, MAX_TIME_MS),
@@ -262,7 +264,7 @@ def _times_from_wire(
         raise BadAnswer(f"a {clock} time of {found[~possible][0]:g} ms")
     # Agents end a visit that takes longer, on whichever clock.
     limit_ms = later(1e3 * protocol.artifact_timeout_s)
-    longest_ms = float(found.sum(axis=1).max())
+    longest_ms = float(found.sum(axis=1).max(initial=0.0))
     if longest_ms > limit_ms:
         raise BadAnswer(
             f"{clock} times of {longest_ms:g} ms in one visit, which may take "

@@ -116,11 +116,11 @@ def _work(graph: Graph) -> WorkGraph:
 
 def marginal_ms(row: PlannedRow, device: Device) -> float:
     """The noise-free marginal latency of a row, as it is planned."""
-    longer, shorter = (
-        [price(_work(graph), device).total_ms for graph in graphs]
-        for graphs in (row.with_operator, row.baselines)
+    contexts = (
+        (price(_work(c.with_operator), device), price(_work(c.baseline), device))
+        for c in row.contexts
     )
-    return float(np.mean(longer) - np.mean(shorter))
+    return float(np.mean([longer.total_ms - shorter.total_ms for longer, shorter in contexts]))
 
 
 def measure(

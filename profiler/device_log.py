@@ -25,7 +25,8 @@ class DeviceLog:
         spent_ms: that requests took, on the device's clock.
         seconds: wall time on the host by what it was spent on: ``prepare`` (before anything is
             timed), ``make`` and ``upload`` of artefacts, ``load`` (with waiting in the agent's
-            queue), ``measure``, and ``statistics`` of what was measured.
+            queue), ``measure``, and ``statistics`` of what was measured. Where these went side
+            by side, ``overlap`` is negative, so that the sum is right.
     """
 
     before: Conditions | None = None
@@ -45,6 +46,16 @@ class DeviceLog:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - started
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[None]:
+        """Within it, what threads of one device do goes on at the same time."""
+        started, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            spent_s = sum(self.seconds.values()) - before
+            self.seconds["overlap"] += time.perf_counter() - started - spent_s
 
     def note(self, result: ArtifactResult, elapsed_ms: float) -> None:
         """Takes in one request.

@@ -36,7 +36,8 @@ class DeviceMeasurement:
         baselines: of the whole plan.
         background: known rows that may fill a batch up.
         max_bytes: of weights that a batch may hold.
-        networks: timed in every batch until they fail; they show what calls of networks take.
+        networks: timed in the first batches unless they fail; they show what calls of networks
+            take.
     """
 
     def __init__(
@@ -74,16 +75,21 @@ class DeviceMeasurement:
         baselines = self._baselines_in_work()
         series = [one for graph in baselines for one in self._series(graph)]
         held = sum(weight_bytes(graph) for graph, _ in series)
-        held += sum(row.bytes for row in self._active) + sum(map(weight_bytes, self._networks))
+        networks = self._networks if self._rounds < self._protocol.network_rounds else ()
+        held += sum(row.bytes for row in self._active) + sum(map(weight_bytes, networks))
         chosen = choose_background(
-            [(key, row.bytes) for key, row in sorted(self._background.items())],
+            sorted(((k, r.bytes) for k, r in self._background.items()), key=lambda one: -one[1]),
             held,
             self._protocol.min_batch_bytes,
             self._max_bytes,
         )
-        rows = (*self._active, *(self._background[key] for key in chosen))
-        graphs = (*(graph for row in rows for graph in row.with_operator), *self._networks)
-        return [*series, *((graph, 0) for graph in graphs)]
+        graphs = [
+            context.with_operator
+            for row in self._active
+            for context in dict.fromkeys((*row.contexts, *self._contexts(row)))
+        ]
+        graphs += [graph for key in chosen for graph in self._background[key].with_operator]
+        return [*series, *((graph, 0) for graph in (*graphs, *networks))]
 
     def take_in(
         self, outcome: BatchOutcome, events_at_rest: int, is_over_budget: bool = False
@@ -131,8 +137,7 @@ class DeviceMeasurement:
 
     def _judge(self, row: PlannedRow, is_over_budget: bool) -> RowOutcome | None:
         """The outcome of an active row; None: it goes on."""
-        last = self.history.outcomes[-1]
-        contexts = _usable(row, last)
+        last, contexts = self.history.outcomes[-1], self._contexts(row)
         # A device that refuses the neighbour itself is no evidence about the row.
         error = next((e for c in contexts if (e := last.errors.get(c.with_operator))), None)
         if not contexts:
@@ -211,7 +216,10 @@ class DeviceMeasurement:
     def _width(self, estimate: Estimate | None) -> float:
         if estimate is None:
             return float("inf")
-        return estimate.width(self._protocol.precision, self._protocol.precision_floor_ms)
+        networks_ms = [ms for g in self._networks if (ms := self.history.quiet_of([(g, 0)]))]
+        floor_ms = self._protocol.precision_of_network * min(networks_ms, default=0.0)
+        floor_ms = max(floor_ms, self._protocol.precision_floor_ms)
+        return estimate.width(self._protocol.precision, floor_ms)
 
     def _graphs_ms(self, graphs: Iterable[Graph]) -> dict[Graph, float]:
         """What graphs take, raw: the mean over their replicas."""
@@ -230,9 +238,35 @@ class DeviceMeasurement:
         times = self.history.wall_of((row.baselines[0], 0), numbers)
         return None if times is None else times[0]
 
+    @property
+    def _rounds(self) -> int:
+        return self.history.rounds(range(self.batches))
+
+    def _contexts(self, row: PlannedRow) -> tuple[Context, ...]:
+        """The contexts of a row whose neighbour the device runs, as far as that is known.
+
+        A neighbour that falls back to another unit is used only where all of them do: it would
+        flag every row of its shape, and a seam between two units is not that of a network.
+        """
+        if not self.history.outcomes:
+            return row.contexts
+        last = self.history.outcomes[-1]
+
+        def run(contexts: Iterable[Context], whole: bool) -> tuple[Context, ...]:
+            there = (c for c in contexts if c.baseline not in last.errors)
+            return tuple(c for c in there if not (whole and last.falls_back(c.baseline)))
+
+        choices = (
+            (row.contexts, True),
+            (row.spare, True),
+            (row.contexts, False),
+            (row.spare, False),
+        )
+        return next((found for choice in choices if (found := run(*choice))), ())
+
     def _baselines_in_work(self) -> tuple[Graph, ...]:
         """Those of active rows; at first all of them, which all devices then know."""
-        if self.history.rounds(range(self.batches)) < self._protocol.min_rounds:
+        if self._rounds < self._protocol.min_rounds:
             return tuple(self._replicas)
         needed = {graph for row in self._active for graph in row.baselines}
         return tuple(graph for graph in self._replicas if graph in needed)
@@ -240,16 +274,6 @@ class DeviceMeasurement:
     def _series(self, graph: Graph) -> list[Series]:
         """A graph with all its replicas."""
         return [(graph, number) for number in range(self._replicas.get(graph, 1))]
-
-
-def _usable(row: PlannedRow, outcome: BatchOutcome) -> tuple[Context, ...]:
-    """The contexts of a row whose neighbour the device runs.
-
-    A neighbour that falls back to another unit is used only where all of them do: it would flag
-    every row of its shape, and a seam between two units is not that of a network.
-    """
-    run = tuple(c for c in row.contexts if c.baseline not in outcome.errors)
-    return tuple(c for c in run if not outcome.falls_back(c.baseline)) or run
 
 
 def _shuffle_key(row: PlannedRow) -> str:

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, Queue
+from typing import TypeVar
 
 from .plan import Graph, PlannedRow
 from .scheduler import Finished, MeasureBatch, RowScheduler, TimeLoops
+
+T = TypeVar("T")
 
 
 class DevicePool:
@@ -104,3 +110,53 @@ def on_every(
     for thread in threads:
         while thread.is_alive() and not late():
             thread.join(0.2)
+
+
+def ahead(items: Iterable[T], most: int = 0) -> Iterator[list[T]]:
+    """Goes through items in a thread of its own.
+
+    Args:
+        items: any; what their making raises is raised here.
+        most: that may wait here; 0: any number.
+
+    Yields:
+        What has come since the last time, one at least.
+    """
+    ready: Queue[T | _End] = Queue(most)
+    unwanted = threading.Event()
+
+    def work() -> None:
+        end = _End()
+        try:
+            for item in items:
+                ready.put(item)
+                if unwanted.is_set():
+                    return
+        except BaseException as error:
+            end = _End(error)
+        ready.put(end)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        end: _End | None = None
+        while end is None:
+            found = [ready.get()]
+            with suppress(Empty):
+                while True:
+                    found.append(ready.get_nowait())
+            end = next((one for one in found if isinstance(one, _End)), None)
+            if items_found := [one for one in found if not isinstance(one, _End)]:
+                yield items_found
+        if end.error is not None:
+            raise end.error
+    finally:
+        unwanted.set()
+        with suppress(Empty):
+            ready.get_nowait()  # lets go what waits for room
+
+
+@dataclass(frozen=True)
+class _End:
+    """No item comes any more: there are none, or making one failed."""
+
+    error: BaseException | None = None

@@ -171,7 +171,6 @@ def _no_row(session: TargetSession, why: object) -> BadAnswer:
 def _table_row(session: TargetSession, outcome: RowOutcome) -> Row:
     """The raw row, without the timings of its own graph."""
     planned, estimate = outcome.row, outcome.estimate
-    session.digest_of(planned.alone)  # sent now, as it is at hand: it is timed alone later
     artifact = session.info_of(planned.alone)
     costs = row_costs(planned.name, planned.shape)
     values: dict[str, Any] = {

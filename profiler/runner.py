@@ -13,6 +13,7 @@ from ..agents.results import ArtifactResult
 from ..lookup_tables.runs import Run
 from ..ops.errors import BadRequest
 from .comparison import DeviceComparison, Exclusions
+from .delivery import deliver
 from .device_log import DeviceLog
 from .devices import run_of, time_series
 from .measurement import DeviceMeasurement
@@ -189,7 +190,10 @@ class Runner:
                 if isinstance(work, TimeLoops):
                     self._time_loops(device, session, work.rows)
                     continue
-                measurement.activate(work.activated)
+                if work.activated:
+                    measurement.activate(work.activated)
+                    alone = [(row.alone, 0) for row in work.activated]
+                    deliver(session, measurement.compose(), alone, protocol.batch(0))
                 rows += self._measure_batch(device, session, run, protocol, measurement)
         finally:
             with pool.changed:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.client import AgentClient, check_artifact, private_agent
+from ..agents.client import AgentClient, private_agent
 from ..agents.devices import device_names
 from ..agents.errors import AgentError, BadAnswer, UnsupportedOperator
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
@@ -171,15 +171,20 @@ class TargetSession:
     def send(self, key: object, make: Make) -> str:
         """Makes sure that the agent holds a graph's artefact, and gives the artefact's digest.
 
-        One that the target's format cannot express, or that breaks it, is not sent; `time` says
-        so of it, and times the others.
+        One that the target's format cannot express is not sent; `time` says so of it, and times
+        the others.
 
         Args:
             key: known by this session from its first sending on; `make` is then not called.
             make: gives the ONNX graph.
         """
+        return self.made(key, make)()
+
+    def made(self, key: object, make: Make) -> Callable[[], str]:
+        """The first half of `send`: makes the artefact, and gives the second half."""
         info, artifact = self._info(key, make)
-        return self._hold(info.artifact_sha256, lambda: artifact or cached(make, self.recipe))
+        digest = info.artifact_sha256
+        return lambda: self._hold(digest, lambda: artifact or cached(make, self.recipe))
 
     def hold(self, artifact: Artifact) -> str:
         """Makes sure that the agent holds an artefact, and gives its digest; as `send`."""
@@ -192,15 +197,9 @@ class TargetSession:
 
     def _hold(self, digest: str, artifact: Callable[[], Artifact]) -> str:
         if digest not in self._artifacts.sent and digest not in self._artifacts.refused:
-            if self.client.missing([digest]):
-                content = artifact().content
-                try:
-                    check_artifact(content, self.recipe.format)
-                except AgentError as error:
-                    self._artifacts.refused[digest] = error
-                    return digest
-                with self.log.timed("upload"):
-                    self.client.upload(content, digest=digest)
+            with self.log.timed("upload"):
+                if self.client.missing([digest]):
+                    self.client.upload(artifact().content, digest=digest)
             self._artifacts.sent.add(digest)
         return digest
 
@@ -258,8 +257,10 @@ class TargetSession:
         answer = next((result for result in results.values() if result.error is None), None)
         if answer is not None:
             self.log.note(answer, self.log.spent_ms - spent_ms)
-        self.log.seconds["load"] += ends["load"] - started
-        self.log.seconds["measure"] += time.perf_counter() - ends["load"]
+        ended = time.perf_counter()
+        loaded = ends["load"] if protocol.rounds else ended
+        self.log.seconds["load"] += loaded - started
+        self.log.seconds["measure"] += ended - loaded
         return results
 
     def run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -93,6 +95,41 @@ def test_temporary_stores_go_with_their_agent_and_after_a_kill(
     living.close()
     other.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_is_marked_before_another_agent_can_take_it_for_a_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    real = fcntl.flock
+
+    def while_another_starts(file, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        Store(tmp_path / "other", 100).close()
+        real(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", while_another_starts)
+    with contextlib.closing(Store(None, 100)) as store:
+        assert store.missing([add(store, b"content")]) == []
+
+
+def test_a_store_counts_its_files_only_when_it_may_be_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(Store(tmp_path, max_artifact_bytes=100)) as earlier:
+        add(earlier, b"there already")
+    store = Store(tmp_path, max_artifact_bytes=100, max_bytes=100)
+    counted: list[Path] = []
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: counted.append(path) or real(path))
+    add(store, b"1" * 30)
+    assert len(counted) == 1
+    add(store, b"2" * 30)
+    assert len(counted) == 1
+    last = add(store, b"3" * 90)  # there is room for it alone
+    assert len(counted) == 2
+    assert {path.name for path in tmp_path.glob("*")} == {".lock", last}
+    store.close()
 
 
 @pytest.mark.process

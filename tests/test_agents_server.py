@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -343,6 +344,29 @@ def test_kept_graphs_are_not_loaded_again(agent: AgentClient, tmp_path: Path) ->
         assert second[digest].wall_ms.shape == (3, 2)
     agent.benchmark(digests, RESIDENT, protocol=QUICK)
     assert log.read_text().count("load") == 4
+
+
+def test_graphs_are_loaded_ahead_without_a_round(agent: AgentClient, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    digests = [put(agent, log=str(log)) for _ in range(3)]
+    only_load = Protocol(rounds=0, calls_per_visit=2, keep_loaded=True)
+    for there in (digests[:1], digests):
+        loaded = agent.benchmark(there, RESIDENT, protocol=only_load)
+        assert list(loaded) == there
+        for result in loaded.values():
+            assert result.error is None
+            assert result.wall is None
+            assert result.wall_ms.shape == (0, 2)
+            assert result.load_ms == 7.0
+    assert log.read_text().count("load") == 3
+    agent.benchmark(digests, RESIDENT, protocol=QUICK)
+    assert log.read_text().count("load") == 3
+    for target, protocol, words in (
+        (RESIDENT, replace(only_load, keep_loaded=False), "is for keep_loaded"),
+        (ONE_AT_A_TIME, only_load, "keeps nothing loaded"),
+    ):
+        with pytest.raises(BadRequest, match=words):
+            agent.benchmark(digests, target, protocol=protocol)
 
 
 def test_other_options_or_threads_get_a_worker_of_their_own(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from hurricane.lookup_tables.calibration import find_calibration
 from hurricane.lookup_tables.journal import Journal, journal_path, read_journal
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Target
-from hurricane.ops.backbone import load_backbone
+from hurricane.ops.backbone import is_stem, load_backbone, row_costs
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import POOL, select_operators
@@ -34,7 +35,15 @@ from hurricane.profiler.accuracy import compare, kendall_tau
 from hurricane.profiler.additivity import check_networks
 from hurricane.profiler.cli import profile_ops
 from hurricane.profiler.networks import random_networks, time_networks, uniform_networks
-from hurricane.profiler.plan import baseline_graphs, graph_bytes, parse_layers, plan_row, plan_rows
+from hurricane.profiler.plan import (
+    ESTIMATED,
+    HEAVY,
+    baseline_graphs,
+    graph_bytes,
+    parse_layers,
+    plan_row,
+    plan_rows,
+)
 from hurricane.profiler.profile import missing_rows, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.recorder import Recorder
@@ -112,6 +121,24 @@ def test_an_operator_stands_behind_two_neighbours_where_both_apply():
     rows = plan_rows(parse_layers("digits32"), POOL)
     assert len(baseline_graphs(rows)) < len(rows) / 8
     assert {graph for row in rows for graph in row.baselines} == set(baseline_graphs(rows))
+
+
+def test_beside_a_heavy_operator_one_neighbour_does_and_each_has_its_turn():
+    rows = plan_rows(parse_layers("imagenet224"), POOL)
+    heavy = [row for row in rows if row.spare]
+    assert len(rows) / 4 < len(heavy) < len(rows) / 2
+    turns = Counter(row.contexts[0].baseline[0].name for row in heavy)
+    assert min(turns.values()) > len(heavy) / 3
+    for row in rows:
+        neighbours = [context.with_operator[0].name for context in (*row.contexts, *row.spare)]
+        assert is_stem(row.name) or sorted(neighbours) == ["Choice_3", "SEP_3"]
+        if row.spare:
+            (context,) = row.contexts
+            macs = [sum(c.macs for c in row_costs(p.name, p.shape)) for p in context.with_operator]
+            assert macs[1] >= HEAVY * macs[0]
+    estimated = plan_row("MB_7_6", heavy[0].shape, origin=ESTIMATED)
+    assert len(estimated.contexts) == 2
+    assert not estimated.spare
 
 
 def estimate(*graphs: tuple[float, np.ndarray]) -> Estimate:
@@ -471,7 +498,6 @@ def test_a_graph_that_the_runtime_refuses_costs_its_own_row_only(tmp_path, monke
         "graph_bytes",
         lambda graph, replica=0: b"no onnx" if graph in broken else real(graph, replica),
     )
-    monkeypatch.setattr(session_module, "check_artifact", lambda content, format: None)
     words = ("--layers", "digits32:1", "--operators", "SEP_*")
     path = tmp_path / "t.csv"
     with pytest.raises(HurricaneError, match="1 of its rows has no latency"):

@@ -15,7 +15,6 @@ import pytest
 
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.conditions import Conditions
-from hurricane.agents.errors import BadRequest as AgentBadRequest
 from hurricane.agents.errors import UnsupportedOperator
 from hurricane.agents.results import ArtifactResult, Finished, Protocol
 from hurricane.agents.supervisor import discover
@@ -325,15 +324,6 @@ def test_what_a_format_cannot_express_is_known_by_its_graph_and_never_sent(
     assert session.log.busy_share == pytest.approx(0.1)  # as the one that was timed says
     assert [digests for digests, _ in agent.batches] == [["other"]]
     assert agent.looked_for == agent.uploaded == []
-
-
-def test_what_breaks_its_format_is_told_and_never_sent() -> None:
-    agent = Agent("cpu-onnxruntime-fp32")
-    session = session_of(agent, "cpu-onnxruntime-fp32")
-    digest = session.send("broken", lambda: b"no onnx")
-    results = session.time([digest], Protocol())
-    assert isinstance(results[digest].error, AgentBadRequest)
-    assert agent.uploaded == agent.batches == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def choose_background(
 
     Args:
         candidates: rows by key, with the bytes of weights of their graphs, in the order in which
-            they are taken: at random, for light ones alone leave others' buffers in the caches.
+            they are taken: the largest first, of which the fewest do.
         held_bytes: of the batch without them.
         min_bytes: of a batch.
         max_bytes: that a batch may hold.
