@@ -18,6 +18,7 @@ import click
 
 from .backends.base import Availability, Context, TargetInfo
 from .client import Activity, AgentClient, TlsFiles
+from .commands import start_adb_server
 from .console import EXIT_FAILED, EXIT_INTERRUPTED, emit, json_option, run_command
 from .doctor import Finding, State, Verdict, examine, verdict_of
 from .errors import BadRequest
@@ -117,6 +118,12 @@ _simulate_option = click.option(
     type=click.Path(exists=True, resolve_path=True),
     help="Let runtimes read this path too, such as a library outside the system's (repeatable).",
 )
+@click.option(
+    "--adb",
+    default="",
+    metavar="SERIAL",
+    help="Serve the DSP of a phone that adb on this machine reaches ('adb devices' lists it).",
+)
 @click.option("--private", is_flag=True, hidden=True)
 def serve(
     listen: str,
@@ -132,6 +139,7 @@ def serve(
     insecure: bool,
     user: str,
     allow_read: tuple[str, ...],
+    adb: str,
     private: bool,
 ) -> int:
     # Private: the token comes on stdin, the address goes to stdout as JSON, and the agent ends
@@ -139,7 +147,9 @@ def serve(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
     stopped = _Stopped()
     token = sys.stdin.readline().strip() if private else _token(token_file)
-    context = Context(device_name, simulate, seed, pace, user, allow_read)
+    if adb:
+        start_adb_server()  # a worker's sandbox would end with it
+    context = Context(device_name, simulate, seed, pace, user, allow_read, adb)
     security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
     hide_memory()
     server = AgentServer(listen, context, security, Limits(), store)

@@ -52,7 +52,6 @@ _SWAP_BYTES = 64 * 2**20
 _LOW_MEMORY_BYTES, _NO_MEMORY_BYTES = 2**30, 256 * 2**20
 _LOW_SPACE_BYTES, _NO_SPACE_BYTES = 2**30, 128 * 2**20
 _OLDEST_PYTHON = (3, 9)
-_MEASURED = (Availability.AVAILABLE, Availability.EMULATED)
 _UNWATCHED = "/proc/stat tells nothing of these cores; batches are flagged unwatched"
 
 _CPU = "/sys/devices/system/cpu"
@@ -491,7 +490,7 @@ def check_space(folder: str, free_bytes: Optional[int]) -> Finding:
 def check_runtimes(targets: Sequence[TargetInfo]) -> list[Finding]:
     """Something here can be measured; and what else could be, if it were installed."""
     why, remedy = "no graph can be timed here", "pip install 'hurricane-nas[onnxruntime]'"
-    measured = [t for t in targets if t.availability in _MEASURED]
+    measured = [t for t in targets if t.availability == Availability.AVAILABLE]
     missing = [t for t in targets if t.availability == Availability.UNAVAILABLE]
     found = [
         _ok("runtime", f"{runtime}: {names}")

@@ -11,7 +11,7 @@ from pathlib import Path
 # What reaches a worker; anything else may hold a secret, or change what it runs.
 _NAMES = ("PATH", "LD_LIBRARY_PATH", "ADSP_LIBRARY_PATH", "TZ", "OPENBLAS_CORETYPE")
 # Of the agent's operator: for backends of their own, and for runtimes' thread pools.
-_PREFIXES = ("HURRICANE_BACKEND_", "KMP_", "OMP_", "QNN_", "SNPE_")
+_PREFIXES = ("ANDROID_ADB_", "HURRICANE_BACKEND_", "KMP_", "OMP_", "QNN_", "SNPE_")
 _SETTINGS = {
     "LC_ALL": "C.UTF-8",
     # numpy would start threads when it is imported: nothing here computes with them.

@@ -323,6 +323,10 @@ class AgentService(pb_grpc.AgentServicer):
             target, opening = self._open(request.target, caller)
             digests = _checked_batch(request.sha256)
             protocol = self._protocol(request.protocol, len(digests))
+            if protocol.rounds and target.availability == Availability.EMULATED:
+                raise BadRequest(
+                    f"{target.name} is emulated: it has outputs and no latency; ask for no round"
+                )
             if not (protocol.rounds or target.resident):
                 raise BadRequest(f"{target.name} keeps nothing loaded: ask for a round at least")
             batch = Batch(

@@ -299,7 +299,8 @@ def _remove_stale() -> None:
         with contextlib.suppress(OSError, ValueError):
             agent = int(folder.name[len(WORKER_PREFIX) :].partition("-")[0])
             if _is_own_folder(folder) and not Path(f"/proc/{agent}").exists():
-                folder.rmdir()
+                folder.chmod(0o700)
+                shutil.rmtree(folder)
 
 
 def _is_own_folder(folder: Path) -> bool:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -139,9 +140,11 @@ class Worker:
         self._stderr = b""
         try:
             with contextlib.ExitStack() as opened:
-                # Its working directory: empty, and nothing can be made there.
+                # Its working directory: nothing can be made there, but by backends that need to.
                 self._folder = tempfile.mkdtemp(prefix=f"{WORKER_PREFIX}{os.getpid()}-")
                 opened.callback(os.rmdir, self._folder)
+                if user:
+                    shutil.chown(self._folder, user)
                 os.chmod(self._folder, 0o555)
                 memory = _heartbeat_memory()
                 opened.callback(os.close, memory)
@@ -266,7 +269,8 @@ class Worker:
         self._reader.join(timeout=_END_S)
         self.heartbeat.close()
         with contextlib.suppress(OSError):
-            os.rmdir(self._folder)
+            os.chmod(self._folder, 0o700)
+            shutil.rmtree(self._folder)
 
     def _read_stderr(self) -> None:
         # Always drained, and only its end is kept: some runtimes flood it.

@@ -295,8 +295,9 @@ class Bench:
         del content
         load_ms = self._session.elapsed_ms() - started_ms
         try:
-            first_call_ms = loaded.timed_calls(1)[0].wall_ms
-            if protocol.warmup_calls > 1:
+            timed = self._session.timed
+            first_call_ms = loaded.timed_calls(1)[0].wall_ms if timed else 0.0
+            if timed and protocol.warmup_calls > 1:
                 loaded.timed_calls(protocol.warmup_calls - 1)
             self._check_time(started_ms, protocol, "loading")
         except BaseException:
@@ -485,10 +486,17 @@ class _Server:
             backend = load_backend(name)
             files = [path for path in context.simulate if os.path.isabs(path)]
             files += context.read
-            needs = getattr(backend, "NEEDS", Needs())
+            needs = _needs_of(backend, context)
             self._isolation = asdict(enter(needs, [*_code_of(backend), *files]))
             self._backend = backend  # never without the sandbox
         return self._backend
+
+
+def _needs_of(backend: ModuleType, context: Context) -> Needs:
+    """What the sandbox leaves open for a backend."""
+    if hasattr(backend, "needs"):
+        return backend.needs(context)
+    return getattr(backend, "NEEDS", Needs())
 
 
 def _code_of(module: ModuleType) -> list[str]:

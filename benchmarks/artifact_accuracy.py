@@ -70,7 +70,7 @@ def measure(name: str, backbone: Backbone, trained: TrainedNetwork, data: ImageD
         seconds["make"] = round(time.monotonic() - started, 1)
         return made
 
-    with open_session(parse_target(name), (), {}) as session:
+    with open_session(parse_target(name), (), {}, timed=False) as session:
         artifact = make(session.recipe)
         started = time.monotonic()
         found = artifact_accuracy(session, artifact, data)

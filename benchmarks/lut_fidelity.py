@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from hurricane.agents.results import Protocol
+from hurricane.lookup_tables.cells import INTERFERENCE, UNSTABLE
 from hurricane.lookup_tables.model import LatencyModel
-from hurricane.lookup_tables.raw import INTERFERENCE
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.graph import CACHE_VARIABLE, prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
@@ -36,7 +36,6 @@ from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import DeviceLog, TargetSession, connect
 from hurricane.profiler.target import parse_target
-from hurricane.profiler.timing.stopping import UNSTABLE
 from hurricane.profiler.verification import verify_table
 from hurricane.search.space import build_space
 from hurricane.search.two_stage import two_stage_search

@@ -22,15 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from hurricane.lookup_tables.cells import INTERFERENCE, UNSTABLE
 from hurricane.lookup_tables.diff import compare
-from hurricane.lookup_tables.raw import INTERFERENCE
 from hurricane.ops.pool import POOL
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import ProfileResult, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession, connect
 from hurricane.profiler.target import parse_target
-from hurricane.profiler.timing.stopping import UNSTABLE
 
 NEAR = 0.04
 

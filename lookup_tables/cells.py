@@ -28,6 +28,23 @@ MAX_CELL = 2_000
 FALLBACK = "fallback"
 """Kind of the flags that say that a graph, or some of its nodes, ran on another unit."""
 
+INTERFERENCE = "interference"
+"""Flag of rows that were measured while the device was much slower than otherwise, or other work
+took its processor; the slowdown is divided out like any other."""
+
+UNSTABLE = "unstable"
+"""Flag of rows whose interval is still wider than asked for after all the rounds."""
+
+THROTTLED = "throttled"
+"""Flag of rows that were measured after the device had lowered its clock."""
+
+DRIFT = "drift"
+"""Flag of rows of a device that got steadily slower or faster meanwhile: how fast it was at rest is
+not known."""
+
+DOUBTFUL = (INTERFERENCE, UNSTABLE, THROTTLED, DRIFT)
+"""Flags of rows that another measurement may do better."""
+
 _WORD = re.compile(r"[a-z][a-z0-9_.]*")
 _OPERATOR = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 _FLAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:=/+-]*")

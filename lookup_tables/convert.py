@@ -10,9 +10,8 @@ from typing import Any
 from ..ops.errors import BadRequest
 from .baselines import BASELINES
 from .calibration import Calibration, load_calibrations, replace_calibrations
-from .cells import to_line
+from .cells import INTERFERENCE, to_line
 from .journal import journal_path
-from .raw import INTERFERENCE
 from .runs import load_runs, save_runs
 from .shipped import open_table
 from .sidecar import Sidecar

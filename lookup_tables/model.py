@@ -238,7 +238,7 @@ class LatencyModel:
         error = self.additivity_error**2
         if self.statistic != QUIET:
             error += self.spread.scatter(self.statistic) ** 2 + self.spread.drift**2
-            if self.target.origin in ("measured", "emulated"):
+            if self.target.origin == "measured":
                 error += BETWEEN_RUNS**2
         squares += (NORMAL_90 * latency) ** 2 * error
         low, high = np.sqrt(squares)

@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..ops.shapes import LayerShape
+from .cells import DRIFT, INTERFERENCE
 from .spread import Spread, joined
 from .table import VALUE_COLUMNS, Row, RowKey, TableError, Target, format_flags
-
-INTERFERENCE = "interference"
-"""Flag of rows that were measured while the device was much slower than otherwise, or other work
-took its processor; the slowdown is divided out like any other."""
-
-DRIFT = "drift"
-"""Flag of rows of a device that got steadily slower or faster meanwhile: how fast it was at rest is
-not known."""
 
 MAX_STEADY_CHANGE = 0.1
 """Steady change of a device's speed in a run, as a share, from which on rows are flagged."""

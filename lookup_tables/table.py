@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     import pandas
 
 PROCESSORS = ("cpu", "dsp", "vpu", "npu", "gpu")
-ORIGINS = ("measured", "simulated", "emulated", "estimated", "imported")
+EMULATED = "emulated"
+"""Origin of what a vendor's emulator tells: outputs, and never a latency."""
+
+ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported")
 STATUSES = ("ok", "unsupported", "failed", "timeout")
 
 MAX_LATENCY_MS = 3_600_000.0
@@ -222,6 +225,11 @@ class Row(TargetRow):
             if value is not None:
                 object.__setattr__(self, name, number(name, value))
         object.__setattr__(self, "threads", self.target.threads)
+        if self.origin == EMULATED:
+            fail(
+                "origin is emulated; an emulator has no latency, so that no table holds what it "
+                "tells: see hurricane support"
+            )
         self._check_values()
         self._check_provenance()
 

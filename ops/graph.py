@@ -15,14 +15,11 @@ import io
 import itertools
 import math
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +37,7 @@ from .pool import (
     code_of,
     parse_operator,
 )
+from .processes import on_all_cores
 from .shapes import LayerShape
 
 OPSET = 13
@@ -235,11 +233,6 @@ def _cached(piece: Piece) -> onnx.ModelProto | None:
     return model if model.graph.node and model.graph.output else None
 
 
-def ignore_interrupt() -> None:
-    """In a worker: the interrupt is the main process's to handle, in one voice."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 _MEMORY: dict[Piece, onnx.ModelProto] = {}
 _TRACING = threading.Lock()  # in one process, torch traces one graph at a time
 _WORTH_A_POOL = 16
@@ -264,15 +257,11 @@ def prepare_templates(pieces: Sequence[Piece], progress=None) -> None:
             if progress:
                 progress(done, len(wanted))
     else:
-        context = get_context("forkserver")
-        context.set_forkserver_preload(
-            ["torch.onnx", "hurricane.ops.blocks", "hurricane.ops.graph"]
-        )
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_interrupt) as pool:
-            for _ in pool.map(_trace_to_cache, missing, chunksize=4):
-                done += 1
-                if progress:
-                    progress(done, len(wanted))
+        preload = ["torch.onnx", "hurricane.ops.blocks", "hurricane.ops.graph"]
+        for _ in on_all_cores(_trace_to_cache, missing, workers, preload, "exports graphs", 4):
+            done += 1
+            if progress:
+                progress(done, len(wanted))
 
 
 def template(piece: Piece) -> onnx.ModelProto:

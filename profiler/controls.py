@@ -19,10 +19,10 @@ from ..lookup_tables.baselines import BASELINES
 from ..lookup_tables.model import LatencyModel
 from ..ops.backbone import is_head, is_stem
 from ..ops.errors import BadRequest
-from .outcomes import Series
+from .outcomes import Series, clock_ms
 from .plan import Graph, PlannedRow, baseline_graphs, plan_row, weight_bytes
 from .protocol import TimingProtocol
-from .session import TargetSession, clock_ms
+from .session import TargetSession
 from .target import gate_of, without_gate
 from .timing.location import quiet_ms
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .outcomes import BatchOutcome, Series
-from .session import clock_ms
+from .outcomes import BatchOutcome, Series, clock_ms
 from .timing.drift import ANCHOR_BATCHES, fit_slowdown, quiet_slowdown, steady_change
 from .timing.interference import BatchQuality, judge_batches
 from .timing.location import quiet_ms

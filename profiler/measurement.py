@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..lookup_tables.cells import INTERFERENCE, THROTTLED, UNSTABLE
 from ..ops.backbone import is_stem
 from .history import BatchHistory
 from .outcomes import BatchOutcome, RowOutcome, Series
@@ -20,9 +21,6 @@ from .timing.batch import choose_background
 from .timing.location import quiet_error_ms, quiet_ms
 from .timing.marginal import Estimate, combine
 from .timing.stopping import Accept, Evidence, PrecisionRule
-
-THROTTLED = "throttled"
-"""Flag of rows that were measured after the device had lowered its clock."""
 
 RATIO_GRAPHS = 64
 """Graphs of rows that are looked at for what their calls take beyond quiet times."""
@@ -177,11 +175,17 @@ class DeviceMeasurement:
         decision: Accept,
     ) -> RowOutcome:
         history = self.history
-        throttled = (THROTTLED,) if history.quality.throttled[list(numbers)].any() else ()
+        flags = {
+            INTERFERENCE: decision.of_all,
+            UNSTABLE: not decision.narrow,
+            THROTTLED: history.quality.throttled[list(numbers)].any(),
+        }
         first, last = history.outcomes[numbers[0]], history.outcomes[numbers[-1]]
         return RowOutcome(
             row,
-            replace(estimate, flags=(*estimate.flags, *decision.flags, *throttled)),
+            replace(
+                estimate, flags=(*estimate.flags, *(flag for flag, holds in flags.items() if holds))
+            ),
             rounds=history.rounds(numbers),
             slowdown=float(np.median(history.slowdown[list(numbers)])),
             results=(

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..agents.errors import AgentError
 from ..agents.results import ArtifactResult
+from ..lookup_tables.cells import INTERFERENCE
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.raw import INTERFERENCE
 from ..lookup_tables.spread import QUIET
 from ..ops.artifacts import Artifact
 from ..ops.artifacts.cache import Make
@@ -20,8 +20,9 @@ from ..ops.errors import BadRequest
 from ..ops.export import export_architecture
 from ..ops.pool import GATES
 from .controls import Controls
+from .outcomes import cold_calls
 from .protocol import TimingProtocol
-from .session import TargetSession, cold_calls
+from .session import TargetSession
 from .timing.interference import slowest_accepted
 from .timing.location import quiet_ms
 

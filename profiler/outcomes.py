@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from ..agents.conditions import Conditions
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
@@ -119,3 +121,16 @@ def abandoning_error(
 def is_contended(result: ArtifactResult) -> bool:
     """Whether other work on the machine had the processor during the batch of a result."""
     return not set(CONTENDED).isdisjoint(result.flags)
+
+
+def clock_ms(result: ArtifactResult) -> np.ndarray:
+    """Times on the clock that differences are taken on, [rounds, calls] ms.
+
+    The runtime's own counter where it has one: the price of a call, with its noise, is not in it.
+    """
+    return np.asarray(result.wall_ms if result.device_ms is None else result.device_ms)
+
+
+def cold_calls(result: ArtifactResult) -> np.ndarray:
+    """The first call of each visit, [rounds] ms."""
+    return np.asarray(result.wall_ms)[:, 0]

@@ -18,6 +18,9 @@ from .scheduler import Finished, MeasureBatch, RowScheduler, TimeLoops
 
 T = TypeVar("T")
 
+POLL_S = 0.5
+"""Between two looks at what nobody tells of: whether a device is back."""
+
 
 class DevicePool:
     """What the threads of a run share.
@@ -70,7 +73,7 @@ class DevicePool:
                 work = self.scheduler.suggest(device)
                 if isinstance(work, MeasureBatch | TimeLoops | Finished):
                     return work
-                self.changed.wait(0.5)
+                self.changed.wait(POLL_S)
             return None
 
     def fail(self, error: Exception, everybody: bool) -> None:
@@ -94,7 +97,7 @@ class DevicePool:
         """
         with self.changed:
             if self.failure is None and not self.scheduler.finished:
-                self.changed.wait(0.5)
+                self.changed.wait(POLL_S)
             if self.failure is not None or self.scheduler.finished:
                 return None
             return not self.scheduler.devices

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..lookup_tables.cells import DOUBTFUL
 from ..lookup_tables.journal import Journal, load_with_journal
-from ..lookup_tables.raw import DRIFT, INTERFERENCE
 from ..lookup_tables.runs import Run, load_runs, save_runs
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.graph import prepare_templates
-from .measurement import THROTTLED
 from .plan import (
     ESTIMATED,
     PlannedNetwork,
@@ -32,14 +31,10 @@ from .recorder import Recorder
 from .reference import find_reference, speed_of
 from .runner import Exclusions, ProfileProgress, Runner, RunPlan
 from .session import TargetSession
-from .timing.stopping import UNSTABLE
 
 FAILED = ("failed", "timeout")
 """Statuses of rows that went wrong and may go well another time; ``unsupported`` is a fact about
 the device."""
-
-DOUBTFUL = (INTERFERENCE, UNSTABLE, THROTTLED, DRIFT)
-"""Flags of rows that may be better another time."""
 
 _PREPARING = 0.1  # share of a run, as its progress is shown, that making artefacts takes
 

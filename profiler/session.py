@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..agents.backends.base import Availability
 from ..agents.client import AgentClient, private_agent
 from ..agents.devices import device_names
 from ..agents.errors import AgentError, BadAnswer, UnsupportedOperator
@@ -101,11 +102,17 @@ class TargetSession:
     _artifacts: _Artifacts = field(default_factory=_Artifacts, repr=False)
 
     @classmethod
-    def open(cls, client: AgentClient, request: TargetRequest) -> TargetSession:
+    def open(cls, client: AgentClient, request: TargetRequest, timed: bool = True) -> TargetSession:
         """Asks the agent for the target.
 
+        Args:
+            client: the agent.
+            request: the target.
+            timed: whether anything is to be timed.
+
         Raises:
-            BadRequest: the agent does not know the target, or says why it is not available.
+            BadRequest: the agent does not know the target, says why it is not available, or
+                emulates one that is to be timed.
             BadAnswer: it describes the target as no table can.
         """
         description = client.describe()
@@ -118,6 +125,11 @@ class TargetSession:
             )
         if found.availability not in ORIGIN:
             raise BadRequest(f"{request.name} is not available: {found.reason}")
+        if timed and found.availability == Availability.EMULATED:
+            raise BadRequest(
+                f"{request.name} is emulated here, and an emulator has no latency: it takes a "
+                "device; hurricane support tells which operators it takes"
+            )
         try:
             recipe = choose_recipe(found.formats, found.precision)
         except BadRequest as error:
@@ -280,16 +292,3 @@ class TargetSession:
             format=self.recipe.format,
             timeout_s=timeout_s,
         )
-
-
-def clock_ms(result: ArtifactResult) -> np.ndarray:
-    """Times on the clock that differences are taken on, [rounds, calls] ms.
-
-    The runtime's own counter where it has one: the price of a call, with its noise, is not in it.
-    """
-    return np.asarray(result.wall_ms if result.device_ms is None else result.device_ms)
-
-
-def cold_calls(result: ArtifactResult) -> np.ndarray:
-    """The first call of each visit, [rounds] ms."""
-    return np.asarray(result.wall_ms)[:, 0]

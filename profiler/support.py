@@ -17,7 +17,7 @@ import numpy as np
 from ..agents.errors import AgentError, BadAnswer, ErrorKind, Unreachable
 from ..agents.results import ArtifactResult, Protocol
 from ..lookup_tables.support import MAX_REASON, SupportRow
-from ..lookup_tables.table import TableError, format_flags
+from ..lookup_tables.table import EMULATED, TableError, format_flags
 from ..ops.artifacts import ArtifactInfo, edges
 from ..ops.artifacts.cache import cached
 from ..ops.calibration import random_samples
@@ -36,7 +36,7 @@ BATCH_ROWS = 16
 INPUTS = 4
 """Random inputs of each graph: heads give as few as ten numbers for one."""
 
-COMPUTING = ("measured", "emulated")
+COMPUTING = ("measured", EMULATED)
 """Origins whose targets run graphs; others say how long, and compute nothing."""
 
 _FIRST_SEED = 1
@@ -62,11 +62,10 @@ class SupportSettings:
         if self.seed < 0:
             raise BadRequest(f"seed must not be negative, got {self.seed}")
 
-    @property
-    def protocol(self) -> Protocol:
-        """One call after a warm-up call; graphs stay loaded for the numerical check."""
+    def protocol(self, origin: str) -> Protocol:
+        """Graphs are loaded, and stay so for the numerical check; one call where there can be."""
         return Protocol(
-            rounds=1,
+            rounds=0 if origin == EMULATED else 1,
             calls_per_visit=1,
             warmup_calls=1,
             artifact_timeout_s=self.timeout_s,
@@ -134,7 +133,11 @@ def _ask(
             raise
         except HurricaneError as error:
             yield row, _row(session, row, status="failed", reason=f"no artefact: {error}")
-    results = session.time([*digests.values()], settings.protocol) if digests else {}
+    results = (
+        session.time([*digests.values()], settings.protocol(session.target.origin))
+        if digests
+        else {}
+    )
     for row, digest in digests.items():
         result = results[digest]
         try:

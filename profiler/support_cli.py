@@ -101,7 +101,7 @@ def support(
         with connect(agents, request, **keys) as clients, share_bar("support") as note:
             if len(clients) > 1:
                 raise BadRequest("one agent is asked, and these are several: name one with --agent")
-            session = TargetSession.open(clients[0], request)
+            session = TargetSession.open(clients[0], request, timed=False)
             for row in ask_support(session, rows, settings, note):
                 found.append(row)
     except BaseException as error:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..lookup_tables.calibration import Calibration
+from ..lookup_tables.cells import INTERFERENCE, THROTTLED
 from ..lookup_tables.model import LatencyModel
-from ..lookup_tables.raw import INTERFERENCE
 from ..lookup_tables.table import LookupTable, Target
 from ..lookup_tables.verdict import (
     MIN_RANDOM,
@@ -33,7 +33,7 @@ from .protocol import TimingProtocol
 from .session import TargetSession
 from .target import without_gate
 
-SLOW_FLAGS = frozenset({INTERFERENCE, "throttled"})
+SLOW_FLAGS = frozenset({INTERFERENCE, THROTTLED})
 """Flags of a network that was timed while the device was slower than for the others."""
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..ops.backbone import Backbone
     from .data import ImageData
 
-FORMATS = ("onnx", "onnx-qdq", "tflite")
+FORMATS = ("onnx", "onnx-qdq", "snpe", "tflite")
 PRECISIONS = ("fp32", "fp16", "int8")
 """What can be chosen; here so that --help does not wait for what writes them."""
 
@@ -279,7 +279,7 @@ def _tested(
         watch("test images", done, total)
 
     if target is not None:
-        with open_session(parse_target(target), agents, keys) as session:
+        with open_session(parse_target(target), agents, keys, timed=False) as session:
             return artifact_accuracy(session, made(session.recipe), data, count)
     if architecture.table is None:
         raise BadRequest("there is no table that tells a target; name one with --target")

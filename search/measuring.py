@@ -177,9 +177,18 @@ def background_networks(backbone: Backbone, count: int) -> list[tuple[str, ...]]
 
 @contextmanager
 def open_session(
-    request: TargetRequest, agents: Sequence[str], credentials: Mapping[str, Any]
+    request: TargetRequest,
+    agents: Sequence[str],
+    credentials: Mapping[str, Any],
+    timed: bool = True,
 ) -> Iterator[TargetSession]:
     """A target on the agent named, or on a private one on this machine.
+
+    Args:
+        request: the target.
+        agents: addresses; none: a private one.
+        credentials: arguments of `AgentClient`.
+        timed: whether anything is to be timed.
 
     Raises:
         BadRequest: the named agent does not have it.
@@ -189,7 +198,7 @@ def open_session(
 
     with connect(agents, request, **credentials) as clients:
         try:
-            session = TargetSession.open(clients[0], request)
+            session = TargetSession.open(clients[0], request, timed)
         except BadRequest as error:
             if agents:
                 raise

@@ -24,6 +24,7 @@ from ..lookup_tables.architecture import (
     package_versions,
 )
 from ..lookup_tables.calibration import Calibration, find_calibration
+from ..lookup_tables.cells import DOUBTFUL
 from ..lookup_tables.model import LatencyModel, guess_backbone
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.table import LookupTable
@@ -108,10 +109,7 @@ class TargetLatency:
                 f"{len(fallen)} rows ran on another unit than the target's "
                 f"(such as {fallen[0].operator} at {fallen[0].shape})"
             )
-        shaky = {
-            kind: len(self.model.flagged(kind))
-            for kind in ("interference", "unstable", "throttled", "drift")
-        }
+        shaky = {kind: len(self.model.flagged(kind)) for kind in DOUBTFUL}
         if any(shaky.values()):
             words = ", ".join(f"{n} {kind}" for kind, n in shaky.items() if n)
             found.append(f"rows flagged: {words}; profile-ops --retry measures them again")

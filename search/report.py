@@ -330,7 +330,7 @@ class Run:
     @property
     def whole_word(self) -> str:
         """What a whole network's time is called: only a real device's is *measured*."""
-        timed = ("measured", "simulated", "emulated", "estimated")
+        timed = ("measured", "simulated", "estimated")
         return self.origin if self.origin in timed else "timed"
 
     @property

@@ -6,6 +6,7 @@ no target is passed over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hurricane.agents.backends.base import TargetInfo
-from hurricane.ops.artifacts import Recipe, choose_recipe, prepare
+from hurricane.ops.artifacts import Recipe, choose_recipe, prepare, snpe_file
 
 SHAPE = (1, 8, 12, 12)
 UNKNOWN = "Nonsense"
@@ -123,10 +124,36 @@ def _huge_tflite(model) -> None:
         tensor.shape = np.array([1, 120_010, 120_010, tensor.shape[3]], np.int32)
 
 
+def _snpe(change: Callable[[dict[str, bytes]], None]) -> Callable[[bytes], bytes]:
+    """A change of an archive's members."""
+
+    def changed(content: bytes) -> bytes:
+        members = snpe_file._members(content)
+        change(members)
+        return snpe_file._archive(members, b"")
+
+    return changed
+
+
+def _snpe_size(size: bytes) -> Callable[[dict[str, bytes]], None]:
+    """The first size of the input's shape becomes another."""
+
+    def change(members: dict[str, bytes]) -> None:
+        edges = members["edges.json"]
+        members["edges.json"] = re.sub(rb'("shape": \[)\d+', rb"\g<1>" + size, edges)
+
+    return change
+
+
 _ONNX = Broken(_unknown_onnx_operator, _open_onnx_shape, _huge_onnx)
 BROKEN = {
     "onnx": _ONNX,
     "onnx-qdq": _ONNX,
+    "snpe": Broken(
+        _snpe(lambda members: members.update({"model.dlc": b"PK"})),
+        _snpe(_snpe_size(b"-1")),
+        _snpe(_snpe_size(b"99999999")),
+    ),
     "tflite": Broken(
         _tflite(_unknown_tflite_operator), _tflite(_open_tflite_shape), _tflite(_huge_tflite)
     ),

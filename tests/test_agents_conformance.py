@@ -39,6 +39,7 @@ TOLERANCE = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.05}
 
 TARGETS = list(discover(CONTEXT).targets)
 USABLE = [target for target in TARGETS if target.availability != Availability.UNAVAILABLE]
+TIMED = [target for target in USABLE if target.availability != Availability.EMULATED]
 COMPUTING = [target for target in USABLE if target.availability in COMPUTES]
 REPEATING = [target for target in USABLE if target not in COMPUTING]
 
@@ -57,6 +58,10 @@ class Board:
     def measure(self, target: TargetInfo, *contents: bytes, **settings: object) -> list:
         digests = [self.client.upload(content) for content in contents]
         request: dict = {"protocol": QUICK, "format": recipe_of(target).format, **settings}
+        if target not in TIMED:  # it is asked for no time
+            request["protocol"] = dataclasses.replace(
+                request["protocol"], rounds=0, keep_loaded=True
+            )
         results = self.client.benchmark(digests, target.name, **request)
         return [results[digest] for digest in digests]
 
@@ -113,7 +118,14 @@ def test_a_target_says_what_it_is(target: TargetInfo) -> None:
     assert not target.reason
 
 
-@each(USABLE)
+@each([target for target in USABLE if target not in TIMED])
+def test_nothing_is_timed_where_nothing_can_be(board: Board, target: TargetInfo) -> None:
+    digest = board.client.upload(made(target, convolutions()))
+    with pytest.raises(BadRequest, match="no latency"):
+        board.client.benchmark([digest], target.name, protocol=QUICK)
+
+
+@each(TIMED)
 def test_every_call_is_timed(board: Board, target: TargetInfo) -> None:
     graphs = [made(target, convolutions(seed)) for seed in range(3)]
     for result in board.measure(target, *graphs):
@@ -188,7 +200,7 @@ def test_a_graph_larger_than_memory_costs_itself_only(board: Board, target: Targ
 @each(USABLE)
 def test_a_limit_of_time_is_kept(board: Board, target: TargetInfo) -> None:
     hasty = dataclasses.replace(QUICK, artifact_timeout_s=1e-9, keep_loaded=False)
-    sound = made(target, convolutions())
+    sound = made(target, convolutions(seed=9))  # not loaded yet
     (result,) = board.measure(target, sound, protocol=hasty)
     assert result.error is not None
     assert result.error.kind == ErrorKind.TIMED_OUT

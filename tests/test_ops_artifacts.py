@@ -41,8 +41,9 @@ QDQ = Recipe("onnx-qdq", "int8")
 TFLITE = Recipe("tflite", "fp32")
 TFLITE_HALF = Recipe("tflite", "fp16")
 TFLITE_INT8 = Recipe("tflite", "int8")
-EVERY = (ONNX, QDQ, TFLITE, TFLITE_HALF, TFLITE_INT8)
-CALIBRATED = (QDQ, TFLITE_INT8)
+SNPE = Recipe("snpe", "int8")
+EVERY = (ONNX, QDQ, SNPE, TFLITE, TFLITE_HALF, TFLITE_INT8)
+CALIBRATED = (QDQ, SNPE, TFLITE_INT8)
 OPS = Path(artifacts.__file__).parent.parent
 
 
@@ -128,7 +129,11 @@ def test_inputs_and_outputs_are_told_in_the_runtimes_terms(recipe: Recipe) -> No
     for edge in (entry, result):
         assert edge.shape == shape
         assert edge.channels_last == (recipe.format == "tflite")
-        eight = {"onnx-qdq": "uint8", "tflite": "int8"}[recipe.format] if edge.scale else ""
+        eight = (
+            {"onnx-qdq": "uint8", "snpe": "uint8", "tflite": "int8"}[recipe.format]
+            if edge.scale
+            else ""
+        )
         assert edge.dtype == (eight or "float32")
         assert (edge.scale > 0) == (recipe in CALIBRATED)
     if recipe in CALIBRATED:  # the stored values reach as far as the random samples, -1 to 1

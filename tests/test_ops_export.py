@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from hurricane.ops.counting import count_module
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_architecture, export_context, export_operator
 from hurricane.ops.graph import (
+    CACHE_VARIABLE,
     Part,
     Piece,
     count_graph,
@@ -271,3 +275,24 @@ def test_a_batchnorm_out_of_place_is_refused_with_the_rule(tmp_path, monkeypatch
     pool.register_operator("Own", load_module(file)["loose"])
     with pytest.raises(HurricaneError, match=r"BatchNorm2d right behind its Conv2d in an nn\.Seq"):
         export_operator("Own", LayerShape(4, 4, 6, 6, 1))
+
+
+@pytest.mark.process
+def test_a_script_is_run_once_though_processes_export_for_it(tmp_path):
+    script = tmp_path / "script.py"  # as one writes it in a hurry
+    script.write_text(
+        "from hurricane.ops.backbone import load_backbone\n"
+        "from hurricane.ops.graph import Piece, prepare_templates\n"
+        "from hurricane.ops.pool import POOL\n"
+        "print('begins', flush=True)\n"
+        "shape = load_backbone('digits32').layers[1]\n"
+        "pieces = [Piece(o.name, shape) for o in POOL if o.applies_to(shape)]\n"
+        "prepare_templates(pieces)\n"
+        "print(len(pieces), 'ready')\n"
+    )
+    environment = {**os.environ, CACHE_VARIABLE: str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["begins", "32 ready"]

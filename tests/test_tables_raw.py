@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hurricane.lookup_tables.cells import DRIFT, INTERFERENCE
 from hurricane.lookup_tables.raw import (
-    DRIFT,
-    INTERFERENCE,
     MAX_STEADY_CHANGE,
     ROWS_FROM_BEFORE,
     DeviceRun,

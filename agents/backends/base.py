@@ -11,6 +11,7 @@ child is in a sandbox (`agents.sandbox`): it reads its own code, shared librarie
 the machine, writes nothing, and opens no socket. A runtime that needs more says so:
 
     NEEDS = Needs(write=("/dev/adsprpc-smd",))
+    def needs(context: Context) -> Needs     # instead, where it depends on that
 
 and a format that is not in `agents.formats` comes with its own check, which raises `BadRequest`
 for whatever is not safe to be given to the runtime:
@@ -66,6 +67,8 @@ class Context:
             devices wait as a board would).
         user: name of the user that child processes run as; empty: the agent's own.
         read: paths that their sandbox leaves open for reading, beside what backends need.
+        adb: serial of a phone that this machine's adb reaches, on which commands are run; empty:
+            they are run on this machine.
     """
 
     device_name: str = ""
@@ -74,6 +77,7 @@ class Context:
     pace: str = "virtual"
     user: str = ""
     read: tuple[str, ...] = ()
+    adb: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,13 @@ class Loaded(abc.ABC):
 
 
 class Session(abc.ABC):
-    """One target, opened in this process with its options and threads."""
+    """One target, opened in this process with its options and threads.
+
+    Attributes:
+        timed: whether calls can be timed; an emulator's are not.
+    """
+
+    timed: bool = True
 
     @abc.abstractmethod
     def load(self, content: bytes, format: str) -> Loaded:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from ..errors import AgentError, BadRequest
 from ..formats.onnx_file import operators_of
+from ._onnxruntime_errors import typed
 from .base import (
     Context,
     Loaded,
@@ -28,7 +29,6 @@ from .base import (
     check_threads,
     choice_of,
     cpu_targets,
-    one_line,
     pin,
     precision_flags,
     precision_of_target,
@@ -160,7 +160,7 @@ class OnnxruntimeSession(Session):
                 content, sess_options=self._options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise _typed(error) from error
+            raise typed(error) from error
         flags = ()
         if self._precision == "int8":
             check_eight_bits(self._target, [_tensor_info(node) for node in session.get_inputs()])
@@ -289,7 +289,7 @@ class OnnxruntimeGraph(Loaded):
         try:
             self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
-            raise _typed(error) from error
+            raise typed(error) from error
 
     def timed_calls(self, count: int) -> list[Sample]:
         run, binding = self._session.run_with_iobinding, self._binding
@@ -297,7 +297,7 @@ class OnnxruntimeGraph(Loaded):
         try:
             samples = time_calls(lambda: run(binding), count)
         except Exception as error:
-            raise _typed(error) from error
+            raise typed(error) from error
         self._memory.note_growth(self, _page_faults() - before)
         return samples
 
@@ -310,7 +310,7 @@ class OnnxruntimeGraph(Loaded):
         try:
             return dict(zip(names, self._session.run(names, dict(inputs))))
         except Exception as error:
-            raise _typed(error) from error
+            raise typed(error) from error
 
     def close(self) -> None:
         self._memory.remove(self)
@@ -335,21 +335,3 @@ def _tensor_info(node: Any) -> TensorInfo:
             f"input '{node.name}' has no fixed shape ({node.shape}); export it with fixed sizes"
         )
     return TensorInfo(node.name, _DTYPES[node.type], tuple(node.shape))
-
-
-def _typed(error: Exception) -> AgentError:
-    if isinstance(error, AgentError):
-        return error
-    name, text = type(error).__name__, one_line(str(error))
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate memory" in text:
-        return OutOfMemory(f"onnxruntime: {text}")
-    if name in ("NotImplemented", "NotFound") or any(
-        phrase in text for phrase in ("No Op registered", "is not a registered function/op")
-    ):
-        return UnsupportedOperator(f"onnxruntime: {text}")
-    if name in ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "NoModel", "InvalidArgument"):
-        return BadRequest(f"onnxruntime cannot read the graph: {text}")
-    # `Fail` says "unsupported opset" and the like while loading, anything at run time.
-    if name == "Fail" and "opset" in text:
-        return UnsupportedOperator(f"onnxruntime: {text}")
-    return RuntimeCrashed(f"onnxruntime: {name}: {text}")

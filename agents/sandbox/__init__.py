@@ -55,6 +55,8 @@ class Needs:
         read: paths that may be read, with all below them.
         write: paths that may be read and written, with all below them (a device, a folder).
         file_bytes: size that a file may be written to; 0: none may be written at all.
+        scratch_bytes: size that a file in the process's own working directory may be written to;
+            0: nothing may be made there.
         processes: other programs may be started; they are in the same sandbox.
         network: sockets may be opened.
     """
@@ -62,6 +64,7 @@ class Needs:
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     file_bytes: int = 0
+    scratch_bytes: int = 0
     processes: bool = False
     network: bool = False
 
@@ -126,6 +129,10 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
             "runtime in targets() and open_target(), not when it is imported itself"
         )
     means, missing = _limit_resources(needs)
+    scratch = []
+    if needs.scratch_bytes:
+        scratch = [os.getcwd()]
+        os.chmod(scratch[0], 0o700)
     abi = landlock.abi()
     try:
         if not abi:
@@ -133,7 +140,7 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
         landlock.restrict(
             abi,
             read=[*_SYSTEM, *_MACHINE, *_RANDOM, *_libraries(), *modules, *needs.read],
-            write=[*_NULL, *needs.write],
+            write=[*_NULL, *needs.write, *scratch],
             execute=needs.processes,
             network=needs.network,
         )
@@ -177,7 +184,7 @@ def _limit_resources(needs: Needs) -> tuple[list[str], list[str]]:
         return [], ["resource limits: memory, files and processes are not limited"]
     limits = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: needs.file_bytes,
+        resource.RLIMIT_FSIZE: max(needs.file_bytes, needs.scratch_bytes),
         resource.RLIMIT_NOFILE: _MAX_FILES,
         resource.RLIMIT_CPU: _MAX_CPU_S,
         # Counts the threads of all processes of the user, but for root, who has no such limit.

@@ -12,14 +12,12 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
-from ..errors import HurricaneError, UnsupportedNode
+from ..errors import UnsupportedNode
 from ..export import sha256
-from ..graph import cache_folder, ignore_interrupt, write_cached
+from ..graph import cache_folder, write_cached
+from ..processes import on_all_cores
 from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
 
 MAX_BYTES = 4 * 2**30
@@ -75,25 +73,17 @@ def fill(
         return
     missing = [make for make in makes if not _is_kept(sha256(make()), recipe)]
     workers = min(os.cpu_count() or 1, len(missing))
-    with contextlib.ExitStack() as stack:
-        run = map
-        if len(missing) >= _WORTH_A_POOL and workers > 1:
-            context = get_context("forkserver")
-            context.set_forkserver_preload([__name__, "hurricane.ops.tflite"])
-            pool = ProcessPoolExecutor(workers, context, initializer=ignore_interrupt)
-            run = functools.partial(stack.enter_context(pool).map, chunksize=2)
-        artifacts = run(functools.partial(_prepared, recipe=recipe), missing)
-        try:
-            for done, artifact in enumerate(artifacts, start=1):
-                if artifact is not None:
-                    _keep(artifact, recipe, None)
-                if on_progress:
-                    on_progress(done, len(missing))
-        except BrokenProcessPool as error:
-            raise HurricaneError(
-                "a process that makes artefacts was killed, perhaps for want of memory; run it "
-                "again: what was finished is kept"
-            ) from error
+    work = functools.partial(_prepared, recipe=recipe)
+    if len(missing) >= _WORTH_A_POOL and workers > 1:
+        preload = (__name__, "hurricane.ops.tflite")
+        artifacts = on_all_cores(work, missing, workers, preload, "makes artefacts", 2)
+    else:
+        artifacts = map(work, missing)
+    for done, artifact in enumerate(artifacts, start=1):
+        if artifact is not None:
+            _keep(artifact, recipe, None)
+        if on_progress:
+            on_progress(done, len(missing))
     if missing:
         _prune(cache_folder() / "artifacts", MAX_BYTES)
 

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-UNSTABLE = "unstable"
-"""Flag of rows whose interval is still wider than asked for after all the rounds."""
-
-INTERFERENCE = "interference"
-"""Flag of rows that were measured while the device was much slower than otherwise, or other work
-took its processor; the slowdown is divided out like any other."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -37,11 +30,11 @@ class Accept:
     """A row is done.
 
     Attributes:
-        flags: what its reader must know.
+        narrow: its interval is as narrow as was asked for.
         of_all: rejected rounds are used as well: there is hardly anything else.
     """
 
-    flags: tuple[str, ...] = ()
+    narrow: bool = True
     of_all: bool = False
 
 
@@ -69,8 +62,7 @@ class PrecisionRule:
         if evidence.accepted_rounds >= least:
             if evidence.width <= 1:
                 return Accept()
-            return Accept((UNSTABLE,)) if last else None
+            return Accept(narrow=False) if last else None
         if not last:
             return None
-        unstable = () if evidence.width_of_all <= 1 else (UNSTABLE,)
-        return Accept((INTERFERENCE, *unstable), of_all=True)
+        return Accept(evidence.width_of_all <= 1, of_all=True)

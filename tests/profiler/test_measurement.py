@@ -19,13 +19,13 @@ from hurricane.agents.errors import (
     UnsupportedOperator,
 )
 from hurricane.agents.results import ArtifactResult
+from hurricane.lookup_tables.cells import INTERFERENCE, UNSTABLE
 from hurricane.ops.graph import Piece
 from hurricane.profiler.measurement import THROTTLED, DeviceMeasurement
 from hurricane.profiler.outcomes import BatchOutcome, RowOutcome, Series, abandoning_error
 from hurricane.profiler.plan import Graph, PlannedRow, baseline_graphs, plan_row, weight_bytes
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.timing.marginal import Estimate
-from hurricane.profiler.timing.stopping import INTERFERENCE, UNSTABLE
 
 from .stand_in import (
     BATCH,

@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hurricane.profiler.timing.stopping import (
-    INTERFERENCE,
-    UNSTABLE,
     Accept,
     Evidence,
     PrecisionRule,
@@ -24,22 +22,22 @@ RULE = PrecisionRule(min_rounds=12, max_rounds=60)
         (Evidence(12, 0, 1.0, 1.0), Accept()),
         (Evidence(9, 0, 0.1, 0.1), None),
         (Evidence(12, 0, 1.01, 1.01), None),
-        (Evidence(60, 0, 1.01, 1.01), Accept((UNSTABLE,))),
+        (Evidence(60, 0, 1.01, 1.01), Accept(narrow=False)),
         (Evidence(60, 0, 1.0, 1.0), Accept()),
         (Evidence(57, 0, 9.0, 9.0), None),
         # Rejected rounds are made up for, and count for the last.
         (Evidence(9, 9, 0.1, 0.1), None),
         (Evidence(12, 9, 0.1, 9.0), Accept()),
-        (Evidence(12, 48, 1.01, 0.1), Accept((UNSTABLE,))),
+        (Evidence(12, 48, 1.01, 0.1), Accept(narrow=False)),
         # Where there is hardly anything else, they are used.
-        (Evidence(9, 51, 0.1, 1.0), Accept((INTERFERENCE,), of_all=True)),
-        (Evidence(0, 60, float("inf"), 1.1), Accept((INTERFERENCE, UNSTABLE), of_all=True)),
+        (Evidence(9, 51, 0.1, 1.0), Accept(of_all=True)),
+        (Evidence(0, 60, float("inf"), 1.1), Accept(narrow=False, of_all=True)),
         # Once the time is spent, half of the fewest rounds do.
         (Evidence(6, 0, 1.0, 1.0, True), Accept()),
-        (Evidence(6, 0, 1.1, 1.1, True), Accept((UNSTABLE,))),
+        (Evidence(6, 0, 1.1, 1.1, True), Accept(narrow=False)),
         (Evidence(3, 0, 0.1, 0.1, True), None),
-        (Evidence(3, 3, 0.1, 0.1, True), Accept((INTERFERENCE,), of_all=True)),
-        (Evidence(0, 6, float("inf"), 1.1, True), Accept((INTERFERENCE, UNSTABLE), of_all=True)),
+        (Evidence(3, 3, 0.1, 0.1, True), Accept(of_all=True)),
+        (Evidence(0, 6, float("inf"), 1.1, True), Accept(narrow=False, of_all=True)),
     ],
 )
 def test_a_row_ends_when_it_is_narrow_or_has_had_all_its_rounds(evidence, decision):
@@ -65,7 +63,8 @@ def test_every_row_ends_by_its_last_round_and_not_before_it_has_enough(least, bu
         found = rule.decide(Evidence(accepted, number - accepted, width, width, spent))
         if found is not None:
             assert number >= (least / 2 if spent else least)
-            assert found.of_all == (INTERFERENCE in found.flags)
-            assert (UNSTABLE in found.flags) == (width > 1)
+            enough = (least + 1) // 2 if spent else least
+            assert found.of_all == (accepted < enough)
+            assert found.narrow == (width <= 1)
             return
         assert number < max(least, 20)

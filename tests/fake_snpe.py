@@ -1,0 +1,173 @@
+"""SNPE's tools that are not there: they check their arguments and answer in the genuine form.
+
+Their times are what the simulated Hexagon 685 takes for the very graph in the DLC that was brought
+to the board, so that a cached or a guessed answer shows. The DLC here is a ZIP archive, as the
+genuine one is, that holds the canonical ONNX graph.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+
+from hurricane.agents.backends._simulation_device import load_device, price
+from hurricane.agents.backends._simulation_graph import read_graph
+from hurricane.ops.artifacts import snpe_file
+
+DEVICE = load_device("hexagon685-dsp")
+VERSION = "2.37.0.250724"
+CALL_US = 700
+"""What a call takes beside the processor's own time."""
+
+OPTIONS = {
+    "--container", "--input_list", "--output_dir", "--use_dsp", "--perf_profile",
+    "--profiling_level", "--use_native_input_files", "--use_native_output_files",
+}  # fmt: skip
+
+
+def fake_archive(model: bytes, precision: str, samples: object) -> bytes:
+    """In place of `snpe_file.convert`: the canonical graph as the DLC."""
+    graph = onnx.load_from_string(model).graph
+    weights = {tensor.name for tensor in graph.initializer}
+
+    def entries(values) -> list[dict[str, object]]:
+        return [
+            {
+                "name": value.name,
+                "shape": [d.dim_value for d in value.type.tensor_type.shape.dim],
+                "dtype": "uint8",
+                "scale": 0.0078125,
+                "zero_point": 128,
+            }
+            for value in values
+            if value.name not in weights
+        ]
+
+    edges = {"inputs": entries(graph.input), "outputs": entries(graph.output)}
+    members = {snpe_file.MODEL: fake_dlc(model), snpe_file.EDGES: json.dumps(edges).encode()}
+    return snpe_file._archive(members, b"")
+
+
+def fake_dlc(model: bytes) -> bytes:
+    """A DLC that holds a graph."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("model", (1980, 1, 1, 0, 0, 0)), model)
+    return file.getvalue()
+
+
+def true_us(model: bytes) -> int:
+    """What the processor takes for a graph, in whole µs."""
+    return max(1, round(1e3 * price(read_graph(model), DEVICE).total_ms))
+
+
+@dataclass(eq=False)
+class FakeSnpe:
+    """The tools of one board.
+
+    Attributes:
+        change: what becomes of each text that diagview prints; may be anything.
+        fails: what snpe-net-run says instead of running; empty: it runs.
+        runs: how many times it ran.
+        root: folder that stands for a phone's file system; empty: this machine's own.
+    """
+
+    change: Callable[[str], str] = lambda text: text
+    fails: str = ""
+    runs: int = 0
+    root: str = ""
+    arguments: list[list[str]] = field(default_factory=list)
+
+    def programs(self) -> dict[str, Callable[[Sequence[str]], tuple[int, str]]]:
+        """The tools by name; each takes its arguments, and gives its status and what it prints."""
+        return {"snpe-net-run": self.net_run, "snpe-diagview": self.diagview}
+
+    def net_run(self, words: Sequence[str]) -> tuple[int, str]:
+        self.arguments.append(list(words))
+        if list(words) == ["--version"]:
+            return 0, f"SNPE v{VERSION}\n"
+        if self.fails:
+            return 1, self.fails
+        given: dict[str, str] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            if name not in OPTIONS or name in given:
+                return 1, f"unknown argument {word}\n"
+            given[name] = value
+        if set(given) != OPTIONS or given["--profiling_level"] != "detailed":
+            return 1, "arguments are missing\n"
+        try:
+            with zipfile.ZipFile(given["--container"]) as archive:
+                model = archive.read("model")
+            lines = Path(given["--input_list"]).read_text().splitlines()
+            entries = [re.fullmatch(r"input:=(\S+)", line) for line in lines]
+            sizes = {len(Path(self.root + entry[1]).read_bytes()) for entry in entries if entry}
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            return 1, f"error_code=910; error_message=cannot read {error}; line_no=1\n"
+        shape = onnx.load_from_string(model).graph.input[0].type.tensor_type.shape.dim
+        wanted = 1
+        for dim in shape:
+            wanted *= dim.dim_value
+        if not lines or not all(entries) or sizes != {wanted}:
+            return 1, "error_code=310; error_message=inputs do not fit; line_no=2\n"
+        folder = Path(given["--output_dir"])
+        (folder / "Result_0").mkdir(parents=True)
+        (folder / "SNPEDiag_0.log").write_text(json.dumps({"us": true_us(model), "n": len(lines)}))
+        (folder / "Result_0" / "output.raw").write_bytes(self.output(model))
+        self.runs += 1
+        return 0, "-" * 20 + "\nModel String: N/A\n"
+
+    def output(self, model: bytes) -> bytes:
+        """Zeros as many as the graph has outputs."""
+        size = 1
+        for dim in onnx.load_from_string(model).graph.output[0].type.tensor_type.shape.dim:
+            size *= dim.dim_value
+        return bytes(size)
+
+    def diagview(self, words: Sequence[str]) -> tuple[int, str]:
+        (word,) = words
+        name, _, path = word.partition("=")
+        if name != "--input_log":
+            return 1, f"unknown argument {word}\n"
+        try:
+            found = json.loads(Path(path).read_text())
+        except OSError:
+            return 1, "cannot open the log\n"
+        return 0, self.change(diagview_text(found["us"]))
+
+
+def diagview_text(accelerator_us: int) -> str:
+    """What snpe-diagview prints, in the form of version 2.37."""
+    forward_us = accelerator_us + CALL_US - 10
+    return f"""\
+Log File Created: Tue Mar  3 09:14:27 2026
+Time Scale: 1e-06
+Epoch Timestamp: 1772529267123456 Steady Clock Timestamp: 81234567
+Software library version: {VERSION}175447_124859
+------------------------------------------------------------
+
+SNPE Execute Statistics (Averaged):
+----------------------------------------
+  Total Inference Time: {accelerator_us + CALL_US} us
+  Forward Propagate Time: {forward_us} us
+  RPC Execute Time: {accelerator_us + 200} us
+  Snpe Accelerator Time: {accelerator_us + 100} us
+  Num times yield occurred: 0
+  Accelerator Time: {accelerator_us} us
+
+  Per-Subnet Execution Times:\x20
+  ------------------------------
+    Subnet 0 (DSP) : {accelerator_us * 10} cycles
+
+  Per-Layer Execution Times:\x20
+  ------------------------------
+    0: Input OpId_2 (cycles) : 2121 cycles : DSP
+    1: body (cycles) : {accelerator_us * 10} cycles : DSP
+"""

@@ -1,0 +1,336 @@
+"""SNPE's target over the real adb and on a board itself, with stand-ins for its tools."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hurricane.agents.backends.base import Availability, Context
+from hurricane.agents.client import AgentClient, Protocol
+from hurricane.agents.errors import AgentError, BadRequest, ErrorKind
+from hurricane.agents.formats import checker_of, snpe_file
+from hurricane.agents.server import AgentServer
+from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.artifacts import snpe_file as artifacts
+from hurricane.ops.export import export_operator
+from hurricane.ops.pool import select_operators
+from hurricane.ops.shapes import LayerShape
+from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
+from hurricane.profiler.profile import profile
+from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.session import TargetSession
+from hurricane.profiler.target import parse_target
+
+from .board_output import THROUGHPUT_402
+from .fake_phone import FakePhone, Programs
+from .fake_snpe import CALL_US, FakeSnpe, fake_archive, true_us
+
+pytestmark = pytest.mark.process
+
+TARGET = "dsp-snpe-int8"
+SHAPE = LayerShape(8, 8, 32, 32, 1)
+ONCE = Protocol(rounds=1, calls_per_visit=4, warmup_calls=1)
+PLACE = "/data/local/tmp/snpe/bin"
+
+
+def adb(*words: str) -> str:
+    done = subprocess.run(["adb", *words], capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server of the real adb that is nobody else's."""
+    if shutil.which("adb") is None:
+        pytest.skip("adb is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("adb")))
+        adb("start-server")
+        try:
+            yield
+        finally:
+            adb("kill-server")
+
+
+@dataclass
+class Bench:
+    """A phone with SNPE, and an agent that serves it."""
+
+    phone: FakePhone
+    snpe: FakeSnpe
+    client: AgentClient
+
+    def measure(self, content: bytes, protocol: Protocol = ONCE):
+        digest = self.client.upload(content)
+        return self.client.benchmark([digest], TARGET, protocol=protocol)[digest]
+
+
+@pytest.fixture
+def bench(adb_server: None, tmp_path: Path) -> Iterator[Bench]:
+    phone = FakePhone(tmp_path.resolve() / "phone")
+    snpe = FakeSnpe(root=str(phone.folder))
+    with phone, Programs(phone, PLACE, snpe.programs()):
+        adb("connect", phone.serial)
+        server = AgentServer("127.0.0.1:0", Context(device_name="a phone", adb=phone.serial))
+        server.start()
+        try:
+            with AgentClient(server.address) as client:
+                yield Bench(phone, snpe, client)
+        finally:
+            server.stop()
+            adb("disconnect", phone.serial)
+
+
+def archive(operator: str = "SEP_3") -> bytes:
+    return fake_archive(export_operator(operator, SHAPE), "int8", None)
+
+
+def test_a_phone_is_a_target_with_the_version_of_its_tools(bench: Bench) -> None:
+    (target,) = (t for t in bench.client.describe().targets if t.name == TARGET)
+    assert target.availability == Availability.AVAILABLE
+    assert (target.runtime_version, target.formats) == ("2.37.0.250724", ("snpe",))
+    assert not target.resident
+    assert target.device_time
+
+
+def test_times_are_those_of_the_graph_that_was_brought(bench: Bench) -> None:
+    for operator in ("SEP_3", "MB_7_6"):
+        result = bench.measure(archive(operator))
+        assert result.error is None
+        expected = true_us(export_operator(operator, SHAPE)) / 1e3
+        assert result.device_ms.tolist() == [[expected] * 4]
+        assert result.wall_ms == pytest.approx(expected + CALL_US / 1e3)
+        assert (result.compute_unit, result.flags[0]) == ("DSP", "averaged")
+        assert "unwatched" in result.flags  # nothing tells what else the phone does
+    words = bench.snpe.arguments[-1]
+    assert "--use_dsp" in words
+    assert not [word for word in words if "fallback" in word or "cpu" in word]
+
+
+def test_outputs_are_those_of_the_tool(bench: Bench) -> None:
+    digest = bench.client.upload(archive())
+    x = np.zeros((1, 32, 8, 8), np.uint8)
+    (found,) = bench.client.run(digest, TARGET, {"input": x}).values()
+    assert found.shape == (1, 32, 8, 8)
+    assert found.dtype == np.uint8
+
+
+FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
+    "the runtime is missing": (
+        lambda bench: setattr(bench.snpe, "fails", THROUGHPUT_402),
+        ErrorKind.UNSUPPORTED_OPERATOR,
+        "SNPE 402: Network partition has failed; ",
+    ),
+    "a layer on the CPU": (
+        lambda bench: setattr(
+            bench.snpe, "change", lambda text: re.sub(r"2121 cycles : DSP", "21 us : CPU", text)
+        ),
+        ErrorKind.UNSUPPORTED_OPERATOR,
+        "SNPE ran 1 of 2 layers on CPU",
+    ),
+    "the GPU instead": (
+        lambda bench: setattr(bench.snpe, "change", lambda text: text.replace(": DSP", ": GPU")),
+        ErrorKind.UNSUPPORTED_OPERATOR,
+        "2 of 2 layers on GPU",
+    ),
+    "a cut log": (
+        lambda bench: setattr(bench.snpe, "change", lambda text: text[:300]),
+        ErrorKind.RUNTIME_CRASHED,
+        "what snpe-diagview printed ",
+    ),
+    "a library is missing": (
+        lambda bench: setattr(
+            bench.snpe,
+            "fails",
+            'CANNOT LINK EXECUTABLE "snpe-net-run": library "libSNPE.so" not found',
+        ),
+        ErrorKind.BAD_REQUEST,
+        "libSNPE.so",
+    ),
+    "a tool is missing": (
+        lambda bench: (bench.phone.path(PLACE) / "snpe-diagview").unlink(),
+        ErrorKind.BAD_REQUEST,
+        "snpe-diagview cannot be run on the phone",
+    ),
+    "unplugged": (
+        lambda bench: (bench.phone.unplug(), adb("disconnect", bench.phone.serial)),
+        ErrorKind.DEVICE_LOST,
+        "is not there: see what 'adb devices' lists",
+    ),
+    "dropped during a command": (
+        lambda bench: setattr(bench.phone, "mode", "drop"),
+        ErrorKind.DEVICE_LOST,
+        "does not answer",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_is_a_typed_error_with_advice(bench: Bench, fault: str) -> None:
+    assert bench.measure(archive("SEP_5")).error is None
+    cause, kind, words = FAULTS[fault]
+    cause(bench)
+    try:
+        error = bench.measure(archive()).error
+    except AgentError as raised:  # the phone is gone for all graphs
+        error = raised
+    assert error is not None
+    assert error.kind == kind
+    assert words in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -> None:
+    def once(command: str) -> None:
+        if "snpe-net-run" in command:
+            bench.phone.when = lambda command: None
+            bench.phone.restart()
+
+    bench.phone.when = once
+    error = bench.measure(archive()).error
+    assert error is not None
+    assert error.kind == ErrorKind.DEVICE_LOST
+    assert "has restarted" in str(error)
+    assert bench.measure(archive()).error is None
+
+
+def test_nothing_is_left_on_the_phone(bench: Bench) -> None:
+    assert bench.measure(archive()).error is None
+    place = bench.phone.path("/data/local/tmp/hurricane")
+    left = [path for path in place.rglob("*") if path.name.startswith("run-")]
+    assert left == []
+
+
+def test_a_table_of_a_phone_has_the_truth_in_it(bench: Bench, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(artifacts, "convert", fake_archive)
+    monkeypatch.setattr("hurricane.ops.artifacts.cache._write", lambda file, content: None)
+    monkeypatch.setattr("hurricane.ops.artifacts.cache._WORTH_A_POOL", 10**9)
+    layers = parse_layers("digits32:1")
+    rows = plan_rows(layers, select_operators("SEP_3,MB_3_3,MB_7_6"))
+    session = TargetSession.open(bench.client, parse_target(TARGET))
+    protocol = TimingProtocol(max_rounds=20)
+    made = profile([session], rows, tmp_path / "t.csv", protocol)
+    assert made.failed == 0
+    table = LookupTable.load(tmp_path / "t.csv")
+    by_name = {row.operator: row for row in table}
+    for planned in rows:
+        truth = np.mean(
+            [
+                true_us(graph_bytes(c.with_operator)) - true_us(graph_bytes(c.baseline))
+                for c in planned.contexts
+            ]
+        )
+        assert by_name[planned.name].latency_ms == pytest.approx(truth / 1e3, rel=0.03)
+
+
+# On the board itself: programs on PATH.
+
+_PROGRAM = """\
+#!{python}
+import sys
+sys.path[:] = {path!r}
+from tests.fake_snpe import FakeSnpe
+status, text = FakeSnpe().programs()[{name!r}](sys.argv[1:])
+sys.stdout.write(text)
+sys.exit(status)
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[AgentClient]:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    here = str(Path(__file__).parent.parent)
+    for name in ("snpe-net-run", "snpe-diagview"):
+        program = folder / name
+        path = [here, *sys.path]
+        program.write_text(_PROGRAM.format(python=sys.executable, path=path, name=name))
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    read = (str(folder), here, sys.prefix, sys.base_prefix)
+    server = AgentServer("127.0.0.1:0", Context(device_name="RB3", read=read))
+    server.start()
+    try:
+        with AgentClient(server.address) as client:
+            yield client
+    finally:
+        server.stop()
+
+
+def test_on_the_board_itself_the_tools_on_its_path_are_used(board: AgentClient) -> None:
+    (target,) = (t for t in board.describe().targets if t.name == TARGET)
+    assert (target.availability, target.reason) == (Availability.AVAILABLE, "")
+    assert target.device == "RB3"
+    digest = board.upload(archive())
+    result = board.benchmark([digest], TARGET, protocol=ONCE)[digest]
+    assert result.error is None
+    assert result.device_ms[0, 0] == true_us(export_operator("SEP_3", SHAPE)) / 1e3
+
+
+def test_without_tools_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hurricane.agents.backends import snpe_dsp
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    (target,) = snpe_dsp.targets(Context())
+    assert target.availability == Availability.UNAVAILABLE
+    assert "snpe-net-run is not on this board's PATH" in target.reason
+    assert "--adb SERIAL" in target.reason
+
+
+# The artefact.
+
+
+def test_an_archive_is_read_as_it_was_written() -> None:
+    content = archive()
+    checker_of("snpe")(content)
+    found = snpe_file.read(content)
+    assert found.inputs == (snpe_file.SnpeEdge("input", "uint8", (1, 32, 8, 8)),)
+    assert artifacts.dlc_of(content) == found.dlc
+    assert artifacts.edges(content).inputs[0].scale == 0.0078125
+    noted = artifacts.annotate(content, "key", "text")
+    checker_of("snpe")(noted)
+    assert artifacts.dlc_of(noted) == found.dlc
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("edges.json"),
+        lambda m: m.update({"../x": b""}),
+        lambda m: m.update({"model.dlc": b"no archive"}),
+        lambda m: m.update({"edges.json": b"{}"}),
+        lambda m: m.update({"edges.json": b"[" * 10_000}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b'"input"', b'"a;rm"')}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b'"input"', b'"../a"')}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b"uint8", b"object")}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b"[1, 32", b"[-1, 32")}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b"[1, 32", b"[9999999999, 32")}),
+        lambda m: m.update({"edges.json": m["edges.json"].replace(b"[1, 32", b"[true, 32")}),
+    ],
+)
+def test_an_archive_that_is_not_as_it_should_be_is_refused(change) -> None:
+    members = artifacts._members(archive())
+    change(members)
+    content = artifacts._archive(members, b"")
+    with pytest.raises(BadRequest):
+        checker_of("snpe")(content)
+
+
+def test_cut_archives_are_refused() -> None:
+    content = archive()
+    for size in (0, 1, 10, len(content) // 2, len(content) - 1):
+        with pytest.raises(AgentError):
+            checker_of("snpe")(content[:size])
