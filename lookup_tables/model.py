@@ -215,8 +215,8 @@ class LatencyModel:
         Half-width² = Σ over rows (times used × the row's half-width)² + (1.645 × e × latency)².
         Rows are taken as independent, and layers of one row err together. e² is the sum of the
         squares of `additivity_error`, and, but for the quiet time, of the scatter of networks'
-        ratios, of the drift of the device's speed (`Spread`), and on a real device of
-        `BETWEEN_RUNS`.
+        ratios, of the drift of the device's speed, of half the change of the statistic within the
+        run (`Spread`), and on a real device of `BETWEEN_RUNS`.
 
         Args:
             codes: as `predict` takes them, integers [N × layers].
@@ -238,6 +238,7 @@ class LatencyModel:
         error = self.additivity_error**2
         if self.statistic != QUIET:
             error += self.spread.scatter(self.statistic) ** 2 + self.spread.drift**2
+            error += (self.spread.change(self.statistic) / 2) ** 2
             if self.target.origin == "measured":
                 error += BETWEEN_RUNS**2
         squares += (NORMAL_90 * latency) ** 2 * error

@@ -205,11 +205,11 @@ class RawData:
             networks = tuple(replace(n, quiet_ms=n.quiet_ms * scale) for n in found.networks)
             median, p90 = found.operator_median, found.operator_p90
             spreads.append(
-                Spread(
-                    networks,
-                    None if median is None else median / scale,
-                    None if p90 is None else p90 / scale,
-                    found.drift,
+                replace(
+                    found,
+                    networks=networks,
+                    operator_median=None if median is None else median / scale,
+                    operator_p90=None if p90 is None else p90 / scale,
                 )
             )
         whole = joined(spreads)

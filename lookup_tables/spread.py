@@ -55,12 +55,21 @@ class Spread:
         networks: timed among the rows.
         operator_median, operator_p90: of calls of the rows' graphs; None: not known.
         drift: standard deviation of the device's speed over the batches, as a share.
+        median_change, p90_change: by how much the networks' median and percentile differ between
+            the first and the second half of the run, as a share. Other work comes in bursts, and a
+            percentile of a run with one is not that of a run without.
     """
 
     networks: tuple[NetworkTimes, ...] = ()
     operator_median: float | None = None
     operator_p90: float | None = None
     drift: float = 0.0
+    median_change: float = 0.0
+    p90_change: float = 0.0
+
+    def change(self, statistic: str) -> float:
+        """By how much a statistic of networks changed within the run, as a share."""
+        return {"median": self.median_change, "p90": self.p90_change, QUIET: 0.0}[statistic]
 
     def ratio(self, statistic: str) -> float | None:
         """A statistic of networks over their quiet time, the median over networks.
@@ -90,7 +99,10 @@ def joined(spreads: Sequence[Spread]) -> Spread:
         tuple(network for spread in spreads for network in spread.networks),
         float(np.median(medians)) if medians else None,
         float(np.median(p90s)) if p90s else None,
-        max((spread.drift for spread in spreads), default=0.0),
+        *(
+            max((getattr(spread, name) for spread in spreads), default=0.0)
+            for name in ("drift", "median_change", "p90_change")
+        ),
     )
 
 
@@ -112,6 +124,7 @@ def spread_from_json(item: Any) -> Spread:
         None if median is None else positive(median, "operator_median"),
         None if p90 is None else positive(p90, "operator_p90"),
         not_negative(item["drift"], "drift"),
+        *(not_negative(item.get(name, 0.0), name) for name in ("median_change", "p90_change")),
     )
 
 

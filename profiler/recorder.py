@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -147,17 +148,41 @@ def device_run(
 def _spread(measurement: DeviceMeasurement, networks: Sequence[PlannedNetwork]) -> Spread:
     """What calls took beyond raw quiet times."""
     known, timed = {network.graph: network for network in networks}, []
-    for graph, (quiet, calls) in measurement.networks_ms().items():
+    times = measurement.networks_ms()
+    for graph, (quiet, calls) in times.items():
         median, p90 = (float(ms) for ms in np.percentile(calls, (50, 90)))
         network = known[graph]
         timed.append(
             NetworkTimes(network.backbone, network.operators, quiet, median, p90, calls.size)
         )
+    found = Spread(
+        tuple(timed),
+        drift=measurement.history.drift,
+        median_change=_change([calls for _, calls in times.values()], 50),
+        p90_change=_change([calls for _, calls in times.values()], 90),
+    )
     ratios = measurement.operator_ratios()
     if not ratios.size:
-        return Spread(tuple(timed), drift=measurement.history.drift)
+        return found
     median, p90 = (float(ratio) for ratio in np.percentile(ratios, (50, 90)))
-    return Spread(tuple(timed), median, p90, measurement.history.drift)
+    return replace(found, operator_median=median, operator_p90=p90)
+
+
+def _change(calls_ms: Sequence[np.ndarray], percentile: float) -> float:
+    """By how much a percentile differs between the halves of graphs' calls, as a share.
+
+    Args:
+        calls_ms: of each graph, as they followed each other; all graphs were called in turns.
+        percentile: of the calls of all graphs, each over its own median.
+    """
+    if not calls_ms or min(map(len, calls_ms)) < 2:
+        return 0.0
+    halves: list[list[np.ndarray]] = [[], []]
+    for calls in calls_ms:
+        for half, part in zip(halves, np.array_split(calls / np.median(calls), 2), strict=True):
+            half.append(part)
+    first, second = (float(np.percentile(np.concatenate(half), percentile)) for half in halves)
+    return abs(float(np.log(second / first)))
 
 
 def _by_digest(session: TargetSession, graphs_ms: Mapping[Graph, float] | None) -> dict[str, float]:

@@ -67,6 +67,9 @@ def doubts_of_predictions(result: ProfileResult, spread: Spread) -> list[str]:
         doubts.append(f"the device's speed varied by {spread.drift:.1%}")
     if (scatter := spread.scatter("median")) > MAX_SPREAD:
         doubts.append(f"medians over quiet times differ by {scatter:.1%} between networks")
+    for name, change in (("medians", spread.median_change), ("percentiles", spread.p90_change)):
+        if change > MAX_SPREAD:
+            doubts.append(f"{name} changed by {change:.1%} within the run")
     return doubts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,10 +83,37 @@ def make_artifact(
     return Artifact(content, replace(made.info, artifact_sha256=sha256(content)))
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A file that is made of an artefact, and has its inputs and outputs.
+
+    Attributes:
+        form: its format.
+        soc: the chip that it is for; empty: any.
+        content: of the file.
+    """
+
+    form: str
+    soc: str
+    content: bytes
+
+
 def description(
-    content: bytes, recipe: Recipe, backbone: Backbone, trained_on: TrainingData
+    content: bytes,
+    recipe: Recipe,
+    backbone: Backbone,
+    trained_on: TrainingData,
+    packed: Packed | None = None,
 ) -> str:
-    """What an application must know of an artefact, as JSON (`docs/deploying.md`)."""
+    """What an application must know of an artefact, as JSON (`docs/deploying.md`).
+
+    Args:
+        content: the artefact.
+        recipe: of it.
+        backbone: of the network.
+        trained_on: data of its weights.
+        packed: the file that it was packed into.
+    """
     found = edges(content, recipe.format)
     if len(found.inputs) != 1 or len(found.outputs) != 1:
         raise BadRequest("only networks with one input and one output have a description")
@@ -94,7 +121,7 @@ def description(
     stored = precisions(recipe.format)
     facts = {
         "format_version": FORMAT_VERSION,
-        "format": recipe.format,
+        "format": packed.form if packed else recipe.format,
         "precision": recipe.precision if recipe.precision in stored else stored[0],
         "input": {
             **_edge(found.inputs[0]),
@@ -108,6 +135,8 @@ def description(
         "output": _edge(found.outputs[0]),
         "classes": list(trained_on.classes),
     }
+    if packed and packed.soc:
+        facts["soc"] = packed.soc
     return json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -126,16 +155,17 @@ def write_artifact(
     recipe: Recipe,
     backbone: Backbone,
     trained_on: TrainingData | None,
+    packed: Packed | None = None,
 ) -> Path | None:
-    """Writes an artefact, and its description beside it.
+    """Writes an artefact, or the file that it was packed into, and its description beside it.
 
     Returns:
         Where the description is; None where there is none.
     """
-    write_atomically(path, artifact.content, make_folder=True)
+    write_atomically(path, packed.content if packed else artifact.content, make_folder=True)
     if trained_on is None:
         return None
-    text = description(artifact.content, recipe, backbone, trained_on)
+    text = description(artifact.content, recipe, backbone, trained_on, packed)
     beside = path.with_name(path.name + ".json")
     write_atomically(beside, text.encode(), make_folder=True)
     return beside

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .data import ImageData
 
 FORMATS = ("onnx", "onnx-qdq", "snpe", "tflite")
+CHIP_FORMATS = ("dlc", "qnn-context")
 PRECISIONS = ("fp32", "fp16", "int8")
 """What can be chosen; here so that --help does not wait for what writes them."""
 
@@ -38,6 +39,9 @@ Examples:
   hurricane export runs/mine/architecture.json -o model.onnx --precision int8
   hurricane export runs/mine/architecture.json -o model.tflite --precision int8 \\
       --test --target cpu-litert-int8
+  hurricane export runs/mine/architecture.json -o model.dlc --precision int8
+  hurricane export runs/mine/architecture.json -o model.onnx --precision int8 \\
+      --format qnn-context --soc SM8650
 """
 
 
@@ -46,9 +50,10 @@ Examples:
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=click.Choice((*FORMATS, *CHIP_FORMATS)),
     help="Format [from the output's name].",
 )
+@click.option("--soc", default="", metavar="NAME", help="Chip that a qnn-context is compiled for.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -83,6 +88,7 @@ Examples:
 def export_command(
     architecture: Path,
     form: str | None,
+    soc: str,
     precision: str | None,
     calibration: str | None,
     weights: Path | None,
@@ -94,13 +100,16 @@ def export_command(
     **options: Any,
 ) -> None:
     from ..lookup_tables.architecture import Architecture
-    from .deployment import make_artifact, training_data, write_artifact
+    from ..ops.export import sha256
+    from .deployment import Packed, make_artifact, training_data, write_artifact
     from .pipeline import export_trained
     from .retrain import OtherWeights, load_network
 
     loaded = Architecture.load(architecture)
     backbone = loaded.load_backbone()
-    recipe = _recipe(loaded, form, precision, output)
+    if form is None and output.suffix == ".dlc":
+        form = "dlc"
+    recipe = _recipe(loaded, form, precision, output, soc)
     if calibration is not None and not recipe.calibrated:
         raise BadRequest(f"--calibration is for int8, and this is {recipe.precision}")
     if (target or options["agent"]) and not test:
@@ -130,14 +139,22 @@ def export_command(
     samples = _samples(recipe, backbone, images, trained_on, calibration)
     model = export_trained(loaded, backbone, source, network)
     artifact = make_artifact(model, recipe, backbone, trained_on, samples)
-    described = write_artifact(output, artifact, recipe, backbone, trained_on)
+    packed = None
+    if form in CHIP_FORMATS:
+        from .chips import pack
+
+        packed = Packed(form, soc, pack(artifact, form, recipe.precision, soc))
+    described = write_artifact(output, artifact, recipe, backbone, trained_on, packed)
+    content = packed.content if packed else artifact.content
+    kind = f"{packed.form} for {soc}" if soc and packed else form or recipe.format
     result: dict[str, Any] = {
         "output": str(output),
         "description": str(described) if described else None,
-        "format": recipe.format,
+        "format": packed.form if packed else recipe.format,
+        "soc": soc or None,
         "precision": recipe.precision,
-        "bytes": len(artifact.content),
-        "sha256": artifact.info.artifact_sha256,
+        "bytes": len(content),
+        "sha256": sha256(content),
         "weights": str(source) if source else None,
         "converter": artifact.info.converter,
         "calibration": artifact.info.calibration,
@@ -145,7 +162,7 @@ def export_command(
     origin = f"weights of {source}" if source else "seeded, untrained weights"
     if artifact.info.calibration:
         origin += f", calibrated with {artifact.info.calibration}"
-    size = f"{recipe.precision} {recipe.format}, {len(artifact.content):,} bytes"
+    size = f"{recipe.precision} {kind}, {len(content):,} bytes"
     lines = [f"{output}: {size}, {origin}"]
     if test:
         from .evaluation import evaluate_network
@@ -153,7 +170,7 @@ def export_command(
         assert network is not None
         assert images is not None
         with progress_bars() as watch:
-            found = _tested(loaded, target, recipe, artifact, images, options, watch)
+            found = _tested(loaded, target, recipe, artifact, images, options, watch, soc)
         fp32 = evaluate_network(network, images.test, images, device="cpu")
         result["test"] = {"fp32_accuracy": fp32, **found.to_dict()}
         lines.append(f"test accuracy: {found.value:.2%} ({found.how})")
@@ -162,7 +179,11 @@ def export_command(
 
 
 def _recipe(
-    architecture: Architecture, form: str | None, precision: str | None, output: Path
+    architecture: Architecture,
+    form: str | None,
+    precision: str | None,
+    output: Path,
+    soc: str = "",
 ) -> Recipe:
     """What to write: as asked, else by the table's target and the name of the file.
 
@@ -179,7 +200,11 @@ def _recipe(
             precision = open_table(table.path).target(table.target).precision
         except BadRequest as error:
             raise BadRequest(f"{error}; without its table, add --precision") from error
-    precision = precision or "fp32"
+    precision = precision or ("int8" if form in CHIP_FORMATS else "fp32")
+    if form in CHIP_FORMATS or soc:
+        from .chips import base_recipe
+
+        return base_recipe(form or output.suffix, precision, soc)
     known = (form,) if form else formats_of(output.suffix)
     if not known:
         raise BadRequest(
@@ -260,6 +285,7 @@ def _tested(
     data: ImageData,
     options: dict[str, Any],
     watch: Callable[[str, int, int], None],
+    soc: str = "",
 ) -> ArtifactAccuracy:
     """Accuracy of an artefact on the target named, or on the table's."""
     from ..profiler.target import parse_target
@@ -279,7 +305,8 @@ def _tested(
         watch("test images", done, total)
 
     if target is not None:
-        with open_session(parse_target(target), agents, keys, timed=False) as session:
+        request = parse_target(target, (f"soc={soc}",) if soc else ())
+        with open_session(request, agents, keys, timed=False) as session:
             return artifact_accuracy(session, made(session.recipe), data, count)
     if architecture.table is None:
         raise BadRequest("there is no table that tells a target; name one with --target")

@@ -14,6 +14,8 @@ import pytest
 from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.agents.worker import Heartbeat
 
+from .adb_support import adb_server  # noqa: F401 - a fixture of several files
+
 turn_off_telemetry()  # before a test imports a runtime
 
 # A shell without job control starts background jobs with SIGINT ignored, and they would hand it on.

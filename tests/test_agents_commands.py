@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +21,7 @@ from hurricane.agents.errors import (
     Unauthorised,
 )
 
+from .adb_support import adb
 from .fake_phone import FakePhone
 
 pytestmark = pytest.mark.process
@@ -41,29 +40,6 @@ ODD_WORDS = (
     "ümläut",
 )
 ECHO = '#!/bin/sh\nfor word in "$@"; do printf \'<%s>\' "$word"; done\n'
-
-
-@pytest.fixture(scope="module")
-def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server of the real adb that is nobody else's."""
-    if shutil.which("adb") is None:
-        pytest.skip("adb is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("adb")))
-        adb("start-server")
-        try:
-            yield
-        finally:
-            adb("kill-server")
-
-
-def adb(*words: str) -> str:
-    done = subprocess.run(["adb", *words], capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout + done.stderr
 
 
 @pytest.fixture

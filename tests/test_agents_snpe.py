@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +27,7 @@ from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession
 from hurricane.profiler.target import parse_target
 
+from .adb_support import adb
 from .board_output import THROUGHPUT_402
 from .fake_phone import FakePhone, Programs
 from .fake_snpe import CALL_US, FakeSnpe, fake_archive, true_us
@@ -40,29 +38,6 @@ TARGET = "dsp-snpe-int8"
 SHAPE = LayerShape(8, 8, 32, 32, 1)
 ONCE = Protocol(rounds=1, calls_per_visit=4, warmup_calls=1)
 PLACE = "/data/local/tmp/snpe/bin"
-
-
-def adb(*words: str) -> str:
-    done = subprocess.run(["adb", *words], capture_output=True, text=True, timeout=60, check=False)
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server of the real adb that is nobody else's."""
-    if shutil.which("adb") is None:
-        pytest.skip("adb is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("adb")))
-        adb("start-server")
-        try:
-            yield
-        finally:
-            adb("kill-server")
 
 
 @dataclass

@@ -25,7 +25,7 @@ TARGET = Target("board", "cpu", "onnxruntime", "1.32.0", threads=2)
 OTHER = replace(TARGET, threads=1)
 ONE, TWO = "1" * 64, "2" * 64
 NETWORK = NetworkTimes("digits32", ("SEP_3", "Choice_3"), 2.0, 2.2, 2.6, 60)
-SPREAD = Spread((NETWORK,), 1.05, 1.25)
+SPREAD = Spread((NETWORK,), 1.05, 1.25, 0.01, 0.02, 0.03)
 SIDECARS: dict[str, tuple[Sidecar[Any], Any, Any]] = {
     "baselines": (BASELINES, {TWO: 0.1 + 0.2, ONE: 1e-7}, {ONE: 3.0}),
     "spread": (SPREADS, SPREAD, Spread()),
@@ -298,4 +298,5 @@ def test_the_spread_of_several_is_all_networks_and_the_middle_of_the_operators()
     found = joined(parts)
     assert [n.quiet_ms for n in found.networks] == [2.0, 1.0]
     assert (found.operator_median, found.operator_p90) == (1.15, (1.25 + 1.5) / 2)
+    assert [found.change(name) for name in ("median", "p90", "quiet")] == [0.02, 0.03, 0.0]
     assert joined([]) == Spread()

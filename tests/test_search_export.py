@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from hurricane.ops.artifacts import Recipe, edges
 from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.export import sha256
+from hurricane.ops.socs import check_binary, soc_of
 from hurricane.ops.tflite.flatbuffer import unpack_model
 from hurricane.profiler.session import TargetSession, connect
 from hurricane.profiler.target import parse_target
@@ -377,6 +379,65 @@ def test_random_calibration_is_told_where_there_are_no_images(
     assert "random values" in result.stderr
     assert json.loads(result.stdout)["calibration"] == artifacts.RANDOM_SOURCE
     assert json.loads(result.stdout)["description"] is None
+
+
+# Files for chips
+
+
+@pytest.mark.parametrize("soc", ["SM8650", "SM8550"])
+def test_a_network_is_compiled_for_a_chip_and_its_accuracy_is_the_emulators(
+    outcome: RunOutcome, tmp_path: Path, soc: str
+) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
+    path, output = outcome.directory / "architecture.json", tmp_path / "model.onnx"
+    result = call(
+        "export", path, "-o", output, "--format", "qnn-context", "--soc", soc,
+        "--test", "--target", "dsp-qnn-int8", "--precision", "int8", "--json",
+    )  # fmt: skip
+    told = json.loads(result.stdout)
+    assert (told["format"], told["soc"], told["precision"]) == ("qnn-context", soc, "int8")
+    check_binary(output.read_bytes(), soc_of(soc))
+    (node,) = onnx.load(output).graph.node
+    assert node.op_type == "EPContext"
+    assert told["test"]["origin"] == "emulated"
+    assert abs(told["test"]["value"] - told["test"]["fp32_accuracy"]) < 0.05
+    described = json.loads((tmp_path / "model.onnx.json").read_text())
+    assert (described["format"], described["soc"]) == ("qnn-context", soc)
+    assert described["input"]["type"] == "uint8"
+
+
+def test_a_dlc_is_what_snpe_reads(outcome: RunOutcome, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="onnxruntime-qnn is not installed")
+    output = tmp_path / "model.dlc"
+    path = outcome.directory / "architecture.json"
+    result = call("export", path, "-o", output, "--precision", "int8", "--json")
+    told = json.loads(result.stdout)
+    assert told["format"] == "dlc"
+    assert told["sha256"] == sha256(output.read_bytes())
+    with zipfile.ZipFile(output) as archive:
+        assert {"model", "model.params"} <= set(archive.namelist())
+    assert json.loads((tmp_path / "model.dlc.json").read_text())["format"] == "dlc"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--format", "qnn-context"), "name it with --soc"),
+        (("--format", "qnn-context", "--soc", "SM8250"), "SM8250 has no HTP"),
+        (("--format", "qnn-context", "--soc", "SM8350", "--precision", "fp16"), "fp16"),
+        (("--format", "qnn-context", "--soc", "SM8650", "--precision", "fp32"), "cannot be fp32"),
+        (("--format", "dlc", "--soc", "SM8650"), "is of no chip"),
+        (("--format", "tflite", "--soc", "SM8650"), "--soc is for --format qnn-context"),
+        (("--soc", "SM8650"), "--soc is for --format qnn-context"),
+    ],
+)
+def test_a_file_for_a_chip_that_cannot_be_is_refused_and_nothing_is_written(
+    outcome: RunOutcome, tmp_path: Path, words: tuple[str, ...], problem: str
+) -> None:
+    path = outcome.directory / "architecture.json"
+    result = call("export", path, "-o", tmp_path / "model.onnx", *words, status=2)
+    assert problem in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Format and precision

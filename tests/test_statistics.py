@@ -221,7 +221,7 @@ def test_a_verification_tells_the_additivity_error_better(path):
 def test_an_interval_is_of_rows_additivity_scatter_and_drift(path, statistic):
     """The latter two, and what runs differ by, count for calls, not for the quiet time."""
     bare = model_of(path, statistic=QUIET)
-    SPREADS.save(path, CPU, Spread(times(bare, (0.03, 0.03, 0.03)), drift=0.02))
+    SPREADS.save(path, CPU, Spread(times(bare, (0.03, 0.03, 0.03)), None, None, 0.02, 0.05, 0.07))
     model = model_of(path, statistic=statistic)
     codes = draw(model)
     ratio = model.ratio(statistic)
@@ -230,6 +230,7 @@ def test_an_interval_is_of_rows_additivity_scatter_and_drift(path, statistic):
     error = 0.03**2
     if statistic != QUIET:
         error += np.std(np.log(ratios), ddof=1) ** 2 + 0.02**2 + BETWEEN_RUNS**2
+        error += ({"median": 0.05, "p90": 0.07}[statistic] / 2) ** 2
     predicted = model.predict(codes)
     half = np.sqrt(rows**2 + (1.645 * predicted) ** 2 * error)
     low, high = model.interval(codes)

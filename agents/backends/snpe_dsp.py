@@ -20,9 +20,10 @@ from typing import Optional
 import numpy as np
 
 from ..commands import AdbRunner, CommandRunner, LocalRunner, Output
-from ..conditions import BUSY, LOAD, STEAL, THROTTLING, Conditions, read_conditions
+from ..conditions import Conditions, read_conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator
 from ..formats.snpe_file import SnpeArtifact, SnpeEdge, read
+from ..phone import phone_conditions, phone_name
 from ..sandbox import Needs
 from ..tools.snpe import Diagnosis, read_diagview, snpe_error
 from .base import (
@@ -165,10 +166,7 @@ class Board:
 
     def name(self) -> str:
         """What a phone calls itself; empty on this machine."""
-        if not self._phone:
-            return ""
-        output = self.runner.run(("getprop", "ro.product.model"), _SHORT_S)
-        return one_line(output.text, 80) if output.status == 0 else ""
+        return phone_name(self.runner) if self._phone else ""
 
     def put(self, content: bytes, suffix: str) -> str:
         """Brings a file to the board; its path there."""
@@ -201,17 +199,8 @@ class Board:
         return read_diagview(self._tool((_DIAGVIEW, f"--input_log={log}"), _SHORT_S).text)
 
     def conditions(self) -> Conditions:
-        """This machine's conditions; of a phone its hottest sensor, and nothing else is watched."""
-        if not self._phone:
-            return read_conditions(children=True)
-        output = self.runner.run(
-            ("sh", "-c", "cat /sys/class/thermal/thermal_zone*/temp 2>/dev/null"), _SHORT_S
-        )
-        degrees = [int(word) / 1e3 for word in output.text.split() if word.isdigit()]
-        possible = [value for value in degrees if 0 < value < 150]
-        return Conditions(
-            temperature_c=max(possible, default=0.0), unwatched=(LOAD, BUSY, STEAL, THROTTLING)
-        )
+        """Conditions of this machine, or of the phone."""
+        return phone_conditions(self.runner) if self._phone else read_conditions(children=True)
 
     def remove(self, folder: str) -> None:
         """Removes what a run left."""

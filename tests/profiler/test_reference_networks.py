@@ -29,6 +29,7 @@ from hurricane.profiler.plan import (
 )
 from hurricane.profiler.profile import ProfileResult, profile
 from hurricane.profiler.protocol import TimingProtocol
+from hurricane.profiler.recorder import _change
 from hurricane.profiler.timing.location import quiet_ms
 
 from .stand_in import BATCH, BATCHES, CALL_MS, StandIn, digest, limited, planned, timing, true_ms
@@ -195,6 +196,20 @@ def test_the_drift_of_the_device_is_kept_with_it(tmp_path):
     slow = (1.0, 1.06, 1.02, 1.04)
     spread = spread_of(fill(StandIn(slowdown=lambda n: slow[n % 4]), tmp_path / "t.csv"))
     assert spread.drift == pytest.approx(float(np.std(np.log(slow))), rel=1e-3)
+
+
+def test_a_percentile_that_changes_within_the_run_is_told():
+    random = np.random.default_rng(0)
+    steady = [20 * (1 + 0.02 * random.random(40)) for _ in range(6)]
+    assert _change(steady, 50) < 0.01
+    assert _change(steady, 90) < 0.01
+    burst = [calls.copy() for calls in steady]
+    for calls in burst:
+        calls[20:24] *= 1.3  # a fifth of the second half
+    assert _change(burst, 50) < 0.01
+    assert _change(burst, 90) == pytest.approx(np.log(1.3), abs=0.03)
+    assert _change([calls[::-1] for calls in burst], 90) == pytest.approx(_change(burst, 90))
+    assert _change([], 90) == _change([np.ones(1)], 90) == 0.0
 
 
 def test_networks_are_in_the_first_batches():

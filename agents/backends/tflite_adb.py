@@ -1,0 +1,199 @@
+"""A phone's DSP by a TFLite delegate over adb: target ``dsp-tflite-int8``.
+
+TensorFlow Lite's ``benchmark_model`` runs each graph on the phone with an external delegate that
+must take all of it, and tells one mean over the calls: every call of a visit has that time and the
+flag ``averaged``. Program and delegate lie in ``/data/local/tmp/tflite``. It gives no outputs.
+
+Written after TensorFlow's documentation and public logs; it has met no phone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..commands import AdbRunner
+from ..conditions import Conditions
+from ..errors import AgentError, BadRequest, RuntimeCrashed
+from ..phone import phone_conditions, phone_name
+from ..sandbox import Needs
+from ..tools.tflite import read_benchmark, tflite_error
+from .base import (
+    Availability,
+    Context,
+    Loaded,
+    Sample,
+    Session,
+    TargetInfo,
+    TensorInfo,
+    check_format,
+    check_options,
+    check_threads,
+    one_line,
+)
+
+TARGET = "dsp-tflite-int8"
+PHONE_TFLITE = "/data/local/tmp/tflite"
+"""Where ``benchmark_model`` and the delegate's libraries lie on the phone."""
+
+_FORMATS = ("tflite",)
+_PROGRAM = "benchmark_model"
+_OPTIONS = ("delegate", "delegate_options")
+_DELEGATE = "libQnnTFLiteDelegate.so"
+_SETTINGS = "backend_type:htp;htp_performance_mode:2"
+_KEYS = re.compile(r"(?:[a-z0-9_]+:[A-Za-z0-9_./-]+;?)*")
+_RUN_S, _SHORT_S = 600.0, 30.0
+_UNIT = "DELEGATE"
+
+
+def needs(context: Context) -> Needs:
+    """The client of adb, a folder for files on their way, and adb's server."""
+    if not context.adb:
+        return Needs()
+    programs = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/lib/android-sdk")
+    return Needs(read=programs, scratch_bytes=2**30, processes=True, network=True)
+
+
+def targets(context: Context) -> list[TargetInfo]:
+    """The one target, with the reason where it cannot be used."""
+    reason, device = "it is for phones: agent serve --adb SERIAL", context.device_name
+    if context.adb:
+        try:
+            runner = AdbRunner(context.adb, os.getcwd())
+            try:
+                device = phone_name(runner) or device
+                reason = _missing(runner)
+            finally:
+                runner.close()
+        except AgentError as error:
+            reason = str(error)
+    return [
+        TargetInfo(
+            name=TARGET,
+            device=device or "phone",
+            processor="dsp",
+            runtime="tflite",
+            runtime_version="",
+            precision="int8",
+            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            reason=reason,
+            formats=_FORMATS,
+            resident=False,
+            options=_OPTIONS,
+            defaults=(f"delegate={_DELEGATE}", f"delegate_options={_SETTINGS.replace(';', ',')}"),
+        )
+    ]
+
+
+def open_target(
+    context: Context, target: str, options: Mapping[str, str], threads: int
+) -> PhoneSession:
+    """Opens the phone.
+
+    Args:
+        options: ``delegate``, a library in `PHONE_TFLITE` or its path on the phone, and
+            ``delegate_options``, ``key:value`` with commas between.
+
+    Raises:
+        BadRequest: an unknown option or value, more than one thread, or no phone.
+        DeviceLost: the phone does not answer.
+    """
+    check_options(target, _OPTIONS, options)
+    check_threads(target, threads, 1)
+    delegate = options.get("delegate", _DELEGATE)
+    settings = options.get("delegate_options", _SETTINGS).replace(",", ";")
+    if not _KEYS.fullmatch(settings):
+        raise BadRequest(
+            "option 'delegate_options' is key:value with commas between, "
+            f"not '{one_line(settings, 80)}'"
+        )
+    path = delegate if delegate.startswith("/") else f"{PHONE_TFLITE}/{delegate}"
+    return PhoneSession(AdbRunner(context.adb, os.getcwd()), path, settings)
+
+
+def _missing(runner: AdbRunner) -> str:
+    """What the phone lacks; empty: nothing."""
+    program = f"{PHONE_TFLITE}/{_PROGRAM}"
+    if runner.run(("test", "-x", program), _SHORT_S).status:
+        return f"{program} is not on the phone, or is no program (docs/snapdragon.md)"
+    return ""
+
+
+class PhoneSession(Session):
+    """One phone with one delegate.
+
+    Args:
+        runner: of commands on it.
+        delegate: path of the library there.
+        settings: of the delegate, ``key:value;key:value``.
+    """
+
+    def __init__(self, runner: AdbRunner, delegate: str, settings: str) -> None:
+        self._runner = runner
+        self._delegate, self._settings = delegate, settings
+
+    def load(self, content: bytes, format: str) -> PhoneGraph:
+        check_format(TARGET, _FORMATS, format)
+        return PhoneGraph(self, self._runner.put(content, ".tflite"))
+
+    def mean_ms(self, path: str, calls: int) -> float:
+        """What a call takes in the mean over some.
+
+        Raises:
+            AgentError: what the tool says went wrong; the delegate left nodes to the CPU.
+        """
+        words = (
+            f"{PHONE_TFLITE}/{_PROGRAM}",
+            f"--graph={path}",
+            f"--external_delegate_path={self._delegate}",
+            f"--external_delegate_options={self._settings}",
+            "--require_full_delegation=true",
+            "--num_threads=1",
+            f"--num_runs={calls}",
+            "--min_secs=0",
+            "--warmup_runs=1",
+            "--warmup_min_secs=0",
+        )
+        library = self._delegate.rpartition("/")[0]
+        environment = {"LD_LIBRARY_PATH": library, "ADSP_LIBRARY_PATH": library}
+        output = self._runner.run(words, _RUN_S, environment)
+        error = tflite_error(output.text)
+        if error is not None:
+            raise error
+        if output.status:
+            said = one_line(output.text[-400:], 200) or "nothing"
+            raise RuntimeCrashed(f"{_PROGRAM} ended with status {output.status}; it said: {said}")
+        found = read_benchmark(output.text, delegated=True)
+        if found.calls != calls:
+            raise RuntimeCrashed(f"{_PROGRAM} made {found.calls} calls, not {calls}")
+        return found.mean_us / 1e3
+
+    def conditions(self) -> Conditions:
+        return phone_conditions(self._runner)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class PhoneGraph(Loaded):
+    """A file on the phone."""
+
+    def __init__(self, session: PhoneSession, path: str) -> None:
+        self.compute_unit, self.flags = _UNIT, ("averaged",)
+        self._session, self._path = session, path
+
+    def timed_calls(self, count: int) -> list[Sample]:
+        return [Sample(self._session.mean_ms(self._path, count))] * count
+
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return ()
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raises BadRequest: the tool gives none."""
+        raise BadRequest(f"{_PROGRAM} gives no outputs")
+
+    def close(self) -> None:
+        """Nothing is held: the files go with the session."""
