@@ -41,7 +41,10 @@ class BatchHistory:
     @property
     def quiet_slowdown(self) -> float:
         """The slowdown at which the device was quiet; 1 before the first batch."""
-        return quiet_slowdown(self.slowdown, self.quality.quiet) if self.outcomes else 1.0
+        if not self.outcomes:
+            return 1.0
+        graphs = np.array([len(outcome.results) for outcome in self.outcomes])
+        return quiet_slowdown(self.slowdown, self.quality.quiet, graphs)
 
     @property
     def rejected(self) -> int:

@@ -113,7 +113,10 @@ def test_importing_the_agent_imports_no_host_package() -> None:
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    assert result.stdout.strip() == "[] ['hurricane.ops', 'hurricane.ops.errors']"
+    assert (
+        result.stdout.strip()
+        == "[] ['hurricane.ops', 'hurricane.ops.errors', 'hurricane.ops.socs']"
+    )
 
 
 @pytest.mark.parametrize(

