@@ -154,7 +154,8 @@ def test_after_all_that_a_good_graph_is_measured(board: Board, target: str) -> N
     digest = board.client.upload(relu_model().SerializeToString())
     assert board.client.benchmark([digest], target, protocol=once(target))[digest].error is None
     x = np.array([[-1, 0, 1, 2]], np.float32)
-    assert np.array_equal(board.client.run(digest, target, {"x": x})["y"], [[0, 0, 1, 2]])
+    found = board.client.run(digest, target, {"x": x})["y"]
+    assert np.allclose(found, [[0, 0, 1, 2]], atol=2e-3 if target.endswith("fp16") else 0)
 
 
 @each_runtime
@@ -176,14 +177,21 @@ def test_without_the_check_the_sandbox_still_keeps_everything_in(
 def test_a_graph_without_end_is_ended(board: Board, target: str, name: str) -> None:
     limited = Protocol(rounds=1, calls_per_visit=1, warmup_calls=1, artifact_timeout_s=3.0)
     digest = board.client.upload(dict(endless_graphs())[name])
+    if once(target).rounds == 0:
+        limited = replace(limited, rounds=0, keep_loaded=True)
     error = board.client.benchmark([digest], target, protocol=limited)[digest].error
+    if error is None and once(target).rounds == 0:
+        with pytest.raises(AgentError) as caught:
+            board.client.run(digest, target, {"x": np.ones((1, 4), np.float32)}, timeout_s=3)
+        error = caught.value
     if error is None:
         # It computes how long a graph would take, and does not run it.
         assert target.startswith("sim-")
         assert name.startswith("100 GB")
     else:
         assert error.kind != ErrorKind.INTERNAL
-        assert "process died" not in str(error)
+        if not target.startswith("dsp-qnn"):  # whose compiler aborts; that costs the graph alone
+            assert "process died" not in str(error)
     assert board.agent.peak_bytes() < 300 << 20
 
 
