@@ -126,6 +126,8 @@ class LocalRunner(CommandRunner):
             raise BadRequest(f"there is no program '{one_line(program, 80)}' on this board's PATH")
         variables = {**os.environ, **(environment or {})}
         captured = _capture(words, timeout_s, variables, self.folder, together=True)
+        if captured.too_much:
+            raise RuntimeCrashed(f"{_name(program)} printed more than {MAX_OUTPUT_BYTES} bytes")
         if captured.timed_out:
             raise TimedOut(f"{_name(program)} took longer than {timeout_s:g} s")
         status = captured.status
@@ -243,13 +245,16 @@ class AdbRunner(CommandRunner):
             f"p=$!; echo {mark} begin $p $(cat /proc/sys/kernel/random/boot_id); wait $p; "
             f"echo {mark} end $?"
         )
+        begun = re.compile(rf"{mark} begin (\d+) ([0-9a-f-]+)\n")
         captured = _capture(self._words(("shell", line)), timeout_s, os.environ, None)
         text = _text(captured.out)
-        begin = re.search(rf"{mark} begin (\d+) ([0-9a-f-]+)\n", text)
+        begin = begun.search(text)
         end = re.search(rf"{mark} end (\d+)\n\Z", text)
+        if begin is not None and end is None:
+            self._end(begin[1])
+        if captured.too_much:
+            raise RuntimeCrashed(f"{_name(words[0])} printed more than {MAX_OUTPUT_BYTES} bytes")
         if captured.timed_out:
-            if begin is not None:
-                self._end(begin[1])
             raise TimedOut(
                 f"{_name(words[0])} took longer than {timeout_s:g} s on the phone {self._named}"
             )
@@ -337,6 +342,7 @@ class _Captured:
     err: bytes
     status: int
     timed_out: bool
+    too_much: bool
 
 
 def _capture(
@@ -348,11 +354,12 @@ def _capture(
 ) -> _Captured:
     """Runs a program here in a session of its own, which ends with it.
 
+    It is ended as well where it takes too long or prints more than `MAX_OUTPUT_BYTES`.
+
     Args:
         together: standard output and error are one.
 
     Raises:
-        RuntimeCrashed: it prints more than `MAX_OUTPUT_BYTES`.
         BadRequest: it cannot be started.
     """
     try:
@@ -370,7 +377,7 @@ def _capture(
     outputs = [process.stdout, process.stderr]
     streams = {stream: bytearray() for stream in outputs if stream is not None}
     until = time.monotonic() + timeout_s
-    timed_out = False
+    timed_out = too_much = False
     try:
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -387,10 +394,11 @@ def _capture(
                     kept = streams[key.fileobj]  # type: ignore[index]
                     kept += part
                     if len(kept) > MAX_OUTPUT_BYTES:
-                        raise RuntimeCrashed(
-                            f"{_name(words[0])} printed more than {MAX_OUTPUT_BYTES} bytes"
-                        )
-        if not timed_out:
+                        too_much = True
+                        break
+                if too_much:
+                    break
+        if not (timed_out or too_much):
             try:
                 process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -402,7 +410,7 @@ def _capture(
         for stream in streams:
             stream.close()
     out, err = (bytes(streams[s]) if s is not None else b"" for s in outputs)
-    return _Captured(out, err, process.returncode, timed_out)
+    return _Captured(out, err, process.returncode, timed_out, too_much)
 
 
 def _check(words: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -56,8 +56,8 @@ class Spread:
         operator_median, operator_p90: of calls of the rows' graphs; None: not known.
         drift: standard deviation of the device's speed over the batches, as a share.
         median_change, p90_change: by how much the networks' median and percentile differ between
-            the first and the second half of the run, as a share. Other work comes in bursts, and a
-            percentile of a run with one is not that of a run without.
+            the first and the second half of the rounds that they were timed in, as a share. Other
+            work comes in bursts, and a percentile of a run with one is not that of one without.
     """
 
     networks: tuple[NetworkTimes, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -37,15 +38,18 @@ def deliver(
         AgentError: sending failed, or loading altogether.
     """
     first = list(loaded)
-    made = (session.made(one, partial(graph_bytes, *one)) for one in dict.fromkeys((*first, *held)))
-    sent = (send() for ready in ahead(made, MADE_AHEAD) for send in ready)
+    makes = (
+        session.made(one, partial(graph_bytes, *one)) for one in dict.fromkeys((*first, *held))
+    )
     only_load = replace(protocol, rounds=0, keep_loaded=True)
     there: list[str] = []
     asked = 0
-    with session.log.side_by_side():
-        for ready in ahead(sent):
-            there = [*there, *ready][: len(first)]
-            due = len(there) - asked >= LOADED_AT_ONCE or len(there) == len(first)
-            if session.resident and due and len(there) > asked:
-                asked = len(there)
-                session.time(there, only_load)
+    with session.log.side_by_side(), closing(ahead(makes, MADE_AHEAD)) as made:
+        sends = (send() for ready in made for send in ready)
+        with closing(ahead(sends)) as sent:
+            for ready in sent:
+                there = [*there, *ready][: len(first)]
+                due = len(there) - asked >= LOADED_AT_ONCE or len(there) == len(first)
+                if session.resident and due and len(there) > asked:
+                    asked = len(there)
+                    session.time(there, only_load)

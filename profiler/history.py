@@ -43,8 +43,15 @@ class BatchHistory:
         """The slowdown at which the device was quiet; 1 before the first batch."""
         if not self.outcomes:
             return 1.0
+        whole = self._whole
+        return quiet_slowdown(self.slowdown[whole], self.quality.quiet[whole])
+
+    @property
+    def _whole(self) -> np.ndarray:
+        """Which batches say how fast the device is [batches]: those of at least half of the most
+        graphs. The few graphs of the last rows may find themselves in a cache."""
         graphs = np.array([len(outcome.results) for outcome in self.outcomes])
-        return quiet_slowdown(self.slowdown, self.quality.quiet, graphs)
+        return graphs >= graphs.max(initial=0) / 2
 
     @property
     def rejected(self) -> int:
@@ -54,13 +61,15 @@ class BatchHistory:
     @property
     def drift(self) -> float:
         """Standard deviation of the device's speed over the batches, as a share."""
-        return float(np.std(np.log(self.slowdown))) if self.outcomes else 0.0
+        whole = self._whole
+        return float(np.std(np.log(self.slowdown[whole]))) if self.outcomes else 0.0
 
     @property
     def steady_change(self) -> float:
         """By how much the device got steadily slower, as a share; 0: its speed just wandered."""
+        whole = self._whole
         ended_ms = np.array([outcome.facts.ended_ms for outcome in self.outcomes])
-        return steady_change(self.slowdown, ended_ms)
+        return steady_change(self.slowdown[whole], ended_ms[whole])
 
     def add(self, outcome: BatchOutcome, events_at_rest: int) -> None:
         """Takes in a batch.

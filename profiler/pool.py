@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
@@ -18,6 +18,7 @@ from .scheduler import Finished, MeasureBatch, RowScheduler, TimeLoops
 
 T = TypeVar("T")
 
+_JOIN_S = 0.05
 POLL_S = 0.5
 """Between two looks at what nobody tells of: whether a device is back."""
 
@@ -115,8 +116,8 @@ def on_every(
             thread.join(0.2)
 
 
-def ahead(items: Iterable[T], most: int = 0) -> Iterator[list[T]]:
-    """Goes through items in a thread of its own.
+def ahead(items: Iterable[T], most: int = 0) -> Generator[list[T], None, None]:
+    """Goes through items in a thread of its own, which has ended when this is closed.
 
     Args:
         items: any; what their making raises is raised here.
@@ -139,7 +140,8 @@ def ahead(items: Iterable[T], most: int = 0) -> Iterator[list[T]]:
             end = _End(error)
         ready.put(end)
 
-    threading.Thread(target=work, daemon=True).start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         end: _End | None = None
         while end is None:
@@ -154,8 +156,10 @@ def ahead(items: Iterable[T], most: int = 0) -> Iterator[list[T]]:
             raise end.error
     finally:
         unwanted.set()
-        with suppress(Empty):
-            ready.get_nowait()  # lets go what waits for room
+        while thread.is_alive():
+            with suppress(Empty):
+                ready.get_nowait()  # lets go what waits for room
+            thread.join(_JOIN_S)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def doubts_of_predictions(result: ProfileResult, spread: Spread) -> list[str]:
         doubts.append(f"medians over quiet times differ by {scatter:.1%} between networks")
     for name, change in (("medians", spread.median_change), ("percentiles", spread.p90_change)):
         if change > MAX_SPREAD:
-            doubts.append(f"{name} changed by {change:.1%} within the run")
+            doubts.append(f"{name} of networks changed by {change:.1%} while they were timed")
     return doubts
 
 

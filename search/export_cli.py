@@ -24,11 +24,11 @@ CHIP_FORMATS = ("dlc", "qnn-context")
 PRECISIONS = ("fp32", "fp16", "int8")
 """What can be chosen; here so that --help does not wait for what writes them."""
 
-_HELP = """Writes an architecture as the file that a device loads: ONNX or TFLite.
+_HELP = """Writes an architecture as the file that a device loads: ONNX, TFLite, DLC or QNN's.
 
-The output's name gives the format: .tflite, or .onnx, which is onnx-qdq for int8. For a trained
-network a second file, with .json after its name, has what an application needs: preprocessing and
-class names.
+The output's name gives the format: .tflite, .dlc, or .onnx, which is onnx-qdq for int8. For a
+trained network a second file, with .json after its name, has what an application needs:
+preprocessing and class names.
 
 Without trained weights of this very network, random ones of a fixed seed are written, which is
 enough to measure latency.
@@ -208,7 +208,7 @@ def _recipe(
     known = (form,) if form else formats_of(output.suffix)
     if not known:
         raise BadRequest(
-            f"{output}: its name does not tell the format; end it in .onnx or .tflite, "
+            f"{output}: its name does not tell the format; end it in .onnx, .tflite or .dlc, "
             f"or add --format {'|'.join(FORMATS)}"
         )
     for name in known:

@@ -30,6 +30,7 @@ ONCE = Protocol(rounds=1, calls_per_visit=CALLS, warmup_calls=1)
 ARGUMENTS = {
     "--graph", "--external_delegate_path", "--external_delegate_options", "--num_threads",
     "--require_full_delegation", "--num_runs", "--min_secs", "--warmup_runs", "--warmup_min_secs",
+    "--verbose",
 }  # fmt: skip
 
 
@@ -129,9 +130,21 @@ def test_options_go_to_the_delegate_and_nowhere_else(bench: Bench) -> None:
     options = {"delegate_options": "backend_type:dsp,log_level:1"}
     assert bench.measure(graph(), options=options).error is None
     assert bench.model.options == "backend_type:dsp;log_level:1"
-    for wrong in ("a:b c", "$(touch x):1", "a", "a:b;rm -rf /"):
+    for wrong in ("a:b c", "$(touch x):1", "a", "a:b;rm -rf /", "a" + ":aaaaa" * 40 + "!"):
         with pytest.raises(BadRequest, match="key:value"):
             bench.measure(graph(), options={"delegate_options": wrong})
+    with pytest.raises(BadRequest, match="htp or dsp"):
+        bench.measure(graph(), options={"delegate_options": "backend_type:gpu"})
+    for wrong in ("/system/lib64/x.so", "../x.so", "x y.so", ""):
+        with pytest.raises(BadRequest, match="the name of a library"):
+            bench.measure(graph(), options={"delegate": wrong})
+
+
+def test_a_graph_that_is_not_quantised_is_refused(bench: Bench) -> None:
+    content = prepare(export_operator("SEP_3", SHAPE), Recipe("tflite", "fp32")).content
+    error = bench.measure(content).error
+    assert error is not None
+    assert "takes graphs quantised to 8 bits" in str(error)
 
 
 def test_a_phone_without_the_program_says_what_to_do(adb_server, tmp_path: Path) -> None:

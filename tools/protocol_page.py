@@ -124,7 +124,7 @@ def _words(item: Field[Any], value: float) -> str:
     if unit == "bytes":
         return f"{value / 2**20:g} MiB"
     if unit == "share":
-        return f"{value:.0%}"
+        return f"{100 * value:g}%"
     return f"{value:g} {unit[:-1] if value == 1 and unit != 's' else unit}".rstrip()
 
 

@@ -18,9 +18,10 @@ import numpy as np
 from ..commands import AdbRunner
 from ..conditions import Conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed
+from ..formats.tflite_file import inputs_of
 from ..phone import phone_conditions, phone_name
 from ..sandbox import Needs
-from ..tools.tflite import read_benchmark, tflite_error
+from ..tools.tflite import Timing, read_benchmark, tflite_error
 from .base import (
     Availability,
     Context,
@@ -29,6 +30,7 @@ from .base import (
     Session,
     TargetInfo,
     TensorInfo,
+    check_eight_bits,
     check_format,
     check_options,
     check_threads,
@@ -44,7 +46,10 @@ _PROGRAM = "benchmark_model"
 _OPTIONS = ("delegate", "delegate_options")
 _DELEGATE = "libQnnTFLiteDelegate.so"
 _SETTINGS = "backend_type:htp;htp_performance_mode:2"
-_KEYS = re.compile(r"(?:[a-z0-9_]+:[A-Za-z0-9_./-]+;?)*")
+_PAIR = r"[a-z0-9_]+:[A-Za-z0-9_./-]+"
+_SETTING = re.compile(rf"{_PAIR}(?:;{_PAIR})*")
+_LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_PROCESSORS = ("htp", "dsp")
 _RUN_S, _SHORT_S = 600.0, 30.0
 _UNIT = "DELEGATE"
 
@@ -94,8 +99,8 @@ def open_target(
     """Opens the phone.
 
     Args:
-        options: ``delegate``, a library in `PHONE_TFLITE` or its path on the phone, and
-            ``delegate_options``, ``key:value`` with commas between.
+        options: ``delegate``, a library in `PHONE_TFLITE`, and ``delegate_options``, ``key:value``
+            with commas between.
 
     Raises:
         BadRequest: an unknown option or value, more than one thread, or no phone.
@@ -105,12 +110,22 @@ def open_target(
     check_threads(target, threads, 1)
     delegate = options.get("delegate", _DELEGATE)
     settings = options.get("delegate_options", _SETTINGS).replace(",", ";")
-    if not _KEYS.fullmatch(settings):
+    if not _LIBRARY.fullmatch(delegate):
+        raise BadRequest(
+            f"option 'delegate' is the name of a library in {PHONE_TFLITE}, "
+            f"not '{one_line(delegate, 80)}'"
+        )
+    if not _SETTING.fullmatch(settings):
         raise BadRequest(
             "option 'delegate_options' is key:value with commas between, "
             f"not '{one_line(settings, 80)}'"
         )
-    path = delegate if delegate.startswith("/") else f"{PHONE_TFLITE}/{delegate}"
+    pairs = dict(pair.split(":", 1) for pair in settings.split(";"))
+    if pairs.get("backend_type", _PROCESSORS[0]) not in _PROCESSORS:
+        raise BadRequest(
+            f"option 'delegate_options': backend_type is {' or '.join(_PROCESSORS)} for {TARGET}"
+        )
+    path = f"{PHONE_TFLITE}/{delegate}"
     return PhoneSession(AdbRunner(context.adb, os.getcwd()), path, settings)
 
 
@@ -137,10 +152,11 @@ class PhoneSession(Session):
 
     def load(self, content: bytes, format: str) -> PhoneGraph:
         check_format(TARGET, _FORMATS, format)
+        check_eight_bits(TARGET, [TensorInfo(*entry) for entry in inputs_of(content)])
         return PhoneGraph(self, self._runner.put(content, ".tflite"))
 
-    def mean_ms(self, path: str, calls: int) -> float:
-        """What a call takes in the mean over some.
+    def measure(self, path: str, calls: int) -> Timing:
+        """What calls take in the mean, and what the delegate took.
 
         Raises:
             AgentError: what the tool says went wrong; the delegate left nodes to the CPU.
@@ -151,6 +167,7 @@ class PhoneSession(Session):
             f"--external_delegate_path={self._delegate}",
             f"--external_delegate_options={self._settings}",
             "--require_full_delegation=true",
+            "--verbose=true",
             "--num_threads=1",
             f"--num_runs={calls}",
             "--min_secs=0",
@@ -169,7 +186,7 @@ class PhoneSession(Session):
         found = read_benchmark(output.text, delegated=True)
         if found.calls != calls:
             raise RuntimeCrashed(f"{_PROGRAM} made {found.calls} calls, not {calls}")
-        return found.mean_us / 1e3
+        return found
 
     def conditions(self) -> Conditions:
         return phone_conditions(self._runner)
@@ -186,7 +203,10 @@ class PhoneGraph(Loaded):
         self._session, self._path = session, path
 
     def timed_calls(self, count: int) -> list[Sample]:
-        return [Sample(self._session.mean_ms(self._path, count))] * count
+        found = self._session.measure(self._path, count)
+        if found.placement is not None:
+            self.compute_unit = found.placement.delegate
+        return [Sample(found.mean_us / 1e3)] * count
 
     def inputs(self) -> tuple[TensorInfo, ...]:
         return ()

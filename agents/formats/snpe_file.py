@@ -20,7 +20,6 @@ NAMES = ("snpe",)
 MODEL, EDGES = "model.dlc", "edges.json"
 TYPES = ("float32", "uint8")
 
-_MOST_BYTES = 2**30
 _MOST_MEMBERS = 64
 _MOST_EDGES = 16
 _MOST_JSON_BYTES = 64 * 1024
@@ -60,28 +59,37 @@ def read(content: Content) -> SnpeArtifact:
     """Reads a file, as `check` does."""
     if not len(content):
         raise BadRequest("the artefact is empty")
-    members = _members(bytes(content), "the artefact", stored=True)
-    if set(members) != {MODEL, EDGES}:
-        raise BadRequest(f"the artefact holds other files than {MODEL} and {EDGES}")
-    if _MODEL_MEMBER not in _members(members[MODEL], "the DLC", stored=False):
+    members = _members(bytes(content), "the artefact", (MODEL, EDGES))
+    if _MODEL_MEMBER not in _members(members[MODEL], "the DLC"):
         raise BadRequest("the DLC holds no model")
     inputs, outputs = _edges(members[EDGES])
     return SnpeArtifact(members[MODEL], inputs, outputs)
 
 
-def _members(content: bytes, what: str, stored: bool) -> dict[str, bytes]:
-    """Members of an archive, by name; empty ones where only the frame is looked at."""
+def _members(content: bytes, what: str, wanted: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Members of an archive, by name.
+
+    Args:
+        content: of the archive.
+        what: it is, for errors.
+        wanted: names of the members that there must be, stored, and no others; none: any names,
+            and only the frame is looked at.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = archive.infolist()
-            if len(infos) > _MOST_MEMBERS or len({info.filename for info in infos}) != len(infos):
+            names = [info.filename for info in infos]
+            if len(infos) > _MOST_MEMBERS or len(set(names)) != len(names):
                 raise BadRequest(f"{what} has too many members, or two of one name")
-            for info in infos:
-                if stored and info.compress_type != zipfile.ZIP_STORED:
-                    raise BadRequest(f"{what} has compressed members")
-                if not 0 <= info.file_size <= _MOST_BYTES:
-                    raise BadRequest(f"{what} has a member of {info.file_size} bytes")
-            return {info.filename: archive.read(info) if stored else b"" for info in infos}
+            if not wanted:
+                return dict.fromkeys(names, b"")
+            if set(names) != set(wanted):
+                raise BadRequest(f"{what} holds other files than {' and '.join(wanted)}")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise BadRequest(f"{what} has compressed members")
+            if sum(info.file_size for info in infos) > len(content):
+                raise BadRequest(f"{what} has members that overlap")
+            return {name: archive.read(name) for name in names}
     except BadRequest:
         raise
     except Exception as error:  # zipfile raises of many kinds

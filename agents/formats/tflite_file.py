@@ -132,6 +132,16 @@ def check(content: Content) -> None:
     _check_model(parse(content, SCHEMA, "Model", _LIMITS), content)
 
 
+def inputs_of(content: Content) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type by numpy's name and shape of each input of a file that passed `check`."""
+    graph = parse(content, SCHEMA, "Model", _LIMITS)["subgraphs"][0]
+    tensors = [graph["tensors"][int(index)] for index in graph["inputs"]]
+    return [
+        (str(t["name"]), TENSOR_TYPES[t["type"]].lower(), tuple(int(size) for size in t["shape"]))
+        for t in tensors
+    ]
+
+
 def _check_model(model: Table, content: Content) -> None:
     if model["version"] != _VERSION:
         raise BadRequest(f"the model has the schema version {model['version']}; only 3 is known")

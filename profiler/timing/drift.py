@@ -98,19 +98,15 @@ def _standardised_ranks(series: np.ndarray) -> np.ndarray:
     return (ranks - ranks.mean()) / ranks.std()
 
 
-def quiet_slowdown(slowdown: np.ndarray, quiet: np.ndarray, graphs: np.ndarray) -> float:
+def quiet_slowdown(slowdown: np.ndarray, quiet: np.ndarray) -> float:
     """The slowdown at which the device was quiet: that of its fastest quarter of batches.
 
     Args:
         slowdown: [batches].
         quiet: whether a batch was neither contended nor came after a throttling [batches]; where
             none is, all count.
-        graphs: timed in each [batches]. Batches of less than half of the most do not count: the
-            last rows' few graphs may find themselves in a cache, which is not the device's speed.
     """
-    whole = graphs >= graphs.max() / 2
-    chosen = whole & quiet if (whole & quiet).any() else whole
-    return float(quiet_ms(slowdown[chosen]))
+    return float(quiet_ms(slowdown[quiet] if quiet.any() else slowdown))
 
 
 def relative_speed(times_ms: dict[str, float], reference_ms: dict[str, float]) -> float:

@@ -163,6 +163,20 @@ def test_a_row_is_narrow_enough_where_it_hardly_shows_in_the_fastest_network():
     assert rounds(0.5) == MIN_ROUNDS
 
 
+def test_batches_of_few_graphs_do_not_say_how_fast_a_device_is():
+    """The last row's graphs may run from a cache: all of them are faster by as much."""
+    device = StandIn(noise={"SEP_5": 0.2}, slowdown=lambda number: 1.0 if number < 4 else 0.8)
+    bench = Bench(device, planned("*"), timing(max_rounds=40))
+    found = bench.finish()
+    assert bench.measurement.batches > 10
+    history = bench.measurement.history
+    assert history.slowdown[-1] == pytest.approx(0.8, rel=0.05)
+    assert history.quiet_slowdown == pytest.approx(1.0, rel=0.01)
+    assert history.drift < 0.01
+    assert history.steady_change == 0.0
+    assert bench.latency_ms(found["SEP_3"]) == pytest.approx(COST_MS["SEP_3"], rel=0.01)
+
+
 def test_a_row_that_stays_wide_ends_after_all_the_rounds_and_is_unstable():
     found = measured(StandIn(noise={"SEP_5": 0.3}), timing(max_rounds=24))
     assert found["SEP_5"].rounds == 24
