@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..lookup_tables.architecture import ArtifactAccuracy, TableSource
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.spread import QUIET
-from ..lookup_tables.table import Target, parse_options
+from ..lookup_tables.table import EMULATED, Target, parse_options
 from ..ops.errors import BadRequest, HurricaneError
 
 if TYPE_CHECKING:
@@ -226,7 +226,8 @@ def artifact_accuracy(
     (source,), (target,) = found.inputs, found.outputs
     digest = session.client.upload(artifact.content, format)
     # What a batch leaves loaded, the calls after it need not load each for itself.
-    kept = session.time([digest], Protocol(rounds=1, calls_per_visit=1, keep_loaded=True))[digest]
+    rounds = 0 if session.target.origin == EMULATED else 1  # there nothing can be timed
+    kept = session.time([digest], Protocol(rounds, calls_per_visit=1, keep_loaded=True))[digest]
     if kept.error is not None:
         raise HurricaneError(f"the network could not be run on {session.target}: {kept.error}")
     labels = data.test.labels.tolist()

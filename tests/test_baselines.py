@@ -200,9 +200,9 @@ def test_the_smallest_files_of_the_formats_are_read(tmp_path: Path):
     table, target = tmp_path / "t.csv", Target("d", "cpu", "r")
     BASELINES.path(table).write_text(json.dumps(baselines()))
     assert BASELINES.load(table) == {target: {ONE: 2.0}}
-    nothing = {"networks": [], "operator_median": None, "operator_p90": None}
+    nothing = {"networks": [], "operator_median": None, "operator_p90": None, "drift": 0.0}
     SPREADS.path(table).write_text(json.dumps(of_operators(**nothing)))
-    assert SPREADS.load(table) == {TARGET: Spread()}
+    assert SPREADS.load(table) == {TARGET: Spread(median_change=0.02, p90_change=0.03)}
 
 
 # Files of earlier versions

@@ -20,7 +20,14 @@ from hurricane.ops.export import sha256
 from hurricane.ops.pool import select_operators
 from hurricane.profiler.controls import Controls, find_controls
 from hurricane.profiler.networks import random_networks
-from hurricane.profiler.plan import Graph, baseline_graphs, graph_bytes, parse_layers, plan_rows
+from hurricane.profiler.plan import (
+    Graph,
+    baseline_graphs,
+    graph_bytes,
+    parse_layers,
+    plan_row,
+    plan_rows,
+)
 from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession, connect
@@ -33,7 +40,7 @@ DEVICE = "hexagon685-dsp"
 TARGET = parse_target(f"sim-{DEVICE}")
 SLOWER = 1.12
 ROWS = plan_rows(parse_layers("digits32"), select_operators("SEP_3,MB_3_3,Choice_3"))
-PROTOCOL = TimingProtocol(network_rounds=6)
+PROTOCOL = TimingProtocol(network_rounds=6, control_graphs_per_network=5)
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +251,12 @@ def test_controls_are_many_graphs_besides_the_baselines(model):
         session = TargetSession.open(clients[0], TARGET)
         found = find_controls(model, session, PROTOCOL)
         assert found is not None
-        operators = len(model.operators) * len(model.backbone.distinct_shapes)
-        assert len(of_rows(found)) == 2 * operators
+        planned = [
+            plan_row(row.operator, row.shape)
+            for row in model.rows
+            if row.operator in model.operators
+        ]
+        assert len(of_rows(found)) == sum(len(row.with_operator) for row in planned)
         assert np.isfinite(list(of_rows(found).values())).all()
         assert len(digests(found)) > len(of_rows(found)) + len(of_baselines(found))
         timed = session.time(digests(found), PROTOCOL.batch(0))

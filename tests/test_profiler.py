@@ -29,8 +29,8 @@ from hurricane.ops.backbone import is_stem, load_backbone, row_costs
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import POOL, select_operators
+from hurricane.profiler import delivery
 from hurricane.profiler import protocol as protocol_module
-from hurricane.profiler import session as session_module
 from hurricane.profiler.accuracy import compare, kendall_tau
 from hurricane.profiler.additivity import check_networks
 from hurricane.profiler.cli import profile_ops
@@ -491,10 +491,10 @@ def test_a_wrong_request_leaves_no_journal_that_blocks_the_right_one(tmp_path):
 
 @pytest.mark.process
 def test_a_graph_that_the_runtime_refuses_costs_its_own_row_only(tmp_path, monkeypatch):
-    real = session_module.graph_bytes
+    real = delivery.graph_bytes
     broken = plan_row("SEP_5", load_backbone("digits32").layers[1]).with_operator
     monkeypatch.setattr(
-        session_module,
+        delivery,
         "graph_bytes",
         lambda graph, replica=0: b"no onnx" if graph in broken else real(graph, replica),
     )

@@ -213,6 +213,10 @@ def test_a_session_is_what_its_agent_says_of_the_target(
 ) -> None:
     version = {"runtime_version": "1.2", "defaults": ("spinning=1",)}
     agent = Agent("cpu-onnxruntime-int8", availability=availability, resident=False, **version)
+    if origin == "emulated":
+        with pytest.raises(BadRequest, match="an emulator has no latency"):
+            session_of(agent, "cpu-onnxruntime-int8")
+        return
     session = session_of(agent, "cpu-onnxruntime-int8")
     assert session.target == Target(
         "board", "cpu", "onnxruntime", "1.2", "spinning=1", "int8", 1, origin
