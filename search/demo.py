@@ -47,10 +47,10 @@ BACKBONE = "digits32"
 TARGETS = ("cpu-onnxruntime-fp32", "cpu-litert-int8", "sim-hexagon685-dsp", "sim-myriadx-vpu")
 BASELINE = "Choice_3"
 
-EVALUATIONS = 100
+EVALUATIONS = 80
 """A stage; the default of a real search is 1,000."""
 
-TRAINING = 0.5
+TRAINING = 0.45
 """Of the preset's epochs."""
 
 BUDGET = 1.25
