@@ -186,7 +186,7 @@ targets = st.builds(
     options=options.map(format_options),
     precision=words,
     threads=st.integers(1, 64),
-    origin=st.sampled_from(["measured", "simulated", "emulated", "estimated", "imported"]),
+    origin=st.sampled_from(["measured", "simulated", "estimated", "imported"]),
 )
 shapes = st.builds(LayerShape, *[st.integers(1, 2000)] * 4, st.sampled_from([1, 2]))
 operators = st.sampled_from(["SEP_3", "Choice_x_SE", "stem", "head:1024:relu6", "my.own-block"])
