@@ -476,7 +476,7 @@ def test_by_default_a_file_is_as_the_tables_target_takes_it(
     [
         ("a.onnx", ["--precision", "fp16"], "cannot be fp16: onnx has fp32; onnx-qdq has int8"),
         ("a.onnx", ["--format", "onnx-qdq", "--precision", "fp32"], "cannot be fp32"),
-        ("a.bin", [], "end it in .onnx or .tflite"),
+        ("a.bin", [], "end it in .onnx, .tflite or .dlc"),
         ("a.onnx", ["--target", "cpu-onnxruntime-int8"], "add --test"),
     ],
 )
