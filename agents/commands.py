@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from .backends.base import one_line
 from .errors import AgentError, BadRequest, Busy, DeviceLost, RuntimeCrashed, TimedOut, Unauthorised
@@ -33,6 +33,12 @@ MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 
 PHONE_FOLDER = "/data/local/tmp/hurricane"
 """Where files lie on a phone: the one place where a shell may write and start programs."""
+
+PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/lib/android-sdk")
+"""Where programs lie, adb's client among them; a sandbox is to leave these open."""
+
+TOOL_S, COMMAND_S = 600.0, 30.0
+"""How long a vendor's tool may run a network, and a command that only asks for something."""
 
 _SHORT_S = 20.0  # for adb's own commands
 _KILL_S = 5.0
@@ -288,6 +294,34 @@ class AdbRunner(CommandRunner):
                 return kind(f"{phone} {what}")
         shown = f" ({one_line(said, 160)})" if said.strip() else ""
         return DeviceLost(f"{phone} does not answer: {otherwise}{shown}")
+
+
+def run_tool(
+    runner: CommandRunner,
+    words: Sequence[str],
+    timeout_s: float,
+    environment: Mapping[str, str],
+    error_in: Callable[[str], Optional[AgentError]],
+) -> Output:
+    """Runs a vendor's tool, which must end well.
+
+    Args:
+        error_in: finds what the tool itself says went wrong; None: nothing.
+
+    Raises:
+        RuntimeCrashed: it ended with another status than 0 and did not say why.
+        AgentError: what it says went wrong, or as for `CommandRunner.run`.
+    """
+    output = runner.run(words, timeout_s, environment)
+    error = error_in(output.text)
+    if error is not None:
+        raise error
+    if output.status:
+        said = one_line(output.text[-400:], 200) or "nothing"
+        raise RuntimeCrashed(
+            f"{_name(words[0])} ended with status {output.status}; it said: {said}"
+        )
+    return output
 
 
 def start_adb_server() -> None:

@@ -17,7 +17,7 @@ from ..ops.errors import BadRequest
 from ..ops.jsonfile import Fields, write_json
 from ..ops.pool import GATES
 from .spread import QUIET, STATISTICS
-from .table import ORIGINS
+from .table import COMPUTING, ORIGINS
 from .verdict import Verdict
 
 FORMAT_VERSION = 1
@@ -347,7 +347,7 @@ def _read_artifact_accuracy(fields: Fields | None) -> ArtifactAccuracy | None:
         images=images,
         data=fields.text("data"),
         target=fields.text("target"),
-        origin=fields.choice("origin", ("measured", "emulated")),
+        origin=fields.choice("origin", COMPUTING),
         runtime_version=_text_or_empty(fields, "runtime_version"),
         format=fields.text("format"),
         precision=fields.text("precision"),

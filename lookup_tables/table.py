@@ -47,6 +47,9 @@ EMULATED = "emulated"
 """Origin of what a vendor's emulator tells: outputs, and never a latency."""
 
 ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported")
+COMPUTING = ("measured", EMULATED)
+"""Origins whose targets run graphs; others say how long, and compute nothing."""
+
 STATUSES = ("ok", "unsupported", "failed", "timeout")
 
 MAX_LATENCY_MS = 3_600_000.0

@@ -43,7 +43,7 @@ def on_all_cores(
     context = get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     try:
-        with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupt) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=ignore_interrupt) as pool:
             with _without_script():
                 results = pool.map(work, items, chunksize=at_once)
             yield from results
@@ -73,6 +73,6 @@ def _without_script() -> Iterator[None]:
             sys.modules["__main__"] = script
 
 
-def _ignore_interrupt() -> None:
-    """The interrupt is the main process's to handle, in one voice."""
+def ignore_interrupt() -> None:
+    """In a worker: the interrupt is the main process's to handle, in one voice."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -104,7 +104,9 @@ class DeviceMeasurement:
         """
         self.history.add(outcome, events_at_rest)
         self._networks = tuple(g for g in self._networks if g not in outcome.errors)
-        ended = [o for row in self._active if (o := self._judge(row, is_over_budget)) is not None]
+        floor_ms = self._floor_ms()
+        judged = (self._judge(row, floor_ms, is_over_budget) for row in self._active)
+        ended = [outcome for outcome in judged if outcome is not None]
         if ended:
             self.history.keep_scale()
         for one in ended:
@@ -133,7 +135,7 @@ class DeviceMeasurement:
         timed = [times for graph in graphs if (times := self.history.wall_of((graph, 0)))]
         return np.concatenate([calls / quiet for quiet, calls in timed] or [np.empty(0)])
 
-    def _judge(self, row: PlannedRow, is_over_budget: bool) -> RowOutcome | None:
+    def _judge(self, row: PlannedRow, floor_ms: float, is_over_budget: bool) -> RowOutcome | None:
         """The outcome of an active row; None: it goes on."""
         last, contexts = self.history.outcomes[-1], self._contexts(row)
         # A device that refuses the neighbour itself is no evidence about the row.
@@ -154,8 +156,8 @@ class DeviceMeasurement:
             Evidence(
                 rounds,
                 of_all - rounds,
-                self._width(found),
-                self._width(found_of_all),
+                self._width(found, floor_ms),
+                self._width(found_of_all, floor_ms),
                 is_over_budget,
             )
         )
@@ -217,13 +219,16 @@ class DeviceMeasurement:
                 weights[one] = -1 / len(contexts) / len(replicas)
         return weights
 
-    def _width(self, estimate: Estimate | None) -> float:
+    def _width(self, estimate: Estimate | None, floor_ms: float) -> float:
         if estimate is None:
             return float("inf")
+        return estimate.width(self._protocol.precision, floor_ms)
+
+    def _floor_ms(self) -> float:
+        """The error that matters in no network: a share of the fastest one, or a constant."""
         networks_ms = [ms for g in self._networks if (ms := self.history.quiet_of([(g, 0)]))]
         floor_ms = self._protocol.precision_of_network * min(networks_ms, default=0.0)
-        floor_ms = max(floor_ms, self._protocol.precision_floor_ms)
-        return estimate.width(self._protocol.precision, floor_ms)
+        return max(floor_ms, self._protocol.precision_floor_ms)
 
     def _graphs_ms(self, graphs: Iterable[Graph]) -> dict[Graph, float]:
         """What graphs take, raw: the mean over their replicas."""

@@ -15,9 +15,9 @@ from functools import partial
 import numpy as np
 
 from ..agents.errors import AgentError, BadAnswer, ErrorKind, Unreachable
-from ..agents.results import ArtifactResult, Protocol
+from ..agents.results import ArtifactResult
 from ..lookup_tables.support import MAX_REASON, SupportRow
-from ..lookup_tables.table import EMULATED, TableError, format_flags
+from ..lookup_tables.table import COMPUTING, TableError, format_flags
 from ..ops.artifacts import ArtifactInfo, edges
 from ..ops.artifacts.cache import cached
 from ..ops.calibration import random_samples
@@ -25,6 +25,7 @@ from ..ops.errors import BadRequest, HurricaneError
 from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .deviation import NotComparable, compare_outputs
+from .origin import keeping
 from .outcomes import ABANDONS, CONTENDED
 from .plan import PlannedRow, batches, graph_bytes
 from .recorder import STATUS_OF
@@ -35,9 +36,6 @@ BATCH_ROWS = 16
 
 INPUTS = 4
 """Random inputs of each graph: heads give as few as ten numbers for one."""
-
-COMPUTING = ("measured", EMULATED)
-"""Origins whose targets run graphs; others say how long, and compute nothing."""
 
 _FIRST_SEED = 1
 """Calibration samples are drawn with seed 0."""
@@ -61,16 +59,6 @@ class SupportSettings:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise BadRequest(f"seed must not be negative, got {self.seed}")
-
-    def protocol(self, origin: str) -> Protocol:
-        """Graphs are loaded, and stay so for the numerical check; one call where there can be."""
-        return Protocol(
-            rounds=0 if origin == EMULATED else 1,
-            calls_per_visit=1,
-            warmup_calls=1,
-            artifact_timeout_s=self.timeout_s,
-            keep_loaded=True,
-        )
 
 
 def ask_support(
@@ -133,11 +121,8 @@ def _ask(
             raise
         except HurricaneError as error:
             yield row, _row(session, row, status="failed", reason=f"no artefact: {error}")
-    results = (
-        session.time([*digests.values()], settings.protocol(session.target.origin))
-        if digests
-        else {}
-    )
+    protocol = keeping(session.target.origin, warmup_calls=1, artifact_timeout_s=settings.timeout_s)
+    results = session.time([*digests.values()], protocol) if digests else {}
     for row, digest in digests.items():
         result = results[digest]
         try:

@@ -8,7 +8,6 @@ from ..ops.qnn import compile_context
 from ..ops.socs import soc_of
 
 DLC, CONTEXT = "dlc", "qnn-context"
-FORMS = (DLC, CONTEXT)
 """``dlc`` for SNPE; ``qnn-context``: an ONNX graph of one node with QNN's binary, which
 onnxruntime's QNN provider loads without compiling."""
 

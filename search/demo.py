@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -27,6 +26,7 @@ from ..ops.errors import BadRequest, HurricaneError
 from ..ops.files import read_json
 from ..ops.jsonfile import write_json
 from ..ops.pool import POOL
+from ..ops.processes import ignore_interrupt
 from .confirm import Confirmation
 from .measuring import TargetMeasurer
 from .pipeline import (
@@ -255,7 +255,7 @@ def _worker_pool(workers: int, context: SpawnContext) -> Iterator[ProcessPoolExe
     What they have done is in the runs' directories, from where the next demo goes on.
     """
     others = active_children()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=ignore_interrupt)
     try:
         yield pool
     except BaseException as error:
@@ -272,11 +272,6 @@ def _worker_pool(workers: int, context: SpawnContext) -> Iterator[ProcessPoolExe
             ) from error
         raise
     pool.shutdown()
-
-
-def _ignore_interrupt() -> None:
-    """In a worker: the interrupt is the main process's to handle, in one voice."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 _SPANS = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..lookup_tables.architecture import ArtifactAccuracy, TableSource
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.spread import QUIET
-from ..lookup_tables.table import EMULATED, Target, parse_options
+from ..lookup_tables.table import COMPUTING, Target, parse_options
 from ..ops.errors import BadRequest, HurricaneError
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def artifact_accuracy(
     """
     import numpy as np
 
-    from ..agents.results import Protocol
     from ..ops.artifacts import edges
+    from ..profiler.origin import keeping
 
     _check_computes(session.target)
     format = session.recipe.format
@@ -226,8 +226,7 @@ def artifact_accuracy(
     (source,), (target,) = found.inputs, found.outputs
     digest = session.client.upload(artifact.content, format)
     # What a batch leaves loaded, the calls after it need not load each for itself.
-    rounds = 0 if session.target.origin == EMULATED else 1  # there nothing can be timed
-    kept = session.time([digest], Protocol(rounds, calls_per_visit=1, keep_loaded=True))[digest]
+    kept = session.time([digest], keeping(session.target.origin))[digest]
     if kept.error is not None:
         raise HurricaneError(f"the network could not be run on {session.target}: {kept.error}")
     labels = data.test.labels.tolist()
@@ -256,5 +255,5 @@ def artifact_accuracy(
 
 def _check_computes(target: Target) -> None:
     """Raises NotMeasurable for targets that tell times and compute no outputs."""
-    if target.origin not in ("measured", "emulated"):
+    if target.origin not in COMPUTING:
         raise NotMeasurable(f"times of {target.name} are {target.origin}: nothing is computed")

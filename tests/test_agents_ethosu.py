@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("ethosu.regor", reason="ethos-u-vela is not installed")
 pytest.importorskip("litert_quantizer", reason="litert-quantizer is not installed")
 
-from hurricane.agents.backends import ethosu_vela
+from hurricane.agents.backends import _distribution, ethosu_vela
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.backends.ethosu_vela import SERIES, Series
 from hurricane.agents.client import AgentClient, ArtifactResult, Protocol
@@ -401,7 +401,7 @@ def test_without_vela_an_older_python_is_told_that_it_is_too_old(
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", installed)
-    monkeypatch.setattr(ethosu_vela, "sys", SimpleNamespace(version_info=(3, 9, 18)))
+    monkeypatch.setattr(_distribution, "sys", SimpleNamespace(version_info=(3, 9, 18)))
     for target in ethosu_vela.targets(Context()):
         assert target.reason == "ethos-u-vela is not installed; it needs Python 3.10 or newer"
 

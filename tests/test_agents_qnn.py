@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -332,16 +333,13 @@ def test_an_older_provider_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
         def installed(name: str, version=version) -> str:
             if version is None:
-                raise qnn_htp.importlib.metadata.PackageNotFoundError(name)
+                raise importlib.metadata.PackageNotFoundError(name)
             return version
 
-        monkeypatch.setattr(qnn_htp.importlib.metadata, "version", installed)
-        qnn_htp._qnn_version.cache_clear()
+        monkeypatch.setattr(importlib.metadata, "version", installed)
         (first, second) = qnn_htp.targets(Context())
         assert first.availability == second.availability == Availability.UNAVAILABLE
         assert words in first.reason
-    monkeypatch.undo()
-    qnn_htp._qnn_version.cache_clear()
 
 
 def test_targets_say_what_they_are() -> None:

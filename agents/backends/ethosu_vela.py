@@ -9,9 +9,6 @@ Every number is labelled: the availability is ESTIMATED, and ``estimated`` is am
 from __future__ import annotations
 
 import configparser
-import importlib
-import importlib.metadata
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +19,7 @@ import numpy as np
 from ..conditions import Conditions
 from ..errors import BadRequest, UnsupportedOperator
 from ..formats.tflite_file import TENSOR_TYPES
+from ._distribution import distribution_version
 from .base import (
     Availability,
     Context,
@@ -39,11 +37,6 @@ from .base import (
 
 _FORMATS = ("tflite",)
 _PRECISION = "int8"
-# What is used of vela is no stable interface, and its estimates differ between versions.
-_DISTRIBUTION = "ethos-u-vela"
-_VERSION = (5, 2)
-_INSTALL = "run: pip install 'hurricane-nas[ethosu]'"
-_PYTHON = (3, 10)
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,10 @@ OPTIONS = ("accelerator_config", "system_config", "memory_mode")
 
 def targets(context: Context) -> list[TargetInfo]:
     """One target for each series, with the reason where vela is not there or does not fit."""
-    version, reason = _vela_version()
+    # What is used of vela is no stable interface, and its estimates differ between versions.
+    version, reason = distribution_version(
+        "ethos-u-vela", wanted=(5, 2), module="ethosu.regor", extra="ethosu", python=(3, 10)
+    )
     return [
         TargetInfo(
             name=series.target,
@@ -146,24 +142,6 @@ def open_target(
     check_options(target, OPTIONS, options)
     check_threads(target, threads, 1)
     return VelaSession(series, Compiler(series, options))
-
-
-def _vela_version() -> tuple[str, str]:
-    """Vela's version and "", or "" and why it cannot be used."""
-    try:
-        version = importlib.metadata.version(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        if sys.version_info < _PYTHON:
-            return "", f"{_DISTRIBUTION} is not installed; it needs Python 3.10 or newer"
-        return "", f"{_DISTRIBUTION} is not installed; {_INSTALL}"
-    if tuple(version.split(".")[:2]) != tuple(map(str, _VERSION)):
-        wanted = ".".join(map(str, _VERSION))
-        return "", f"{_DISTRIBUTION} {version} is not {wanted}, which the agent knows; {_INSTALL}"
-    try:
-        importlib.import_module("ethosu.regor")
-    except Exception as error:  # a broken installation may raise anything
-        return "", f"{_DISTRIBUTION} does not import: {one_line(str(error))}; {_INSTALL}"
-    return version, ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import AgentError, BadRequest
 from ..formats.onnx_file import operators_of
-from ._onnxruntime_errors import typed
+from ._onnxruntime import outputs_of, typed
 from .base import (
     Context,
     Loaded,
@@ -24,7 +24,6 @@ from .base import (
     allowed_cores,
     check_eight_bits,
     check_format,
-    check_inputs,
     check_options,
     check_threads,
     choice_of,
@@ -305,12 +304,7 @@ class OnnxruntimeGraph(Loaded):
         return self._inputs
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(self._inputs, inputs)
-        names = [node.name for node in self._session.get_outputs()]
-        try:
-            return dict(zip(names, self._session.run(names, dict(inputs))))
-        except Exception as error:
-            raise typed(error) from error
+        return outputs_of(self._session, self._inputs, inputs)
 
     def close(self) -> None:
         self._memory.remove(self)

@@ -13,13 +13,10 @@ has been run in the emulator only.
 
 from __future__ import annotations
 
-import functools
 import importlib
-import importlib.metadata
 import os
 import platform
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -31,7 +28,8 @@ from ...ops.socs import Soc, check_binary, soc_of
 from ..errors import AgentError, BadRequest, Internal, UnsupportedOperator
 from ..sandbox import Needs
 from ..tools.qnn import read_profile
-from ._onnxruntime_errors import typed
+from ._distribution import distribution_version
+from ._onnxruntime import outputs_of, typed
 from .base import (
     Availability,
     Context,
@@ -42,7 +40,6 @@ from .base import (
     TensorInfo,
     check_eight_bits,
     check_format,
-    check_inputs,
     check_options,
     check_threads,
     choice_of,
@@ -54,9 +51,6 @@ from .base import (
 _FORMATS = {"int8": ("onnx-qdq",), "fp16": ("onnx",)}
 _RUNTIME = "qnn"
 _DISTRIBUTION, _MODULE = "onnxruntime-qnn", "onnxruntime_qnn"
-_VERSION = (2, 7)
-_PYTHON = (3, 11)
-_INSTALL = "run: pip install 'hurricane-nas[qnn]'"
 _EMULATES = platform.machine() in ("x86_64", "AMD64")
 _DOORS = ("/dev/fastrpc-cdsp", "/dev/fastrpc-cdsp-secure", "/dev/adsprpc-smd", "/dev/dma_heap")
 """Devices of the kernel through which a program reaches the processor."""
@@ -80,7 +74,9 @@ _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int8)":
 
 def targets(context: Context) -> list[TargetInfo]:
     """One target for each precision, with the reason where it cannot be used."""
-    version, reason = _qnn_version()
+    version, reason = distribution_version(
+        _DISTRIBUTION, wanted=(2, 7), module=_MODULE, extra="qnn", python=(3, 11)
+    )
     if not reason and not _EMULATES and not any(map(os.path.exists, _DOORS[:3])):
         reason = "this machine has no HTP: none of " + ", ".join(_DOORS[:3]) + " is there"
     usable = Availability.EMULATED if _EMULATES else Availability.AVAILABLE
@@ -136,25 +132,6 @@ def open_target(
                 raise BadRequest(f"option 'vtcm_mb' is 1 to 99, not '{options['vtcm_mb']}'")
             settings["vtcm_mb"] = options["vtcm_mb"]
     return QnnSession(target, precision, soc, settings)
-
-
-@functools.cache
-def _qnn_version() -> tuple[str, str]:
-    """The provider's version and "", or "" and why it cannot be used."""
-    try:
-        version = importlib.metadata.version(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        if sys.version_info < _PYTHON:
-            return "", f"{_DISTRIBUTION} is not installed; it needs Python 3.11 or newer"
-        return "", f"{_DISTRIBUTION} is not installed; {_INSTALL}"
-    if tuple(version.split(".")[:2]) != tuple(map(str, _VERSION)):
-        wanted = ".".join(map(str, _VERSION))
-        return "", f"{_DISTRIBUTION} {version} is not {wanted}, which the agent knows; {_INSTALL}"
-    try:
-        importlib.import_module(_MODULE)
-    except Exception as error:  # a broken installation may raise anything
-        return "", f"{_DISTRIBUTION} does not import: {one_line(str(error))}; {_INSTALL}"
-    return version, ""
 
 
 class QnnSession(Session):
@@ -303,12 +280,7 @@ class QnnGraph(Loaded):
         return self._inputs
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(self._inputs, inputs)
-        names = [node.name for node in self._session.get_outputs()]
-        try:
-            return dict(zip(names, self._session.run(names, dict(inputs))))
-        except Exception as error:
-            raise typed(error, "QNN") from error
+        return outputs_of(self._session, self._inputs, inputs, "QNN")
 
     def close(self) -> None:
         del self._binding, self._session

@@ -19,11 +19,20 @@ from typing import Optional
 
 import numpy as np
 
-from ..commands import AdbRunner, CommandRunner, LocalRunner, Output
+from ..commands import (
+    COMMAND_S,
+    PROGRAMS,
+    TOOL_S,
+    AdbRunner,
+    CommandRunner,
+    LocalRunner,
+    Output,
+    run_tool,
+)
 from ..conditions import Conditions, read_conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator
 from ..formats.snpe_file import SnpeArtifact, SnpeEdge, read
-from ..phone import phone_conditions, phone_name
+from ..phone import PHONE_NEEDS, phone_conditions, phone_name
 from ..sandbox import Needs
 from ..tools.snpe import Diagnosis, read_diagview, snpe_error
 from .base import (
@@ -60,18 +69,16 @@ _DOORS = ("/dev/adsprpc-smd", "/dev/fastrpc-cdsp", "/dev/fastrpc-adsp", "/dev/io
 _SKELETONS = ("/system/lib/rfsa/adsp", "/system/vendor/lib/rfsa/adsp", "/dsp")
 _VERSION = re.compile(r"SNPE v(\d+(?:\.\d+)+)")
 _LOG, _RESULTS = "SNPEDiag_0.log", "Result_0"
-_RUN_S, _SHORT_S = 600.0, 30.0
 _MOST_OUTPUT_BYTES = 2**28
 _UNIT = "DSP"
 
 
 def needs(context: Context) -> Needs:
     """Programs, a folder for their files, and the processor's devices or adb's server."""
-    programs = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/lib/android-sdk")
     if context.adb:
-        return Needs(read=programs, scratch_bytes=2**30, processes=True, network=True)
+        return PHONE_NEEDS
     folders = tuple(filter(None, (_folder_of(tool) for tool in (_NET_RUN, _DIAGVIEW))))
-    read = (*programs, *folders, *_SKELETONS)
+    read = (*PROGRAMS, *folders, *_SKELETONS)
     return Needs(read=read, write=_DOORS, scratch_bytes=2**30, processes=True)
 
 
@@ -156,7 +163,7 @@ class Board:
 
     def version(self) -> str:
         """SNPE's version."""
-        output = self._tool((_NET_RUN, "--version"), _SHORT_S)
+        output = self._tool((_NET_RUN, "--version"), COMMAND_S)
         found = _VERSION.search(output.text)
         if found is None:
             raise RuntimeCrashed(
@@ -191,12 +198,12 @@ class Board:
             "--use_native_input_files",
             "--use_native_output_files",
         )
-        self._tool(words, _RUN_S)
+        self._tool(words, TOOL_S)
         return RunFolder(self, folder)
 
     def diagnosis(self, log: str) -> Diagnosis:
         """What a log tells."""
-        return read_diagview(self._tool((_DIAGVIEW, f"--input_log={log}"), _SHORT_S).text)
+        return read_diagview(self._tool((_DIAGVIEW, f"--input_log={log}"), COMMAND_S).text)
 
     def conditions(self) -> Conditions:
         """Conditions of this machine, or of the phone."""
@@ -204,7 +211,7 @@ class Board:
 
     def remove(self, folder: str) -> None:
         """Removes what a run left."""
-        self.runner.run(("rm", "-rf", folder), _SHORT_S)
+        self.runner.run(("rm", "-rf", folder), COMMAND_S)
 
     def close(self) -> None:
         """Removes everything that was brought there."""
@@ -217,15 +224,7 @@ class Board:
             words = (f"{PHONE_SNPE}/bin/{words[0]}", *words[1:])
             environment["LD_LIBRARY_PATH"] = f"{PHONE_SNPE}/lib"
             environment["ADSP_LIBRARY_PATH"] = ";".join((f"{PHONE_SNPE}/lib", *_SKELETONS))
-        output = self.runner.run(words, timeout_s, environment)
-        error = snpe_error(output.text)
-        if error is not None:
-            raise error
-        if output.status:
-            tool = words[0].rpartition("/")[2]
-            said = one_line(output.text[-400:], 200) or "nothing"
-            raise RuntimeCrashed(f"{tool} ended with status {output.status}; it said: {said}")
-        return output
+        return run_tool(self.runner, words, timeout_s, environment, snpe_error)
 
 
 class RunFolder:

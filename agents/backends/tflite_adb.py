@@ -15,11 +15,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..commands import AdbRunner
+from ..commands import COMMAND_S, TOOL_S, AdbRunner, run_tool
 from ..conditions import Conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed
 from ..formats.tflite_file import inputs_of
-from ..phone import phone_conditions, phone_name
+from ..phone import PHONE_NEEDS, phone_conditions, phone_name
 from ..sandbox import Needs
 from ..tools.tflite import Timing, read_benchmark, tflite_error
 from .base import (
@@ -50,16 +50,12 @@ _PAIR = r"[a-z0-9_]+:[A-Za-z0-9_./-]+"
 _SETTING = re.compile(rf"{_PAIR}(?:;{_PAIR})*")
 _LIBRARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _PROCESSORS = ("htp", "dsp")
-_RUN_S, _SHORT_S = 600.0, 30.0
 _UNIT = "DELEGATE"
 
 
 def needs(context: Context) -> Needs:
-    """The client of adb, a folder for files on their way, and adb's server."""
-    if not context.adb:
-        return Needs()
-    programs = ("/bin", "/usr/bin", "/usr/local/bin", "/usr/lib/android-sdk")
-    return Needs(read=programs, scratch_bytes=2**30, processes=True, network=True)
+    """What a phone takes; without one nothing runs."""
+    return PHONE_NEEDS if context.adb else Needs()
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -132,7 +128,7 @@ def open_target(
 def _missing(runner: AdbRunner) -> str:
     """What the phone lacks; empty: nothing."""
     program = f"{PHONE_TFLITE}/{_PROGRAM}"
-    if runner.run(("test", "-x", program), _SHORT_S).status:
+    if runner.run(("test", "-x", program), COMMAND_S).status:
         return f"{program} is not on the phone, or is no program (docs/snapdragon.md)"
     return ""
 
@@ -176,13 +172,7 @@ class PhoneSession(Session):
         )
         library = self._delegate.rpartition("/")[0]
         environment = {"LD_LIBRARY_PATH": library, "ADSP_LIBRARY_PATH": library}
-        output = self._runner.run(words, _RUN_S, environment)
-        error = tflite_error(output.text)
-        if error is not None:
-            raise error
-        if output.status:
-            said = one_line(output.text[-400:], 200) or "nothing"
-            raise RuntimeCrashed(f"{_PROGRAM} ended with status {output.status}; it said: {said}")
+        output = run_tool(self._runner, words, TOOL_S, environment, tflite_error)
         found = read_benchmark(output.text, delegated=True)
         if found.calls != calls:
             raise RuntimeCrashed(f"{_PROGRAM} made {found.calls} calls, not {calls}")
