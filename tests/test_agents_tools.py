@@ -98,11 +98,14 @@ def test_benchmark_model_tells_the_timed_calls_and_what_the_delegate_took() -> N
     assert tflite.read_benchmark(silent, False).placement is None
 
 
+PUSH_IT = "push it to /data/local/tmp/tflite with .* option 'delegate'"
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("ERROR: Failed to load delegate from libQnn.so\n", BadRequest, "'delegate' to its path"),
-        ('dlopen failed: library "x.so" not found\n', BadRequest, "'delegate' to its path"),
+        ("ERROR: Failed to load delegate from libQnn.so\n", BadRequest, PUSH_IT),
+        ('dlopen failed: library "x.so" not found\n', BadRequest, PUSH_IT),
         ("Failed to apply EXTERNAL delegate.\n", UnsupportedOperator, "the whole graph"),
         ('CANNOT LINK EXECUTABLE "b": library "l" not found\n', BadRequest, "missing"),
     ],
@@ -112,10 +115,11 @@ def test_what_benchmark_model_says_went_wrong_is_told_with_advice(text, kind, wo
         tflite.read_benchmark(text, True)
 
 
-def test_a_missing_library_of_snpe_is_told_with_the_option_that_helps() -> None:
+def test_a_missing_library_of_snpe_is_told_with_what_helps() -> None:
     error = snpe.snpe_error('CANNOT LINK EXECUTABLE "snpe-net-run": library "libSNPE.so" not found')
     assert isinstance(error, BadRequest)
-    assert "the option 'lib'" in str(error)
+    assert "push it to /data/local/tmp/snpe/lib" in str(error)
+    assert "on the agent's LD_LIBRARY_PATH" in str(error)
     assert snpe.snpe_error(THROUGHPUT) is None
 
 

@@ -242,8 +242,9 @@ def snpe_error(text: str) -> Optional[AgentError]:
     missing = _MISSING.search(text)
     if missing:
         return BadRequest(
-            f"{one_line(missing[0])}: a library of SNPE is not where the tool looks; set the "
-            "option 'lib' to the folder that holds libSNPE.so"
+            f"{one_line(missing[0])}: a library of SNPE is not where the tool looks; on a phone "
+            "push it to /data/local/tmp/snpe/lib, on a board put its folder on the agent's "
+            "LD_LIBRARY_PATH (docs/snapdragon.md)"
         )
     found = _ERROR.search(text)
     if found is None:

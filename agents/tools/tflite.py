@@ -151,8 +151,8 @@ _FAILURES: tuple[tuple[str, type[AgentError], str], ...] = (
     (
         r"(?:Failed to load delegate|dlopen failed|cannot open shared object)[^\n]*",
         BadRequest,
-        "the delegate's library cannot be loaded; set the option 'delegate' to its path on the "
-        "device",
+        "the delegate's library cannot be loaded; push it to /data/local/tmp/tflite with what it "
+        "needs, and name it with the option 'delegate' (docs/snapdragon.md)",
     ),
     (
         r"Failed to apply [^\n]* delegate[^\n]*",
