@@ -67,6 +67,9 @@ LISTED = 6
 _OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
+_SIMULATED = "simulated"  # what the runtimes of simulated devices begin with
+
+
 @dataclass(frozen=True, order=True)
 class Target:
     """Where latencies were taken; the same fields as the first columns of a table.
@@ -103,9 +106,12 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``."""
+        """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``.
+
+        A simulated device's is ``sim-`` and its own name.
+        """
         threads = f"-t{self.threads}" if self.threads > 1 else ""
-        if self.origin == "simulated":
+        if self.runtime.startswith(_SIMULATED):
             return f"sim-{self.device}{threads}"
         return f"{self.processor}-{self.runtime}-{self.precision}{threads}"
 

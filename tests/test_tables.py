@@ -493,6 +493,7 @@ def test_a_data_frame_with_other_columns_or_a_wrong_row_is_refused():
         (DSP, "sim-hexagon685-dsp"),
         (dataclasses.replace(DSP, threads=2), "sim-hexagon685-dsp-t2"),
         (Target("sm8550", "dsp", "qnn", precision="int8", origin="emulated"), "dsp-qnn-int8"),
+        (Target("stand-in", "dsp", "snpe", precision="int8", origin="simulated"), "dsp-snpe-int8"),
     ],
 )
 def test_targets_are_named_as_on_the_command_line(target, name):
