@@ -293,7 +293,7 @@ def test_the_deviation_is_what_its_definition_says() -> None:
         deviation(np.zeros(3), reference)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3), st.floats(1e-4, 0.5))
 def test_the_deviation_does_not_depend_on_scale(seed: int, scale: float, noise: float) -> None:
     random = np.random.default_rng(seed)

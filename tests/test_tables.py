@@ -230,7 +230,7 @@ def test_a_row_comes_back_from_its_line(row):
     assert Row.from_line(line) == row
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(table=tables)
 def test_a_table_comes_back_from_its_file_and_is_written_as_the_same_bytes(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("round") / "table.csv"
@@ -240,7 +240,7 @@ def test_a_table_comes_back_from_its_file_and_is_written_as_the_same_bytes(tmp_p
     assert loaded.to_csv().encode() == path.read_bytes()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(table=tables)
 def test_a_table_comes_back_from_a_data_frame(table):
     assert LookupTable.from_frame(table.to_frame()) == table
