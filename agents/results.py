@@ -69,7 +69,7 @@ class ArtifactResult:
         wall_ms: [rounds, calls_per_visit] wall time on the device's clock, in ms.
         device_ms: the same from the runtime's own counter, or None.
         load_ms: time to load; of the first loading where the artefact was kept loaded.
-        first_call_ms: the first call after loading.
+        first_call_ms: the first call after loading; 0: it was not made apart from the others.
         compute_unit: where it really ran.
         flags: what the reader of the numbers must know (``throttled``, ``fallback:cpu`` …).
         before, after: the device's conditions around the batch's timed calls; throttling events

@@ -295,10 +295,11 @@ class Bench:
         del content
         load_ms = self._session.elapsed_ms() - started_ms
         try:
-            timed = self._session.timed
-            first_call_ms = loaded.timed_calls(1)[0].wall_ms if timed else 0.0
-            if timed and protocol.warmup_calls > 1:
-                loaded.timed_calls(protocol.warmup_calls - 1)
+            first_call_ms = 0.0
+            if self._session.timed and (self._session.warms_up or not protocol.rounds):
+                first_call_ms = loaded.timed_calls(1)[0].wall_ms
+                if protocol.warmup_calls > 1:
+                    loaded.timed_calls(protocol.warmup_calls - 1)
             self._check_time(started_ms, protocol, "loading")
         except BaseException:
             _close(loaded)

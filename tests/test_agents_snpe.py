@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hurricane.agents.backends import snpe_dsp
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.client import AgentClient, Protocol
 from hurricane.agents.errors import AgentError, BadRequest, ErrorKind
@@ -212,11 +213,21 @@ def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -
     assert bench.measure(archive()).error is None
 
 
-def test_nothing_is_left_on_the_phone(bench: Bench) -> None:
-    assert bench.measure(archive()).error is None
+def test_what_runs_leave_on_the_phone_does_not_pile_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = snpe_dsp.open_target(Context(adb=bench.phone.serial), TARGET, {}, 1)
+    graph = session.load(archive(), "snpe")
     place = bench.phone.path("/data/local/tmp/hurricane")
-    left = [path for path in place.rglob("*") if path.name.startswith("run-")]
-    assert left == []
+    left = []
+    for _ in range(20):
+        graph.timed_calls(1)
+        left.append(sum(1 for _ in place.glob("*/run-*")))
+    assert max(left) == 15
+    assert min(left) == 0
+    session.close()
+    assert not list(place.glob("*/*"))
 
 
 def test_a_table_of_a_phone_has_the_truth_in_it(bench: Bench, tmp_path, monkeypatch) -> None:
@@ -287,8 +298,6 @@ def test_on_the_board_itself_the_tools_on_its_path_are_used(board: AgentClient) 
 
 
 def test_without_tools_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hurricane.agents.backends import snpe_dsp
-
     monkeypatch.setenv("PATH", "/nowhere")
     (target,) = snpe_dsp.targets(Context())
     assert target.availability == Availability.UNAVAILABLE

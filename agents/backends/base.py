@@ -173,9 +173,12 @@ class Session(abc.ABC):
 
     Attributes:
         timed: whether calls can be timed; an emulator's are not.
+        warms_up: whether calls make the next ones faster; not where `timed_calls` starts a
+            program, which has warmed up itself or never does.
     """
 
     timed: bool = True
+    warms_up: bool = True
 
     @abc.abstractmethod
     def load(self, content: bytes, format: str) -> Loaded:

@@ -75,6 +75,7 @@ _SKELETONS = ("/system/lib/rfsa/adsp", "/system/vendor/lib/rfsa/adsp", "/dsp")
 _VERSION = re.compile(r"SNPE v(\d+(?:\.\d+)+)")
 _TIMED, _WITH_LAYERS = "basic", "detailed"  # levels of profiling
 _THROUGHPUT_S = 1
+_LEFT_AT_MOST = 16  # folders of runs, before they are removed: a command on a phone takes a while
 _LOG, _RESULTS = "SNPEDiag_0.log", "Result_0"
 _MOST_OUTPUT_BYTES = 2**28
 _UNIT = "DSP"
@@ -177,6 +178,7 @@ class Board:
         self.placed: set[str] = set()
         self._phone = Phone(runner) if serial else None
         self._runs = 0
+        self._left: list[str] = []
 
     def version(self) -> str:
         """SNPE's version."""
@@ -255,8 +257,11 @@ class Board:
         return self._phone.conditions() if self._phone else read_conditions(children=True)
 
     def remove(self, folder: str) -> None:
-        """Removes what a run left."""
-        self.runner.run(("rm", "-rf", folder), COMMAND_S)
+        """Removes what a run left, together with what others did."""
+        self._left.append(folder)
+        if len(self._left) >= _LEFT_AT_MOST:
+            self.runner.run(("rm", "-rf", *self._left), COMMAND_S)
+            self._left.clear()
 
     def close(self) -> None:
         """Removes everything that was brought there."""
@@ -273,7 +278,7 @@ class Board:
 
 
 class RunFolder:
-    """What a run left on the board; a context manager that removes it."""
+    """What a run left on the board; a context manager after which it may be removed."""
 
     def __init__(self, board: Board, folder: str, level: str) -> None:
         self._board, self._folder, self._level = board, folder, level
@@ -296,6 +301,8 @@ class RunFolder:
 
 class SnpeSession(Session):
     """The DSP of one board with one performance profile and one program that times."""
+
+    warms_up = False
 
     def __init__(self, board: Board, profile: str, tool: str) -> None:
         self._board = board

@@ -149,6 +149,8 @@ class PhoneSession(Session):
         Busy: the phone is in no state to be measured.
     """
 
+    warms_up = False  # the program's own --warmup_runs do
+
     def __init__(self, runner: AdbRunner, delegate: str, settings: str) -> None:
         self._runner, self._phone = runner, Phone(runner)
         self._phone.check_battery()
