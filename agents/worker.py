@@ -162,7 +162,8 @@ class Bench:
             artifacts: digests.
 
         Returns:
-            ``results``, one for each artefact (see `_result_of`), and ``elapsed_ms``.
+            ``conditions``, ``results``, one for each artefact (see `_result_of`), and
+            ``elapsed_ms``.
 
         Raises:
             _Lost: the device went away while an artefact was in work.
@@ -182,11 +183,11 @@ class Bench:
         self._heartbeat.clear()
         if not protocol.keep_loaded:
             self._drop_all_but(set())
-        results = [
-            _result_of(artifact, record, before, after)
-            for artifact, record in zip(artifacts, records)
-        ]
-        return {"results": results, "elapsed_ms": elapsed_ms}
+        return {
+            "conditions": _conditions_of(before, after),
+            "results": [_result_of(*one) for one in zip(artifacts, records)],
+            "elapsed_ms": elapsed_ms,
+        }
 
     def run(
         self, artifact: str, format: str, inputs: dict[str, np.ndarray]
@@ -363,21 +364,25 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _result_of(
-    sha256: str, record: _Record, before: Conditions, after: Conditions
-) -> dict[str, Any]:
+def _conditions_of(before: Conditions, after: Conditions) -> dict[str, Any]:
+    """What the device was like around a batch's timed calls, as JSON."""
+    flags = {
+        "throttled": after.throttle_events > before.throttle_events,
+        "steal": after.steal_share > STEAL_LIMIT,
+        "busy": after.busy_share > BUSY_LIMIT,
+        "unwatched": after.interference_unwatched,
+    }
+    return {
+        "before": asdict(before),
+        "after": asdict(after),
+        "flags": [flag for flag, holds in flags.items() if holds],
+    }
+
+
+def _result_of(sha256: str, record: _Record) -> dict[str, Any]:
     """What is known of an artefact: JSON, but for the arrays ``wall_ms`` and ``device_ms``."""
     if record.error is not None:
         return {"sha256": sha256, "error": error_to_json(record.error)}
-    flags = list(record.flags)
-    if after.throttle_events > before.throttle_events:
-        flags.append("throttled")
-    if after.steal_share > STEAL_LIMIT:
-        flags.append("steal")
-    if after.busy_share > BUSY_LIMIT:
-        flags.append("busy")
-    if after.interference_unwatched:
-        flags.append("unwatched")
     device_ms = np.array(record.device_ms)
     return {
         "sha256": sha256,
@@ -386,9 +391,7 @@ def _result_of(
         "load_ms": record.load_ms,
         "first_call_ms": record.first_call_ms,
         "compute_unit": record.compute_unit,
-        "flags": list(dict.fromkeys(flags)),
-        "before": asdict(before),
-        "after": asdict(after),
+        "flags": list(dict.fromkeys(record.flags)),
     }
 
 
@@ -467,6 +470,7 @@ class _Server:
         measured = self._bench.measure(
             request["artifacts"], request["format"], protocol, request["resident"]
         )
+        self._channel.send({"conditions": measured["conditions"]})
         # One at a time, and only as fast as the caller takes them.
         for result in measured["results"]:
             arrays = {name: result.pop(name) for name in ("wall_ms", "device_ms") if name in result}

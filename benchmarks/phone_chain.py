@@ -138,12 +138,13 @@ def main() -> None:
             result.update(against_truth(table, arguments.layers))
             seconds, verdict = run(
                 "hurricane", "--plugin", str(plugin), "verify", "--table", str(table),
-                "--backbone", backbone.name, "--random", "5", "--agent", address, "--json",
+                "--backbone", backbone.name, "--random", "8", "--agent", address, "--json",
                 allowed=(0, 1, 3),
             )  # fmt: skip
             result["verify_s"], result["verify"] = seconds, verdict
-            bounds = LatencyModel(LookupTable.load(table), backbone).bounds()
-            budget = f"{bounds.lowest_ms + 0.3 * (bounds.highest_ms - bounds.lowest_ms):.4g}"
+            print(json.dumps(result), file=sys.stderr)
+            lowest_ms, highest_ms = LatencyModel(LookupTable.load(table), backbone).bounds()
+            budget = f"{lowest_ms + 0.3 * (highest_ms - lowest_ms):.4g}"
             common = ("--table", str(table), "--backbone", backbone.name, "--latency", budget)
             _, made = run("hurricane", "space", *common, "-o", str(space), "--json")
             result["budget_ms"], result["space"] = float(budget), made
