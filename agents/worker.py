@@ -229,8 +229,6 @@ class Bench:
         self._expect(islice(wanted, self._session.ahead), format)
         for index, (artifact, record) in enumerate(zip(artifacts, records)):
             self._heartbeat.beat(STEP_LOAD, index, index, len(artifacts))
-            if artifact not in self._kept:
-                self._expect(islice(wanted, bool(self._session.ahead)), format)
             with _failure_of(record, index):
                 graph = self._kept.get(artifact)
                 if graph is None:
@@ -238,6 +236,8 @@ class Bench:
                     self._kept[artifact] = graph
                 record.graph = graph
                 record.note(graph)
+            if self._session.ahead:
+                self._expect(islice(wanted, 1), format)
 
     def _expect(self, artifacts: Iterable[str], format: str) -> None:
         """Tells the session of artefacts that it is about to load."""

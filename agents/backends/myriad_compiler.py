@@ -194,8 +194,8 @@ def flags_of(stages: StageList) -> tuple[str, ...]:
 
     Returns:
         ``hardware:N``, ``shave:N``, ``dma:N``: stages of each unit; ``cycles:N``: of those in
-        hardware; ``shave-bytes:N``, ``dma-bytes:N``: that these read and write; ``cmx:N``: bytes of
-        memory on the chip; ``shave-stages:Clamp-1+Prod-2``: kinds of SHAVE stages.
+        hardware; ``shave-bytes:N``, ``dma-bytes:N``: that these read and write; ``cmx-bytes:N``: of
+        memory on the chip; ``shave-Prod:N``: SHAVE stages of each kind.
     """
     shave, dma = stages.of(Unit.SHAVE), stages.of(Unit.DMA)
     kinds = Counter(stage.type for stage in shave)
@@ -210,8 +210,8 @@ def flags_of(stages: StageList) -> tuple[str, ...]:
         f"cycles:{stages.cycles}",
         f"shave-bytes:{moved['shave']}",
         f"dma-bytes:{moved['dma']}",
-        f"cmx:{stages.cmx_bytes}",
-        "shave-stages:" + "+".join(f"{kind}-{kinds[kind]}" for kind in sorted(kinds)),
+        f"cmx-bytes:{stages.cmx_bytes}",
+        *(f"shave-{kind}:{kinds[kind]}" for kind in sorted(kinds)),
     )
 
 
