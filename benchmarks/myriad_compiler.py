@@ -150,17 +150,31 @@ def compare(report: SupportReport, device: Device) -> dict[str, Any]:
     }
 
 
-def networks(address: str) -> dict[str, Any]:
+def sum_of_rows(report: SupportReport, name: str, count: str) -> int:
+    """What the rows of a uniform network, its stem and its head come to."""
+    backbone = load_backbone("imagenet224")
+    rows = {(row.operator, row.shape): counts_of(row)[count] for row in report.rows}
+    ends = ((backbone.stem_name, backbone.stem_shape), (backbone.head_name, backbone.head_shape))
+    return sum(rows[key] for key in (*ends, *((name, shape) for shape in backbone.layers)))
+
+
+def networks(report: SupportReport, address: str) -> dict[str, Any]:
     """Three uniform networks on the compiler of an agent."""
     backbone = load_backbone("imagenet224")
     layers = len(backbone.layers)
     make = partial(export_architecture, backbone)
     with AgentClient(address) as client:
         digests = {name: client.upload(make([name] * layers)) for name in NETWORKS}
-        protocol = Protocol(rounds=0, calls_per_visit=1, artifact_timeout_s=300.0)
+        protocol = Protocol(0, calls_per_visit=1, keep_loaded=True, artifact_timeout_s=300.0)
         found = client.benchmark([*digests.values()], TARGET, protocol=protocol)
     return {
-        name: {"compute_unit": result.compute_unit, "flags": list(result.flags)}
+        name: {
+            "compute_unit": result.compute_unit,
+            "flags": list(result.flags),
+            "sums_of_rows": {
+                c: sum_of_rows(report, name, c) for c in ("hardware", "dma", "cycles")
+            },
+        }
         if (result := found[digest]).error is None
         else {"error": str(result.error)}
         for name, digest in digests.items()
@@ -173,9 +187,10 @@ def networks(address: str) -> dict[str, Any]:
 @click.option("--agent", metavar="HOST:PORT", help="Where networks are compiled.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def main(report: str, device: str, agent: str | None, as_json: bool) -> None:
-    result = compare(SupportReport.load(report).select(TARGET), load_device(device))
+    stages = SupportReport.load(report).select(TARGET)
+    result = compare(stages, load_device(device))
     if agent:
-        result["networks"] = networks(agent)
+        result["networks"] = networks(stages, agent)
     click.echo(json.dumps(result, indent=1))
     if as_json:
         click.echo(json.dumps(result))
