@@ -92,6 +92,18 @@ def growth(values: dict[Key, float], group: str, small: int, large: int) -> floa
     return float(np.median(ratios))
 
 
+def less_for_larger_kernels(counts: dict[Key, dict[str, int]]) -> list[str]:
+    """Operators and shapes that take fewer stages in hardware, or cycles, than a smaller kernel."""
+    found = []
+    for (name, shape), larger in counts.items():
+        family, kernel, *rest = name.split("_")
+        if kernel in ("5", "7"):
+            smaller = counts["_".join([family, str(int(kernel) - 2), *rest]), shape]
+            if any(larger[count] < smaller[count] for count in ("hardware", "cycles")):
+                found.append(f"{name} at {shape}")
+    return found
+
+
 def compare(report: SupportReport, device: Device) -> dict[str, Any]:
     """Figures of all operators of a report."""
     rows = {
@@ -124,6 +136,7 @@ def compare(report: SupportReport, device: Device) -> dict[str, Any]:
         "rows": len(report.rows),
         "compiled": sum(row.ok and row.compute_unit == "MYRIAD" for row in report.rows),
         "hardware": agreement([ours_ms[k] for k in plain], [cycles_ms[k] for k in plain]),
+        "less_for_larger_kernels": less_for_larger_kernels(counts),
         "kernels": {
             f"{group}_{small}_to_{large}": {
                 "compiler": growth({k: cycles_ms[k] for k in plain}, group, small, large),

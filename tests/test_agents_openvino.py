@@ -35,6 +35,7 @@ from hurricane.agents.errors import (
     RuntimeCrashed,
     UnsupportedOperator,
 )
+from hurricane.ops.artifacts import Recipe, prepare
 
 from .agents_artifacts import SHAPE, convolutions
 
@@ -171,6 +172,22 @@ def test_another_precision_than_the_targets_is_flagged() -> None:
     assert graph_on(Core(precisions=["f16", "FP32"])).flags == ("precision:f32-1/2",)
     assert graph_on(Core(hint="f32")).flags == ("precision:f32",)
     assert graph_on(Core(precisions=None)).flags == ("precision:untold",)
+
+
+def test_an_int8_target_takes_quantised_graphs_alone() -> None:
+    target = "npu-openvino-int8"
+    core = Core(available_devices=["CPU", "NPU"], ran_on=["NPU"], precisions=["u8"])
+    session = opened(core, target)
+    quantised = prepare(convolutions(), Recipe("onnx-qdq", "int8")).content
+    graph = session.load(quantised, "onnx-qdq")
+    assert graph.flags == ()
+    assert [tensor.dtype for tensor in graph.inputs()] == ["uint8"]
+    with pytest.raises(BadRequest, match="takes onnx-qdq, not 'onnx'"):
+        session.load(convolutions(), "onnx")
+    with pytest.raises(BadRequest, match="quantised to 8 bits"):
+        session.load(convolutions(), "onnx-qdq")
+    core.precisions = ["f16", "u8"]
+    assert session.load(quantised, "onnx-qdq").flags == ("precision:f16-1/2",)
 
 
 def test_counters_of_nodes_are_read_on_request() -> None:
