@@ -49,7 +49,7 @@ NO_NPU_COMPILER = (
 )
 
 
-def openvino_version() -> tuple[str, str]:
+def installed_version() -> tuple[str, str]:
     """OpenVINO's version, or why there is none that these backends drive."""
     return runtime_version("openvino", extra="openvino")
 

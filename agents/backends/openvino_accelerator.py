@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import BadRequest
 from ..sandbox import Needs
-from ._openvino import FORMATS, NO_NPU_COMPILER, OpenvinoSession, Placement, openvino_version
+from ._openvino import FORMATS, NO_NPU_COMPILER, OpenvinoSession, Placement, installed_version
 from .base import (
     Availability,
     Context,
@@ -74,7 +74,7 @@ KINDS = (
 
 def targets(context: Context) -> list[TargetInfo]:
     """The targets of both kinds of device, with the reason where there is none."""
-    version, reason = openvino_version()
+    version, reason = installed_version()
     core = None
     if not reason:
         import openvino

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ._openvino import FORMATS, OpenvinoSession, Placement, openvino_version
+from ._openvino import FORMATS, OpenvinoSession, Placement, installed_version
 from .base import (
     Context,
     TargetInfo,
@@ -21,7 +21,7 @@ _OPTIONS = ("denormals_optimization",)
 
 def targets(context: Context) -> list[TargetInfo]:
     """The targets of this backend, with the reason where the runtime is not there."""
-    version, reason = openvino_version()
+    version, reason = installed_version()
     formats = {precision: FORMATS[precision] for precision in ("fp32", "int8")}
     options = dict.fromkeys(formats, _OPTIONS)
     return cpu_targets(context, "openvino", version, reason, formats, options)
