@@ -99,7 +99,7 @@ _TITLE = re.compile(r"\[(-1|\d+) / (\d+)\] Stage (.+)")
 _FIELD = re.compile(r"([^=\[\]]+?) =(?: (.*))?")
 _DIMS = re.compile(r"\[((?:[A-Z0-9]+ : \d+(?:, )?)+)\]")
 _DIM = re.compile(r"([A-Z0-9]+) : (\d+)")
-_BYTES = {"FP16": 2, "FP32": 4, "S32": 4, "U8": 1}
+_BYTES = {"FP16": 2, "FP32": 4, "I8": 1, "S32": 4, "U8": 1}
 _PLACES = {"Blob": "ddr", "BSS": "ddr", "Input": "ddr", "Output": "ddr", "CMX": "cmx", "None": ""}
 _HARDWARE, _COPY = "MyriadXHwOp", "Copy"
 _VIRTUAL_TYPES = ("Concat", "Crop", "Empty", "Expand", "Reshape", "Shrink", "Split", "StubConcat")
