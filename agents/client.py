@@ -74,7 +74,9 @@ __all__ = [
 ]
 
 # Their times are not those of this world's clock.
-_ON_ANOTHER_CLOCK = (Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED)
+_ON_ANOTHER_CLOCK = (
+    Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED, Availability.COMPILED
+)  # fmt: skip
 _CONNECT_TIMEOUT_S = 5.0
 # Upload, Missing: short work on the agent's side, but boards and networks are slow.
 _CALL_TIMEOUT_S = 120.0

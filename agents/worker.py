@@ -19,8 +19,9 @@ import socket
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from types import ModuleType
 from typing import Any, Callable, Optional
 
@@ -225,6 +226,8 @@ class Bench:
         format: str,
         protocol: Protocol,
     ) -> None:
+        wanted = iter([artifact for artifact in artifacts if artifact not in self._kept])
+        self._expect(islice(wanted, self._session.ahead), format)
         for index, (artifact, record) in enumerate(zip(artifacts, records)):
             self._heartbeat.beat(STEP_LOAD, index, index, len(artifacts))
             with _failure_of(record, index):
@@ -234,6 +237,14 @@ class Bench:
                     self._kept[artifact] = graph
                 record.graph = graph
                 record.note(graph)
+            if self._session.ahead:
+                self._expect(islice(wanted, 1), format)
+
+    def _expect(self, artifacts: Iterable[str], format: str) -> None:
+        """Tells the session of artefacts that it is about to load."""
+        for artifact in artifacts:
+            with contextlib.suppress(AgentError):  # loading it says what is wrong
+                self._session.expect(self._content(artifact, format), format)
 
     def _make_rounds(
         self,

@@ -43,10 +43,16 @@ if TYPE_CHECKING:
     import pandas
 
 PROCESSORS = ("cpu", "dsp", "vpu", "npu", "gpu")
-EMULATED = "emulated"
+EMULATED, COMPILED = "emulated", "compiled"
 """Origin of what a vendor's emulator tells: outputs, and never a latency."""
 
-ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported")
+ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported", COMPILED)
+WITHOUT_LATENCY = {
+    EMULATED: "an emulator has no latency",
+    COMPILED: "where a graph is only compiled there is no latency",
+}
+"""Origins that stand in support reports alone, and why."""
+
 COMPUTING = ("measured", EMULATED)
 """Origins whose targets run graphs; others say how long, and compute nothing."""
 
@@ -234,10 +240,9 @@ class Row(TargetRow):
             if value is not None:
                 object.__setattr__(self, name, number(name, value))
         object.__setattr__(self, "threads", self.target.threads)
-        if self.origin == EMULATED:
+        if why := WITHOUT_LATENCY.get(self.origin):
             fail(
-                "origin is emulated; an emulator has no latency, so that no table holds what it "
-                "tells: see hurricane support"
+                f"origin is {self.origin}; {why}, so that no table holds it: see hurricane support"
             )
         self._check_values()
         self._check_provenance()

@@ -275,7 +275,7 @@ def test_a_simulated_device_has_a_clock_of_its_own(word: str) -> None:
                 agent.benchmark(DIGESTS, TARGET, protocol=PROTOCOL)
 
 
-@pytest.mark.parametrize("availability", ["EMULATED", "ESTIMATED"])
+@pytest.mark.parametrize("availability", ["EMULATED", "ESTIMATED", "COMPILED"])
 def test_an_emulator_and_an_estimate_have_a_clock_of_their_own(availability: str) -> None:
     def told(request: Any) -> pb.DescribeResponse:
         answer = description()

@@ -29,6 +29,7 @@ class Availability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SIMULATED: _ClassVar[Availability]
     UNAVAILABLE: _ClassVar[Availability]
     ESTIMATED: _ClassVar[Availability]
+    COMPILED: _ClassVar[Availability]
 ERROR_KIND_UNSPECIFIED: ErrorKind
 BAD_REQUEST: ErrorKind
 UNSUPPORTED_OPERATOR: ErrorKind
@@ -45,6 +46,7 @@ EMULATED: Availability
 SIMULATED: Availability
 UNAVAILABLE: Availability
 ESTIMATED: Availability
+COMPILED: Availability
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")
