@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +242,10 @@ def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+class NoSupernet(HurricaneError):
+    """A stage has no trained supernet, or no longer."""
+
+
 class SupernetEvaluator:
     """Trains a supernet for each stage of a search and scores architectures with it.
 
@@ -299,12 +303,13 @@ class SupernetEvaluator:
 
         Raises:
             BadRequest: a checkpoint in the directory is another run's.
-            HurricaneError: the stage before left no checkpoint, or training diverged.
+            NoSupernet: the stage before left no checkpoint.
+            HurricaneError: training diverged.
         """
         supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
         settings = self._preset.supernet
         if previous is not None:
-            supernet.inherit(self._earlier(stage - 1, previous))
+            supernet.inherit(self._trained(stage - 1, previous).cpu())
             settings = self._preset.stage_2
         self._scorer = None
         train_supernet(
@@ -337,16 +342,43 @@ class SupernetEvaluator:
         found[order] = shares
         return found.tolist()
 
+    def test(
+        self, stage: int, candidates: Candidates, codes: Sequence[Sequence[int]]
+    ) -> list[float] | None:
+        """Accuracies on the test split, which no search chooses by, with a stage's weights.
+
+        Args:
+            stage: one that was prepared, now or by an earlier process.
+            candidates: of that stage.
+            codes: [N, layers] into them.
+
+        Returns:
+            0 to 1 each; None where the stage's checkpoint is no longer there.
+        """
+        try:
+            supernet = self._trained(stage, candidates)
+        except NoSupernet:
+            return None
+        scorer = PathScorer(
+            supernet,
+            replace(self._data, validation=self._data.test),
+            self._preset.calibration_images,
+            self._preset.evaluation_batch,
+            self._preset.supernet.device,
+            kept_bytes=0,
+        )
+        return scorer.score(np.asarray(codes))
+
     def _checkpoint(self, stage: int) -> Path | None:
         return self._directory / f"supernet-{stage}.pt" if self._directory else None
 
-    def _earlier(self, stage: int, candidates: Candidates) -> Supernet:
-        """The stage before's supernet: at hand, or read from its checkpoint."""
+    def _trained(self, stage: int, candidates: Candidates) -> Supernet:
+        """A stage's supernet: at hand, or read from its checkpoint."""
         if self._supernet is not None and self._supernet.candidates == candidates:
-            return self._supernet.cpu()
+            return self._supernet
         path = self._checkpoint(stage)
         if path is None or not path.exists():
-            raise HurricaneError(
+            raise NoSupernet(
                 f"stage {stage} has no trained supernet{f' at {path}' if path else ''}; "
                 "prepare it first"
             )

@@ -62,6 +62,61 @@ def test_where_nothing_fits_the_fastest_measured_one_is_kept_and_said_to_miss():
     assert len(set(log)) == len(log)
 
 
+def test_as_many_as_are_wanted_must_meet_the_budget():
+    found = confirm(CANDIDATES, 10.0, device(1.1), wanted=3)
+    assert [a.met for a in found.attempts] == [False, True, True, True]
+    assert found.finalists == [a.candidate for a in found.attempts[1:]]
+    assert found.candidate == found.finalists[0]
+    best = [c for c in CANDIDATES if c.predicted_ms * 1.1 <= 10.0]
+    assert found.finalists == best[:3]
+
+
+def test_fewer_than_wanted_meet_the_budget_where_there_are_no_more():
+    fast = 1.001 * 10.0 / CANDIDATES[-1].predicted_ms
+    found = confirm(CANDIDATES, 10.0, device(fast), wanted=3)
+    assert not any(a.met for a in found.attempts)
+    assert found.finalists == [found.candidate]
+    close = 0.999 * 10.0 / CANDIDATES[-2].predicted_ms
+    found = confirm(CANDIDATES, 10.0, device(close), wanted=3)
+    assert found.finalists == CANDIDATES[-2:]
+    assert len(confirm(CANDIDATES, 10.0, device(0.5), wanted=50).finalists) == len(CANDIDATES)
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_timing_ends_after_so_many_attempts(wanted: int):
+    """Each misses a little more than was learnt from those before."""
+    log: list[Candidate] = []
+
+    def measure(candidate: Candidate) -> Measurement:
+        log.append(candidate)
+        ms = 10.0 + 0.001 * len(log)
+        return Measurement(ms, ms, ms)
+
+    few = [Candidate((f"op{i}",), 0.9, 9.99 * 0.999**i) for i in range(40)]
+    confirm(few, 10.0, measure, wanted)
+    assert len(log) == ATTEMPTS * wanted
+
+
+def test_a_correction_stays_as_large_as_the_largest_miss():
+    """The second miss is smaller than the first; what the first one taught still holds."""
+    candidates = [
+        Candidate((name,), 0.9, predicted_ms)
+        for name, predicted_ms in (("a", 10.0), ("b", 6.66), ("c", 6.8), ("d", 6.0))
+    ]
+    times = {"a": 15.0, "b": 10.01, "c": 5.0, "d": 5.0}
+
+    def measure(candidate: Candidate) -> Measurement:
+        ms = times[candidate.operators[0]]
+        return Measurement(ms, ms, ms)
+
+    found = confirm(candidates, 10.0, measure)
+    assert [a.candidate.operators for a in found.attempts] == [("a",), ("b",), ("d",)]
+
+
+def test_a_network_at_the_budget_meets_it():
+    assert confirm(CANDIDATES[:1], 10.0, device(1.0)).attempts[0].met
+
+
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(HurricaneError, match="nothing"):
         confirm([], 1.0, device(1.0))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
-from hurricane.search.data import Augmentation, load_data
+from hurricane.search.data import Augmentation, Split, load_data
 
 DIGITS = load_backbone("digits32")
 SMALL = replace(load_backbone("cifar32"), input_height=8, input_width=8, classes=2)
@@ -104,6 +104,43 @@ def test_a_folder_with_validation_images_keeps_its_splits(photos: Path):
     data = load_data(f"folder:{photos}", SMALL)
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 6, 10)
     assert (data.validation.images[:, 2] == len("validation")).all()
+
+
+def test_photographs_are_mirrored_in_training_and_digits_are_not(photos: Path):
+    assert load_data(f"folder:{photos}", SMALL).augmentation == Augmentation(1, flip=True)
+    assert load_data("digits", DIGITS).augmentation == Augmentation(2, flip=False)
+
+
+def test_a_balanced_draw_takes_the_classes_in_turn():
+    labels = torch.tensor([0] * 30 + [1] * 6 + [2] * 2)
+    split = Split(torch.arange(38, dtype=torch.uint8).view(-1, 1, 1, 1), labels)
+    assert split.balanced(6).labels.bincount().tolist() == [2, 2, 2]
+    assert split.balanced(14).labels.bincount().tolist() == [6, 6, 2]
+    drawn = split.balanced(10)
+    assert torch.equal(labels[drawn.images.flatten().long()], drawn.labels)
+    assert torch.equal(split.balanced(10).images, drawn.images)
+    assert len(split.balanced(100)) == 38
+
+
+def test_the_middle_of_a_wide_photograph_is_taken_and_it_is_not_squeezed(photos: Path):
+    wide = Image.new("RGB", (24, 8), "black")
+    wide.paste((200, 200, 200), (8, 0, 16, 8))
+    for path in photos.rglob("*.png"):
+        wide.save(path)
+    assert (load_data(f"folder:{photos}", SMALL).train.images == 200).all()
+
+
+def test_a_photograph_stands_as_it_was_taken(photos: Path):
+    """A camera held on its side stores the sensor's rows and says how it was held."""
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste((200, 200, 200), (0, 0, 4, 8))  # left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise, so that left becomes top
+    for path in photos.rglob("*.png"):
+        image.save(path, exif=exif)
+    images = load_data(f"folder:{photos}", SMALL).train.images
+    assert (images[:, :, :4] == 200).all()
+    assert (images[:, :, 4:] == 0).all()
 
 
 def test_a_zip_with_a_folder_around_it_reads_like_the_folder(photos: Path, tmp_path: Path):

@@ -259,6 +259,26 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
     assert late.evaluate(every_code(second)) == whole[1]
 
 
+def test_a_stages_networks_can_be_run_on_test_images_as_long_as_its_supernet_is_there(
+    digits: ImageData, tmp_path
+):
+    evaluator = SupernetEvaluator(TINY, digits, tmp_path, preset(epochs=3), device="cpu")
+    assert evaluator.test(1, FULL, [[0, 0, 0]]) is None
+    evaluator.prepare(1, FULL, uniform(FULL))
+    before = evaluator.evaluate(every_code(FULL))
+    found = evaluator.test(1, FULL, every_code(FULL).tolist())
+    swapped = replace(digits, validation=digits.test)
+    own = evaluator._supernet
+    assert own is not None
+    scorer = PathScorer(own, swapped, 50, 25, "cpu", kept_bytes=0)
+    assert found == scorer.score(every_code(FULL))
+    assert found != before
+    assert evaluator.evaluate(every_code(FULL)) == before
+    # A later process reads the checkpoint.
+    later = SupernetEvaluator(TINY, digits, tmp_path, preset(epochs=3), device="cpu")
+    assert later.test(1, FULL, every_code(FULL).tolist()) == found
+
+
 def test_accuracies_come_in_the_order_of_the_architectures_asked(digits: ImageData):
     evaluator = SupernetEvaluator(TINY, digits, None, preset(epochs=3), device="cpu")
     evaluator.prepare(1, FULL, uniform(FULL))

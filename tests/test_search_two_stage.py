@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hurricane.lookup_tables.proportion import wilson_interval
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
 from hurricane.search.evolution import Codes, EvolutionSearch
 from hurricane.search.rundir import RunDirectory, read_config
 from hurricane.search.space import SearchSpace, build_space
+from hurricane.search.summary import describe_stage
 from hurricane.search.two_stage import Candidates, Sampler, two_stage_search
 
 SPLIT = 3
@@ -112,6 +114,23 @@ def test_stage_2_compares_with_the_winner_of_stage_1(space: SearchSpace) -> None
     first = two.evaluated[0].codes
     assert tuple(c[i] for c, i in zip(two.candidates, first, strict=True)) == one.operators
     assert two.fitness >= one.fitness
+
+
+def test_networks_within_noise_are_those_in_the_winners_interval(space: SearchSpace) -> None:
+    one, _ = two_stage_search(space, Evaluator(), evaluations=60).stages
+    images = 20
+    low, high = wilson_interval(round(one.fitness * images), images)
+    alike = one.within_noise(images)
+    assert one.names(alike[0].codes) == one.operators
+    assert 1 < len(alike) < len(one.evaluated)
+    assert {e for e in one.evaluated if low <= e.fitness <= high} == set(alike)
+    assert len(one.within_noise(10**9)) == 1
+    text = describe_stage(one, images)
+    fastest = min(alike, key=lambda e: e.latency_ms)
+    assert f"({100 * low:.1f}–{high:.1%}, 20 images)" in text
+    assert f"{len(alike)} of them lie within that interval, the fastest at" in text
+    assert f"{fastest.latency_ms:.4g} ms with {fastest.fitness:.1%}" in text
+    assert "images" not in describe_stage(one)
 
 
 def test_one_stage_ends_with_its_winner(space: SearchSpace) -> None:
