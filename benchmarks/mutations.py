@@ -28,7 +28,7 @@ import hypothesis  # noqa: F401 - forks of this process need not import it
 import PIL.Image  # noqa: F401
 import pytest
 import sklearn.datasets  # noqa: F401
-import torch  # noqa: F401
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ops", "lookup_tables", "agents", "profiler", "search")
@@ -46,6 +46,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/evaluation.py": ("search_supernet", "search_retrain"),
     "search/evolution.py": ("search_evolution", "search_two_stage"),
     "search/feasible.py": ("search_feasible",),
+    "search/images.py": ("search_data",),
     "search/pipeline.py": ("search_run", "search_pipeline"),
     "search/retrain.py": ("search_steps", "search_retrain"),
     "search/rundir.py": ("search_two_stage",),
@@ -135,8 +136,8 @@ MUTATIONS = (
     Mutation(
         "mean and deviation are of the test images",
         "search/data.py",
-        '_statistics(splits["train"].images)',
-        '_statistics(splits["test"].images)',
+        'train = splits["train"]',
+        'train = splits["test"]',
     ),
     Mutation(
         "a limit leaves the test split whole",
@@ -171,20 +172,20 @@ MUTATIONS = (
     Mutation(
         "augmentation is off",
         "search/training.py",
-        "if s.augment:",
+        "if self._settings.augment:",
         "if False:",
     ),
     Mutation(
         "augmentation is always on",
         "search/training.py",
-        "if s.augment:",
+        "if self._settings.augment:",
         "if True:",
     ),
     Mutation(
         "every step augments alike",
         "search/training.py",
-        "generator(s.seed, AUGMENT, step, part)",
-        "generator(s.seed, AUGMENT, 0, part)",
+        "generator(self._settings.seed, AUGMENT, step, part)",
+        "generator(self._settings.seed, AUGMENT, 0, part)",
     ),
     Mutation(
         "every epoch has the first one's order",
@@ -267,8 +268,8 @@ MUTATIONS = (
     Mutation(
         "gradients pile up over steps",
         "search/training.py",
-        ("            optimizer.zero_grad(set_to_none=True)\n            for part"),
-        "            for part",
+        "            optimizer.zero_grad(set_to_none=True)\n            for",
+        "            for",
     ),
     Mutation(
         "the initial weights do not depend on the seed",
@@ -439,13 +440,10 @@ MUTATIONS = (
         "tuple(min(range(len(c)), key=c.__getitem__)",
     ),
     Mutation(
-        "paths are scored on the test split",
+        "paths are scored on other images than the labels are of",
         "search/evaluation.py",
-        (
-            "for p in data.validation.images.split(batch)]\n"
-            "        self._labels = data.validation.labels"
-        ),
-        ("for p in data.test.images.split(batch)]\n        self._labels = data.test.labels"),
+        "validation = Batches(data.validation.images, data",
+        "validation = Batches(data.test.images, data",
     ),
     Mutation(
         "BatchNorm is not recalibrated in the last stretch",
@@ -468,8 +466,8 @@ MUTATIONS = (
     Mutation(
         "calibration images are of the validation split",
         "search/evaluation.py",
-        "chosen = data.train.images[order[",
-        "chosen = data.validation.images[order[",
+        "chosen = take(data.train.images, order[",
+        "chosen = take(data.validation.images, order[",
     ),
     Mutation(
         "calibration images are the first ones",
@@ -1076,6 +1074,42 @@ MUTATIONS = (
         " and len(met_by) < wanted:",
         " and len(met_by) < 1:",
     ),
+    Mutation(
+        "what is on the disk is read in another order",
+        "search/images.py",
+        "yield waiting.popleft().result()\n        while",
+        "yield waiting.pop().result()\n        while",
+    ),
+    Mutation(
+        "the last batches read ahead are lost",
+        "search/images.py",
+        "        while waiting:\n",
+        "        while False:\n",
+    ),
+    Mutation(
+        "images on the disk are counted from the first",
+        "search/images.py",
+        "return StoredImages(self.fetch, self.numbers[chosen])",
+        "return StoredImages(self.fetch, chosen)",
+    ),
+    Mutation(
+        "a val folder beside a test folder is not the validation split",
+        "search/data.py",
+        '"val": "validation"',
+        '"val": "test"',
+    ),
+    Mutation(
+        "of train and val, val chooses",
+        "search/data.py",
+        'files["test"] = files.pop("validation")',
+        'files["test"] = files["validation"]',
+    ),
+    Mutation(
+        "class folders alone have no test images of their own",
+        "search/data.py",
+        'pools["test"], pools["train"] = pools["train"].divide(',
+        'pools["test"], _ = pools["train"].divide(',
+    ),
 )
 
 
@@ -1131,6 +1165,7 @@ def run_tests(tree: Path, names: Sequence[str]) -> int:
 def _test(tree: Path, names: Sequence[str]) -> int:
     """Runs tests in this process, and tells nothing."""
     os.chdir(tree)
+    torch.set_num_threads(1)
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):
         os.dup2(silence, descriptor)

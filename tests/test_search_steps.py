@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hurricane.ops.blocks import Network
 from hurricane.ops.errors import BadRequest, HurricaneError
-from hurricane.search import retrain, training
+from hurricane.search import evaluation, retrain, training
 from hurricane.search.data import Augmentation, ImageData, Split
 from hurricane.search.distributed import World
+from hurricane.search.images import StoredImages
 from hurricane.search.training import TrainingSettings, build_supernet, optimise, train_supernet
 
 from . import search_training_worker as worker
@@ -179,6 +180,29 @@ def test_each_step_has_the_rate_of_its_place_in_the_schedule(data: ImageData):
     line, cosine = (settings(schedule=s) for s in ("linear", "cosine"))
     assert cosine.rate(2, 8) > line.rate(2, 8)
     assert cosine.rate(6, 8) < line.rate(6, 8)
+
+
+def test_images_on_the_disk_are_shown_as_those_in_memory_are(data: ImageData, tmp_path: Path):
+    def stored(split: Split) -> Split:
+        return Split(StoredImages(split.images.__getitem__, torch.arange(len(split))), split.labels)
+
+    disk = ImageData(
+        **{**vars(data), **{n: stored(getattr(data, n)) for n in ("train", "validation", "test")}}
+    )
+    for one, other in zip(steps_of(data, parts=2), steps_of(disk, parts=2), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+
+    def figures(data: ImageData) -> list[float]:
+        trained = retrain.train_architecture(worker.BACKBONE, NAMES, data, settings())
+        supernet = build_supernet(worker.BACKBONE, worker.CANDIDATES, "h-swish", 0)
+        train_supernet(supernet, data, worker.sampler, settings())
+        kept = [evaluation.PathScorer(supernet, data, 16, 8, "cpu", k) for k in (0, 1 << 30)]
+        scores = [scorer.score(worker.CODES) for scorer in kept]
+        assert scores[0] == scores[1]
+        return [trained.validation_accuracy, trained.test_accuracy, *scores[0]]
+
+    assert figures(disk) == figures(data)
 
 
 def test_momentum_carries_on_what_steps_did(data: ImageData):

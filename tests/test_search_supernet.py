@@ -274,7 +274,12 @@ def test_a_stages_networks_can_be_run_on_test_images_as_long_as_its_supernet_is_
     assert found == scorer.score(every_code(FULL))
     assert found != before
     assert evaluator.evaluate(every_code(FULL)) == before
-    # A later process reads the checkpoint.
+    # A later process reads the checkpoint. As last bits can move an accuracy, its weights must lie
+    # in memory as trained ones do.
+    fresh = build_supernet(TINY, FULL, "h-swish", 0)
+    PathScorer(fresh, digits, 50, 25, "cpu")
+    for one, other in zip(own.parameters(), fresh.parameters(), strict=True):
+        assert one.stride() == other.stride()
     later = SupernetEvaluator(TINY, digits, tmp_path, preset(epochs=3), device="cpu")
     assert later.test(1, FULL, every_code(FULL).tolist()) == found
 
