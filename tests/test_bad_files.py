@@ -52,7 +52,7 @@ from hurricane.search.space import SearchSpace
 from hurricane.search.supported import LeftOut, SupportSource
 from hurricane.search.training import read_saved, save_weights
 
-from .test_search_pipeline import BACKBONE as BACKBONE_TEXT
+from .search_problem import BACKBONE as BACKBONE_TEXT
 from .test_search_report import BACKBONE, CPU, make_run, make_table
 
 BACKBONE_FILE = f"{BACKBONE_TEXT}dropout = 0.1\n"
