@@ -858,8 +858,15 @@ def share(figure: Accuracy | ArtifactAccuracy | None) -> str:
     """An accuracy with its 95% interval and number of images, where they are known."""
     if figure is None or figure.interval is None:
         return percent(figure.value if figure else None)
+    return f"{percent(figure.value)} ({ends(figure)}, {figure.images:,} images)"
+
+
+def ends(figure: Accuracy | ArtifactAccuracy) -> str:
+    """The ends of an accuracy's 95% interval; empty where they are not known."""
+    if figure.interval is None:
+        return ""
     low, high = figure.interval
-    return f"{percent(figure.value)} ({100 * low:.1f}–{percent(high)}, {figure.images:,} images)"
+    return f"{100 * low:.1f}–{percent(high)}"
 
 
 def signed(value: float, form: str = ".1f") -> str:
@@ -1146,6 +1153,7 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         ms=ms,
         percent=percent,
         share=share,
+        ends=ends,
         signed_percent=signed_percent,
         signed_ms=lambda value: signed(value, ".3g"),
         count=count,

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from hurricane.lookup_tables.architecture import Architecture
 from hurricane.lookup_tables.model import LatencyModel
+from hurricane.lookup_tables.proportion import wilson_interval
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.artifacts import prepare
 from hurricane.ops.backbone import Backbone, load_backbone
@@ -159,6 +160,24 @@ def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> No
     for stage in (1, 2):
         lines = (finished / f"evaluated-{stage}.csv").read_text().splitlines()
         assert 2 <= len(lines) <= 13
+
+
+@pytest.mark.process
+def test_a_search_lists_the_networks_within_noise_of_its_winners(
+    bench: Path, finished: Path
+) -> None:
+    content = json.loads(call(bench, *search(bench, finished), "--json").stdout)
+    assert len(content["stages"]) == 2
+    for stage in content["stages"]:
+        best, *others = stage["within_noise"]
+        assert best["operators"] == stage["operators"]
+        assert best["accuracy"] == stage["accuracy"]
+        low, _ = wilson_interval(round(stage["accuracy"] * 300), stage["images"])
+        assert stage["images"] == 300
+        assert all(low <= other["accuracy"] <= stage["accuracy"] for other in others)
+    for figure in content["architecture"]["accuracy"]:
+        assert figure["images"] == {"validation": 300, "test": 360}[figure["split"]]
+        assert figure["low"] <= figure["value"] <= figure["high"]
 
 
 @pytest.mark.process

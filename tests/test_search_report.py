@@ -288,6 +288,40 @@ def test_every_evaluated_architecture_is_a_dot(finished: Path) -> None:
         assert all(dots), "every third of the generations has its shade"
 
 
+def test_accuracies_stand_with_their_intervals_and_what_is_as_good_within_them(
+    finished: Path,
+) -> None:
+    """A winner of 79%, as 30 networks of 50 to 79% have it, of 100 images: 70.0 to 85.8%."""
+    file = finished / "winner-1.json"
+    winner = Architecture.load(file)
+    (figure,) = winner.accuracy
+    replace(winner, accuracy=(replace(figure, images=100),)).save(file)
+    found = Architecture.load(finished / "architecture.json")
+    tested = Accuracy(0.75, "test", "supernet of stage 2; images that chose nothing", 200)
+    last = tuple(replace(a, images=1000) for a in found.accuracy)
+    replace(found, accuracy=(tested, *last)).save(finished / "architecture.json")
+    for number, value in ((1, 0.953), (2, 0.951)):
+        figures = (Accuracy(value, "validation", HOW, 1000), Accuracy(0.9, "test", HOW, 500))
+        finalist = replace(found, accuracy=figures)
+        finalist.save(finished / f"finalist-{number}" / "architecture.json")
+    first, second = gather_run(finished).stages
+    assert [p.accuracy for p in second.within_noise] == []
+    assert sorted(p.accuracy for p in first.within_noise) == pytest.approx(
+        [0.5 + 0.01 * i for i in range(21, 30)]
+    )
+    fastest = first.within_noise[0]
+    assert fastest.predicted_ms == min(p.predicted_ms for p in first.within_noise)
+    words = words_of(page_of(finished))
+    assert "winner 79.0 % (70.0–85.8 %, 100 images)" in words
+    assert "9 of them lie within that interval, the fastest at" in words
+    assert f"{ms(fastest.predicted_ms)} ms with {100 * fastest.accuracy:.1f} %" in words
+    assert "test accuracy 94.7 % (93.1–95.9 %, 1,000 images) 91.1 %" in words
+    assert "test accuracy with the supernet’s weights 75.0 % (68.6–80.5 %, 200 images)" in words
+    assert "the most accurate of 2 finalists on the validation split" in words
+    assert "95.1 % (93.6–96.3 %, 1,000 images), test 90.0 % (87.1–92.3 %, 500 images)." in words
+    assert "the test split chooses nothing" in words
+
+
 def test_errors_stand_beside_their_noise_floor(finished: Path) -> None:
     run = gather_run(finished)
     assert run.verification is not None

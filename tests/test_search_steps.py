@@ -452,6 +452,14 @@ def test_a_network_from_scratch_depends_on_its_seed_and_its_gate(data: ImageData
     assert not torch.allclose(plain, network("hard-sigmoid")(images), atol=1e-6)
 
 
+def test_the_checkpoint_of_a_network_with_another_gate_is_refused(data: ImageData, tmp_path: Path):
+    retrain.train_architecture(worker.BACKBONE, NAMES, data, settings(), tmp_path)
+    with pytest.raises(BadRequest, match="run with other gate"):
+        retrain.train_architecture(
+            worker.BACKBONE, NAMES, data, settings(), tmp_path, gate="hard-sigmoid"
+        )
+
+
 def test_a_trained_networks_statistics_are_those_of_plain_training_images(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,6 +14,7 @@ from hurricane.ops.blocks import Network
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import GATES
 from hurricane.ops.shapes import LayerShape
+from hurricane.search import evaluation
 from hurricane.search.data import ImageData, Split, load_data
 from hurricane.search.evaluation import (
     PathScorer,
@@ -290,6 +291,26 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
     late = SupernetEvaluator(TINY, digits, tmp_path, preset(), GATES[1], seed=5, device="cpu")
     late.prepare(2, second, uniform(second), FIXED)
     assert late.evaluate(every_code(second)) == whole[1]
+
+
+def test_each_stage_is_trained_by_its_own_settings_with_the_evaluators_seed(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[TrainingSettings] = []
+    monkeypatch.setattr(
+        evaluation,
+        "train_supernet",
+        lambda supernet, data, sampler, settings, *rest: asked.append(settings),
+    )
+    short = preset(epochs=3)
+    both = replace(short, stage_2=replace(short.stage_2, epochs=7))
+    evaluator = SupernetEvaluator(TINY, digits, None, both, seed=5, device="cpu")
+    evaluator.prepare(1, FIXED, uniform(FIXED))
+    evaluator.prepare(2, FULL, uniform(FULL), FIXED)
+    assert asked == [
+        replace(short.supernet, seed=5, device="cpu"),
+        replace(short.supernet, seed=5, device="cpu", epochs=7),
+    ]
 
 
 def test_a_stages_networks_can_be_run_on_test_images_as_long_as_its_supernet_is_there(
