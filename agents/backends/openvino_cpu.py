@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from ._openvino_release import openvino_version
 from .base import (
     Context,
     Loaded,
@@ -29,7 +30,6 @@ from .base import (
     precision_flags,
     precision_of_target,
     random_inputs,
-    runtime_version,
 )
 
 _FORMATS = {"fp32": ("onnx",), "int8": ("onnx-qdq",)}  # by the target's precision
@@ -40,7 +40,8 @@ _PRECISIONS = {"fp32": ("f32",), "int8": ("u8", "i8")}  # of what these read
 
 def targets(context: Context) -> list[TargetInfo]:
     """The targets of this backend, with the reason where the runtime is not there."""
-    version, reason = runtime_version("openvino", extra="openvino")
+    remedy = "run: pip install 'hurricane-nas[openvino]'"
+    version, reason = openvino_version((2024, 0), None, "2024.0 or newer", remedy)
     options = dict.fromkeys(_FORMATS, _OPTIONS)
     return cpu_targets(context, "openvino", version, reason, _FORMATS, options)
 

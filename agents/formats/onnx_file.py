@@ -170,6 +170,13 @@ def operators_of(content: Content) -> list[str]:
     return [node.get("op_type", "") for node in model["graph"].get("node", ())]
 
 
+def opset_of(content: Content) -> int:
+    """Version of the standard operators that a file's graph has; the file is not checked."""
+    model = parse(content, SCHEMA, "ModelProto", _LIMITS)
+    imports = model.get("opset_import", ())
+    return next((i.get("version", 0) for i in imports if i.get("domain", "") in _DOMAINS), 0)
+
+
 def _refuse_external_data(tensor: Message) -> None:
     # As soon as a tensor is read, so that no place where one may stand is forgotten.
     found = [name for name in ("external_data", "segment") if name in tensor]
