@@ -64,6 +64,10 @@ TEMPERATURE_RANGE_C = (-90.0, 200.0)
 LISTED = 6
 """Targets that a message lists before it says how many more there are."""
 
+_SIMULATED_RUNTIME = "simulated"
+"""What runtimes of simulated devices begin with. A stand-in for a plugin is simulated too, and
+keeps the name of its target."""
+
 _OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -105,7 +109,7 @@ class Target:
     def name(self) -> str:
         """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``."""
         threads = f"-t{self.threads}" if self.threads > 1 else ""
-        if self.origin == "simulated":
+        if self.runtime.startswith(_SIMULATED_RUNTIME):
             return f"sim-{self.device}{threads}"
         return f"{self.processor}-{self.runtime}-{self.precision}{threads}"
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 
 from hurricane.agents.backends.base import Availability, TargetInfo
 from hurricane.agents.client import AgentClient, Protocol
@@ -22,6 +23,7 @@ from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.export import export_operator
 from hurricane.ops.shapes import LayerShape
 
+from .agents_artifacts import SHAPE, onnx_of
 from .agents_support import Agent, serving
 from .python39_support import INSTALL_S, PYTHON, ROOT, Environment, copy_of_the_code, find_python
 
@@ -262,3 +264,128 @@ def test_the_script_refuses_another_python(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is no Python 3.9" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+# The genuine MYRIAD plugin, without a stick.
+
+
+def script(environment: Environment, tmp_path: Path, code: str, **variables: str) -> list[str]:
+    """Lines that a script prints in that environment."""
+    file = tmp_path / "script.py"
+    file.write_text(code)
+    done = subprocess.run(
+        [str(environment.folder / "bin" / "python"), str(file)],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_without_a_stick_the_reason_is_that(environment: Environment) -> None:
+    found = targets_of(environment)["vpu-myriad-fp16"]
+    if found["availability"] != "unavailable":
+        pytest.skip("a stick is plugged in")
+    assert found["runtime_version"] == "2021.4.2"
+    assert "stick" in found["reason"]
+
+
+def test_without_libusb_the_reason_is_that(environment: Environment, tmp_path: Path) -> None:
+    # In place of the distribution's, and of the package.
+    (tmp_path / "libusb-1.0.so.0").write_bytes(b"")
+    (tmp_path / "libusb_package.py").write_text("raise ImportError('it is hidden')\n")
+    here = str(tmp_path)
+    found = targets_of(environment, LD_LIBRARY_PATH=here, PYTHONPATH=here)["vpu-myriad-fp16"]
+    assert found["availability"] == "unavailable"
+    assert "the MYRIAD plugin needs libusb, and libusb-package is not installed" in found["reason"]
+    assert found["reason"].endswith("run: pip install libusb-package")
+
+
+_TAKEN = """\
+from hurricane.agents.backends import myriad_vpu as backend
+engine = backend._open()
+for path in {paths!r}:
+    # Named as if it were there: then the graph is compiled before a stick is looked for.
+    settings = {{**backend._SETTINGS, "VPU_MYRIAD_PLATFORM": "VPU_MYRIAD_2480"}}
+    try:
+        engine.load(engine.read(path), "MYRIAD", settings)
+    except Exception as error:
+        found = backend._typed(error)
+        print(type(found).__name__, found)
+"""
+
+
+def test_the_genuine_plugin_names_the_layer_that_it_does_not_take(
+    environment: Environment, tmp_path: Path
+) -> None:
+    nodes = [
+        helper.make_node("Relu", ["input"], ["r"], "relu"),
+        helper.make_node("Acosh", ["r"], ["output"], "acosh"),
+    ]
+    paths = [str(tmp_path / "0.onnx"), str(tmp_path / "1.onnx")]
+    Path(paths[0]).write_bytes(onnx_of(nodes, [], SHAPE))
+    Path(paths[1]).write_bytes(export_operator("Choice_3_SE", SHAPES[0]))
+    lines = script(environment, tmp_path, _TAKEN.format(paths=paths))
+    named, taken = (line for line in lines if "Warning" not in line)
+    assert named == "UnsupportedOperator MYRIAD does not take Acosh 'output'"
+    assert taken.startswith("DeviceLost there is no such stick: ")
+
+
+# 2022.3, of which the wheel has no MYRIAD plugin.
+
+
+@pytest.fixture(scope="session")
+def openvino2022(environment: Environment) -> str:
+    """A folder with it, for PYTHONPATH."""
+    folder = environment.folder / "openvino2022"
+    if not (folder / "openvino").exists():
+        environment.fetch("--no-deps", "--target", str(folder), "openvino==2022.3.2")
+    return str(folder)
+
+
+def test_a_wheel_without_the_plugin_says_so(environment: Environment, openvino2022: str) -> None:
+    targets = targets_of(environment, PYTHONPATH=openvino2022)
+    assert targets["vpu-myriad-fp16"]["reason"] == (
+        "OpenVINO as it is installed here has no MYRIAD plugin; see docs/ncs2.md"
+    )
+    for name in (TARGET, "cpu-openvino-fp32"):
+        assert "openvino 2022.3.2 is installed, and this target takes" in targets[name]["reason"]
+
+
+_OTHER_INTERFACE = """\
+import numpy, onnxruntime
+from hurricane.agents.backends._openvino_legacy import open_engine
+engine = open_engine()
+print(type(engine).__name__, engine.plugin("CPU").split()[0])
+graph = engine.read({path!r})
+compiled = engine.load(graph, "CPU", {{"ENFORCE_BF16": "NO", "PERF_COUNT": "YES"}})
+(given,) = compiled.inputs()
+print(given)
+x = numpy.random.default_rng(4).uniform(-1, 1, given.shape).astype("float32")
+compiled.preset({{given.name: x}})
+print(compiled.call() > 0)
+(found,) = compiled.outputs().values()
+session = onnxruntime.InferenceSession({path!r}, providers=["CPUExecutionProvider"])
+(wanted,) = session.run(None, {{given.name: x}})
+print(abs(found - wanted).max() / abs(wanted).max())
+print(sum(c.real_ms for c in compiled.counters() if c.kind == "Convolution") > 0)
+"""
+
+
+def test_the_newer_interface_computes_the_same(
+    environment: Environment, openvino2022: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "g.onnx"
+    path.write_bytes(export_operator("MB_3_3_SE", SHAPES[0]))
+    code = _OTHER_INTERFACE.format(path=str(path))
+    engine, given, called, error, counted = script(
+        environment, tmp_path, code, PYTHONPATH=openvino2022
+    )
+    assert engine == "_Runtime openvino_intel_cpu_plugin"
+    assert given == "TensorInfo(name='input', dtype='float32', shape=(1, 64, 28, 28))"
+    assert float(error) <= CLOSE
+    assert (called, counted) == ("True", "True")

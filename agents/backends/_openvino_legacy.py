@@ -11,8 +11,8 @@ import abc
 import importlib
 import importlib.util
 import os
+import re
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ MOST_OPSET = 13
 LARGEST_FILE_BYTES = 2**31
 """Of a graph on its way to the runtime, which reads files."""
 
-_EDGES = ("Parameter", "Const", "Constant", "Result")
+_PLACES = re.compile(r"\[ [A-Z_]+ \]\s*|\S*/\S+\.[ch]pp:\d+\s+")
 _DTYPES = {
     "FP32": "float32", "FP16": "float16", "I64": "int64", "I32": "int32", "I16": "int16",
     "I8": "int8", "U8": "uint8", "U16": "uint16", "BOOL": "bool",
@@ -106,14 +106,6 @@ class Engine(abc.ABC):
         """A graph from an ONNX file."""
 
     @abc.abstractmethod
-    def layers(self, graph: Any) -> dict[str, str]:
-        """Kinds of a graph's layers by their names, without inputs, outputs and constants."""
-
-    @abc.abstractmethod
-    def taken(self, graph: Any, device: str) -> set[str]:
-        """Names of the layers that a device takes."""
-
-    @abc.abstractmethod
     def load(self, graph: Any, device: str, settings: Mapping[str, str]) -> Compiled:
         """Compiles a graph for a device and brings it there."""
 
@@ -158,13 +150,6 @@ def onnx_file(content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def not_taken(engine: Engine, graph: Any, device: str) -> list[str]:
-    """The layers of a graph that a device does not take, as ``Acosh 'name'``."""
-    taken = engine.taken(graph, device)
-    layers = engine.layers(graph)
-    return [f"{kind} '{name}'" for name, kind in layers.items() if name not in taken]
-
-
 def _fixed(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
     return TensorInfo(name, np.dtype(dtype).name, shape)
 
@@ -184,21 +169,6 @@ class _InferenceEngine(Engine):
 
     def read(self, path: str) -> Any:
         return self._core.read_network(model=path)
-
-    def layers(self, graph: Any) -> dict[str, str]:
-        # Its Python interface has no other way to a graph's layers than its own file.
-        with tempfile.TemporaryDirectory(dir=os.getcwd()) as folder:
-            path = os.path.join(folder, "graph.xml")
-            graph.serialize(path, os.path.join(folder, "graph.bin"))
-            found = {
-                str(element.get("name")): str(element.get("type"))
-                for _, element in ElementTree.iterparse(path)
-                if element.tag == "layer"
-            }
-        return {name: kind for name, kind in found.items() if kind not in _EDGES}
-
-    def taken(self, graph: Any, device: str) -> set[str]:
-        return set(self._core.query_network(graph, device))
 
     def load(self, graph: Any, device: str, settings: Mapping[str, str]) -> Compiled:
         return _ExecutableNetwork(
@@ -260,13 +230,6 @@ class _Runtime(Engine):
     def read(self, path: str) -> Any:
         return self._core.read_model(path)
 
-    def layers(self, graph: Any) -> dict[str, str]:
-        found = {op.get_friendly_name(): op.get_type_name() for op in graph.get_ordered_ops()}
-        return {name: kind for name, kind in found.items() if kind not in _EDGES}
-
-    def taken(self, graph: Any, device: str) -> set[str]:
-        return set(self._core.query_model(graph, device))
-
     def load(self, graph: Any, device: str, settings: Mapping[str, str]) -> Compiled:
         return _CompiledModel(self._core.compile_model(graph, device, dict(settings)))
 
@@ -322,6 +285,5 @@ def layer_precision(unit: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an exception of the runtime says, without the path of its source file."""
-    lines = [line for line in str(error).splitlines() if "/jenkins/" not in line.split(" ")[0]]
-    return one_line(" ".join(lines)).replace("[ GENERAL_ERROR ] ", "")
+    """What an exception of the runtime says, without its own kinds and source files."""
+    return one_line(_PLACES.sub("", str(error)))
