@@ -48,19 +48,21 @@ class Bench:
         results = self.client.benchmark(digests, TARGET, protocol=settings)
         return [results[digest] for digest in digests]
 
-    def host(self, module: str, *arguments: str, status: int = 0) -> dict[str, Any]:
+    def host(self, module: str, *arguments: str) -> dict[str, Any]:
         """A command of the host, and the JSON object that it printed."""
-        code = f"from {module} import main; main()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments, "--json"],
+        done = self.command(module, *arguments)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def command(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", f"from {module} import main; main()", *arguments, "--json"],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=COMMAND_S,
             check=False,
         )
-        assert done.returncode == status, done.stderr
-        return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module", params=[2021, 2022])
@@ -162,14 +164,16 @@ def test_a_run_ends_where_the_stick_is_pulled_out_and_goes_on_where_it_is_back(
     bench: Bench, tmp_path: Path
 ) -> None:
     table = tmp_path / "t.csv"
-    words = ["--layers", "digits32:1", "--operators", "SEP_3,MB_3_3,MB_7_6", "--target", TARGET]
+    words = ["--layers", "digits32:1", "--operators", "SEP_3,MB_3_3", "--target", TARGET]
     command = [*words, "--agent", bench.agent.address, "-o", str(table)]
-    bench.plugin.be(lost_at_call=40)  # each process that opens it loses it again
-    bench.host("hurricane.profiler.cli", *command, status=1)
+    bench.plugin.be(lost_at_call=150)  # each process that opens it loses it again
+    lost = bench.command("hurricane.profiler.cli", *command)
+    assert lost.returncode == 1
+    assert "plug it in again" in lost.stderr
     bench.plugin.be()
-    again = ["--retry", *command] if table.exists() else command
-    made = bench.host("hurricane.profiler.cli", *again)
-    assert made["rows"] == 3
+    # A row at whose graph the device was lost twice has failed.
+    made = bench.host("hurricane.profiler.cli", *command, "--retry")
+    assert made["rows"] == 2
     assert {row.status for row in LookupTable.load(table)} == {"ok"}
 
 
@@ -198,8 +202,7 @@ def test_from_a_complete_table_to_a_network(bench: Bench, tmp_path: Path) -> Non
     budget = ["--table", str(table), "--backbone", "digits32", "--latency", "3"]
     bench.host(cli, "space", *budget, "-o", str(space))
     effort = ["--evaluations", "4", "--population", "4", "--training", "0.002", "--space"]
-    run = ["search", *effort, str(space), "--table", str(table), "-o", str(tmp_path / "run")]
-    result = bench.host(cli, *run, *there)
-    assert result["measured_ms"] == pytest.approx(result["predicted_ms"], rel=0.05)
-    architecture = json.loads((tmp_path / "run" / "architecture.json").read_text())
-    assert architecture["measured_ms"] == result["measured_ms"]
+    bench.host(cli, "search", *effort, str(space), "-o", str(tmp_path / "run"), *there)
+    made = json.loads((tmp_path / "run" / "architecture.json").read_text())
+    assert made["measured_ms"] == pytest.approx(made["predicted_ms"], rel=0.05)
+    assert made["measured_ms"] <= 3.0

@@ -305,6 +305,27 @@ def test_without_libusb_the_reason_is_that(environment: Environment, tmp_path: P
     assert found["reason"].endswith("run: pip install libusb-package")
 
 
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}  # as a worker has it: no threads before the sandbox
+_LIBUSB = """\
+import ctypes, dataclasses, sys
+from hurricane.agents.backends import myriad_vpu as backend
+from hurricane.agents.backends.base import Context
+from hurricane.agents.sandbox import enter
+needs = backend.needs(Context())
+enter(dataclasses.replace(needs, network={network}))
+assert backend._load_libusb() == ""
+print(ctypes.CDLL(None).libusb_init(None))
+"""
+
+
+def test_libusb_starts_in_the_sandbox_that_the_backend_asks_for(
+    environment: Environment, tmp_path: Path
+) -> None:
+    assert script(environment, tmp_path, _LIBUSB.format(network=True), **ALONE) == ["0"]
+    # It hears of devices from the kernel by a socket: else it would find none, without a word.
+    assert script(environment, tmp_path, _LIBUSB.format(network=False), **ALONE) != ["0"]
+
+
 _TAKEN = """\
 from hurricane.agents.backends import myriad_vpu as backend
 engine = backend._open()
