@@ -59,7 +59,7 @@ class Compiled(abc.ABC):
 
     @abc.abstractmethod
     def inputs(self) -> tuple[TensorInfo, ...]:
-        """Its inputs; an open size is 0.
+        """Its inputs.
 
         Raises:
             BadRequest: a shape is not fixed.
@@ -150,7 +150,7 @@ def onnx_file(content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _fixed(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
+def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
     return TensorInfo(name, np.dtype(dtype).name, shape)
 
 
@@ -190,7 +190,7 @@ class _ExecutableNetwork(Compiled):
             dtype = _DTYPES.get(entry.precision)
             if dtype is None:
                 raise UnsupportedOperator(f"input '{name}' is {entry.precision}")
-            found.append(_fixed(name, dtype, tuple(data.shape)))
+            found.append(_tensor(name, dtype, tuple(data.shape)))
         return tuple(found)
 
     def preset(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -249,7 +249,7 @@ class _CompiledModel(Compiled):
                     "export it with fixed sizes"
                 )
             dtype = port.get_element_type().to_dtype()
-            found.append(_fixed(name, dtype, tuple(port.get_shape())))
+            found.append(_tensor(name, dtype, tuple(port.get_shape())))
         return tuple(found)
 
     def preset(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -352,12 +352,14 @@ class MyriadGraph(Loaded):
 
     def __init__(self, session: MyriadSession, model: Any) -> None:
         self._session, self._model = session, model
-        self._inputs: Optional[tuple[TensorInfo, ...]] = None
-        self._preset: dict[str, np.ndarray] = {}
-        compiled = self._ready(warm_up=0)
-        self._inputs = compiled.inputs()
-        self._preset = random_inputs(self._inputs)
-        compiled.preset(self._preset)
+        compiled, _ = session.place(self, model)
+        try:
+            self._inputs = compiled.inputs()
+            self._preset = random_inputs(self._inputs)
+            compiled.preset(self._preset)
+        except Exception as error:
+            session.remove(self)
+            raise _typed(error) from error
         self.compute_unit = f"simulated:{_DEVICE}" if session.simulated else _DEVICE
         self.flags = session.flags()
 
@@ -369,11 +371,10 @@ class MyriadGraph(Loaded):
             raise _typed(error) from error
 
     def inputs(self) -> tuple[TensorInfo, ...]:
-        assert self._inputs is not None
         return self._inputs
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        check_inputs(self.inputs(), inputs)
+        check_inputs(self._inputs, inputs)
         compiled = self._ready()
         try:
             compiled.preset(inputs)
@@ -388,12 +389,13 @@ class MyriadGraph(Loaded):
         self._session.remove(self)
         del self._model
 
-    def _ready(self, warm_up: int = _WARM_UP) -> Compiled:
+    def _ready(self) -> Compiled:
+        """The graph on the stick, with its inputs in place and not called for the first time."""
         compiled, fresh = self._session.place(self, self._model)
-        if fresh and self._preset:
+        if fresh:
             try:
                 compiled.preset(self._preset)
-                for _ in range(warm_up):
+                for _ in range(_WARM_UP):
                     compiled.call()
             except Exception as error:
                 raise _typed(error) from error
