@@ -389,9 +389,6 @@ def _stop_with_parent(stopped: _Stopped) -> None:
 
 def main() -> None:
     """The console script ``agent``."""
-    # Older Pythons copy the process (fork) to start another, and gRPC's threads do not outlive
-    # that in good order; the copy uses no gRPC.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     run_command(cli, "agent")
 
 

@@ -70,10 +70,11 @@ TEMPERATURE_RANGE_C = (-90.0, 200.0)
 LISTED = 6
 """Targets that a message lists before it says how many more there are."""
 
+_SIMULATED_RUNTIME = "simulated"
+"""What runtimes of simulated devices begin with. A stand-in for a plugin is simulated too, and
+keeps the name of its target."""
+
 _OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
-
-
-_SIMULATED = "simulated"  # what the runtimes of simulated devices begin with
 
 
 @dataclass(frozen=True, order=True)
@@ -117,7 +118,7 @@ class Target:
         A simulated device's is ``sim-`` and its own name.
         """
         threads = f"-t{self.threads}" if self.threads > 1 else ""
-        if self.runtime.startswith(_SIMULATED):
+        if self.runtime.startswith(_SIMULATED_RUNTIME):
             return f"sim-{self.device}{threads}"
         return f"{self.processor}-{self.runtime}-{self.precision}{threads}"
 

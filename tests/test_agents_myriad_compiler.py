@@ -40,7 +40,7 @@ from hurricane.ops.shapes import LayerShape
 from .agents_artifacts import BROKEN, convolutions
 from .agents_support import serving
 from .myriad_dumps import example
-from .test_agents_python39 import (
+from .python39_support import (
     INSTALL_S,
     PYTHON,
     ROOT,

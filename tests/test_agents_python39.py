@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,10 @@ from hurricane.agents.client import AgentClient, Protocol
 
 from . import tflite_graphs as graphs
 from .agents_support import serving
+from .python39_support import INSTALL_S, PYTHON, Environment, copy_of_the_code, find_python
 
 pytestmark = pytest.mark.process
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON = "python3.9"
-INSTALL_S = 300
 # What the mirror has to bring; the tree itself is then installed without it.
 PACKAGES = (
     "click",
@@ -41,38 +36,6 @@ PACKAGES = (
 )
 QUICK = Protocol(rounds=2, calls_per_visit=2, warmup_calls=1)
 FP32, INT8 = "cpu-litert-fp32", "cpu-litert-int8"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment with the agent."""
-
-    folder: Path
-
-    @property
-    def agent(self) -> str:
-        return str(self.folder / "bin" / "agent")
-
-    def pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(self.folder / "bin" / "python"), "-m", "pip", "--quiet", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=INSTALL_S, check=False
-        )
-
-    def fetch(self, *arguments: str) -> None:
-        """Installs from the package index; skips where it is out of reach."""
-        done = self.pip("install", "--no-compile", *arguments)
-        if done.returncode:
-            pytest.skip(f"packages for {PYTHON} cannot be had: {done.stderr.strip()[-300:]}")
-
-
-def find_python() -> str | None:
-    """A Python of that version which starts: pyenv puts commands on PATH that do not."""
-    installed = sorted(Path.home().glob(f".pyenv/versions/3.9.*/bin/{PYTHON}"))
-    for python in filter(None, (shutil.which(PYTHON), *map(str, installed))):
-        if subprocess.run([python, "-c", ""], capture_output=True).returncode == 0:
-            return python
-    return None
 
 
 @pytest.fixture(scope="session")
@@ -93,21 +56,12 @@ def environment(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Enviro
         subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_S)
         kept.fetch(*PACKAGES)
         ready.write_text(content)
-    tree = tmp_path_factory.mktemp("tree")  # building leaves files behind
-    shutil.copytree(ROOT, tree, ignore=_beside_the_code, dirs_exist_ok=True)
+    tree = copy_of_the_code(tmp_path_factory.mktemp("tree"))
     extras = f"{tree}[onnxruntime,tflite-runtime]"
     kept.pip("uninstall", "--yes", "hurricane-nas")
     done = kept.pip("install", "--no-index", "--no-build-isolation", extras)
     assert done.returncode == 0, done.stderr
     return kept
-
-
-def _beside_the_code(folder: str, names: list[str]) -> set[str]:
-    if Path(folder) != ROOT:
-        return {name for name in names if name == "__pycache__"}
-    code = {"agents", "lookup_tables", "ops", "profiler", "search"}
-    files = {"LICENSE", "README.md", "pyproject.toml", "setup.cfg"}
-    return set(names) - code - files
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +126,32 @@ def test_its_int8_does_not_run_in_xnnpack_and_says_so(board: AgentClient) -> Non
         assert result.compute_unit == f"CPU 0/{graphs.node_count(content)}"
         (fallback,) = [flag for flag in result.flags if flag.startswith("fallback:")]
         assert "CONV_2D" in fallback
+
+
+_COPIED = """\
+import os, time
+from hurricane.agents.backends.base import Context
+from hurricane.agents.client import AgentClient
+from hurricane.agents.server import AgentServer
+server = AgentServer("127.0.0.1:0", Context())
+server.start()
+with AgentClient(server.address) as client:
+    client.describe()
+    for _ in range(5):  # gRPC restarts its threads where it can, which is not every time
+        child = os.fork()
+        if not child:
+            time.sleep(0.2)  # for threads that it restarts
+            os._exit(len(os.listdir("/proc/self/task")))
+        print(os.waitpid(child, 0)[1] >> 8)
+os._exit(0)
+"""
+
+
+def test_a_copy_of_the_agent_has_no_threads_of_grpc(environment: Environment) -> None:
+    # It would close what they work on, and they would end it.
+    command = [str(environment.folder / "bin" / "python"), "-u", "-c", _COPIED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["1"] * 5
 
 
 def test_with_numpy_2_the_runtime_is_not_available_and_the_reason_says_what_to_do(

@@ -17,6 +17,7 @@ from ..errors import (
     RuntimeCrashed,
     UnsupportedOperator,
 )
+from ._openvino_release import openvino_version
 from .base import (
     Loaded,
     Sample,
@@ -29,7 +30,6 @@ from .base import (
     precision_flags,
     precision_of_target,
     random_inputs,
-    runtime_version,
 )
 
 FORMATS = {"fp32": ("onnx",), "fp16": ("onnx",), "int8": ("onnx-qdq",)}
@@ -51,7 +51,8 @@ NO_NPU_COMPILER = (
 
 def installed_version() -> tuple[str, str]:
     """OpenVINO's version, or why there is none that these backends drive."""
-    return runtime_version("openvino", extra="openvino")
+    remedy = "run: pip install 'hurricane-nas[openvino]'"
+    return openvino_version((2024, 0), None, "2024.0 or newer", remedy)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Which OpenVINO is installed: today's, or one of those before it whose plugins are gone since."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Optional
+
+from ..sandbox import advice
+from .base import one_line
+
+Release = tuple[int, int]
+"""Year and number, such as (2021, 4)."""
+
+# The module that tells the version, newest first: 2022.x has the one of 2021.x as well.
+_TELLING = ("openvino", "openvino.runtime", "openvino.inference_engine")
+
+
+def openvino_version(
+    first: Release, last: Optional[Release], wanted: str, remedy: str
+) -> tuple[str, str]:
+    """The version of the OpenVINO that is installed, if it is one of those that a target takes.
+
+    Args:
+        first, last: releases that it takes; None: every one from the first on.
+        wanted: what these are called in a sentence.
+        remedy: what to do where there is none of them.
+
+    Returns:
+        Its version and "", or "" and why it cannot be used.
+    """
+    try:
+        version = _installed()
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            return "", f"openvino does not import: {error}"
+        return "", f"openvino is not installed; {remedy}"
+    except Exception as error:  # a broken installation may raise anything
+        return "", f"openvino does not import: {one_line(str(error))}{advice(error)}"
+    release = release_of(version)
+    if release < first or (last is not None and release > last):
+        return "", f"openvino {version} is installed, and this target takes {wanted}; {remedy}"
+    return version, ""
+
+
+def release_of(version: str) -> Release:
+    """Year and number of a version; (0, 0) where it has none."""
+    year, _, rest = version.partition(".")
+    number = rest.partition(".")[0]
+    return (int(year), int(number)) if year.isdigit() and number.isdigit() else (0, 0)
+
+
+def _installed() -> str:
+    """The version, without its build: of 2026.4.1-22982-e213a147257 the first part.
+
+    Raises:
+        ImportError: there is none, or it is broken.
+    """
+    importlib.import_module("openvino")
+    for name in _TELLING:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            continue
+        if hasattr(module, "__version__"):
+            return str(module.__version__).partition("-")[0]
+    return "of an unknown version"
