@@ -134,7 +134,7 @@ class SearchSettings:
 
     Attributes:
         data: what to train on, see `data.load_data`.
-        stages: 2, or 1 for the later layers only.
+        stages: 2, or 1 for the later layers only; a space without a split has but one.
         strategy: ``evolution`` or ``random``.
         evaluations: in each stage, at most (paper: 1,000).
         population: architectures of a generation.
@@ -475,6 +475,7 @@ def found_architecture(
         predicted_ms=result.latency_ms,
         predicted_interval_ms=predicted_interval(space, result.operators, result.latency_ms),
         accuracy=(Accuracy(result.fitness, "validation", how),),
+        method=space.method,
         seed=settings.seed,
         versions=package_versions(),
     )
@@ -493,6 +494,7 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
         "backbone": space.backbone,
         "latency_ms": space.budget_ms,
         "table": table,
+        "method": space.method,
         "alpha": space.alpha,
         "split": space.split,
         "space_sha256": hashlib.sha256(content).hexdigest(),
