@@ -107,7 +107,7 @@ class ParetoCandidates:
     """Operators that are best at some price of a millisecond around the budget's.
 
     Attributes:
-        top: operators kept at each layer.
+        top: operators kept at each layer, where so many fit into the budget at all.
     """
 
     top: int
@@ -125,6 +125,9 @@ class ParetoCandidates:
                 f"{budget_ms:g} ms is no constraint: the slowest network takes {highest:.4g} ms; "
                 "choose --latency below that"
             )
+        # What does not fit beside the fastest operators of all other layers can never be chosen.
+        room = budget_ms - model.fixed_ms - math.fsum(np.nanmin(tau, axis=1))
+        tau = np.where(tau - np.nanmin(tau, axis=1)[:, None] <= room + TOLERANCE_MS, tau, np.nan)
         price, base = budget_price(lines.capacity, tau, budget_ms - model.fixed_ms)
         prices = price * np.geomspace(1 / PRICE_RANGE, PRICE_RANGE, PRICES)
         columns = []

@@ -138,14 +138,14 @@ class SearchSpace:
         if first.count <= FEW_NETWORKS:
             words = f"{place} has {first.count} within the budget"
             return [f"next to nothing to choose from: {words}; raise --latency"]
-        if share < _HARDLY_ANY:
+        if self.split and share < _HARDLY_ANY:
             return [
-                f"hardly any choice: {share:.2g} of the networks of {place} are within the budget, "
-                f"those with nearly the fastest operators"
-                + (f" behind layer {self.split - 1}; try --method pareto" if self.split else "")
+                f"hardly any choice: {share:.2g} of the networks of stage 1 are within the budget, "
+                f"those with nearly the fastest operators behind layer {self.split - 1}; "
+                "try --split 0, or --method pareto"
             ]
-        if share > _NEARLY_ALL:
-            return [f"hardly a constraint: {share:.4%} of the space is within the budget"]
+        if share >= (_NEARLY_ALL if self.split else 1):
+            return [f"hardly a constraint: {share:.4%} of the networks are within the budget"]
         return []
 
     def to_dict(self) -> dict[str, Any]:
