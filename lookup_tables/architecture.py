@@ -190,6 +190,8 @@ class Architecture:
         accuracy: figures, each with how it was obtained; of fp32 networks.
         artifact_accuracy: of the file for the table's target; None until measured.
         trained_on: data of its weights; None until trained.
+        method: by which the search chose the operators that could stand at a layer
+            (`search.candidates`); None: not searched, or by an earlier version.
         seed: of the search.
         versions: of Python and the packages that made it.
     """
@@ -206,6 +208,7 @@ class Architecture:
     accuracy: tuple[Accuracy, ...] = ()
     artifact_accuracy: ArtifactAccuracy | None = None
     trained_on: TrainingData | None = None
+    method: str | None = None
     seed: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -227,6 +230,7 @@ class Architecture:
             if self.artifact_accuracy
             else None,
             "trained_on": _with_lists(asdict(self.trained_on)) if self.trained_on else None,
+            "method": self.method,
             "seed": self.seed,
             "versions": dict(self.versions),
         }
@@ -259,6 +263,7 @@ class Architecture:
             accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
             artifact_accuracy=_read_artifact_accuracy(fields.optional_object("artifact_accuracy")),
             trained_on=_read_training_data(fields.optional_object("trained_on")),
+            method=fields.optional_text("method"),
             seed=fields.optional_integer("seed"),
             versions={k: str(v) for k, v in versions.as_dict().items()} if versions else {},
         )

@@ -92,7 +92,7 @@ class Operator:
         """Every convolution of the operator at this shape, in graph order."""
         if self.custom is not None:
             self.check(shape)
-            return count_module(self.custom.build(shape, GATES[0]), shape)
+            return self.custom.convolutions(shape)
         return list(_convolutions(self, shape))
 
     def macs(self, shape: LayerShape) -> int:
@@ -116,6 +116,15 @@ class CustomBlock:
 
     build: Callable[[LayerShape, str], nn.Module]
     applies: Callable[[LayerShape], bool] = lambda shape: True
+    _counted: dict[LayerShape, list[ConvolutionCost]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def convolutions(self, shape: LayerShape) -> list[ConvolutionCost]:
+        """Every convolution at this shape; the module runs once for it and is not run again."""
+        if shape not in self._counted:
+            self._counted[shape] = count_module(self.build(shape, GATES[0]), shape)
+        return list(self._counted[shape])
 
 
 def _convolutions(op: Operator, shape: LayerShape) -> Iterable[ConvolutionCost]:

@@ -115,6 +115,8 @@ class Recorder:
         warm = calls[:, min(self._loop_skipped, calls.shape[1] - 1) :]
         p10, p90 = (float(x) for x in np.percentile(warm, (10, 90)))
         device = result.device_ms
+        # A graph without a node takes a counter no time: it has measured nothing.
+        device_ms = None if device is None else float(quiet_ms(np.asarray(device)[:, 0])) or None
         return LoopTimes(
             planned.name,
             planned.shape,
@@ -122,7 +124,7 @@ class Recorder:
             warm_ms=float(np.median(warm)),
             p10_ms=p10,
             p90_ms=p90,
-            device_ms=None if device is None else float(quiet_ms(np.asarray(device)[:, 0])),
+            device_ms=device_ms,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -24,6 +24,7 @@ from ..lookup_tables.spread import STATISTICS
 from ..ops.errors import BadRequest
 from ..ops.pool import registered_operators
 from ..profiler.options import credential_options, together, use_plugins
+from .candidates import METHODS
 from .evolution import STRATEGIES
 from .trainings import SUPERNET_TRAININGS
 
@@ -111,29 +112,41 @@ _space_options = together(
     click.option("--latency", "latency_ms", type=float, metavar="MS", help="Latency budget."),
     click.option("--backbone", help="Name or TOML file [the one that the table covers]."),
     click.option("--target", help="One of the table's targets [the only one]."),
-    click.option("--top", type=int, metavar="P", help="Best operators kept at each layer [4]."),
+    click.option(
+        "--method",
+        type=click.Choice(METHODS),
+        help="How operators are chosen and searched: pareto, the best around the budget's price of "
+        "a ms, all layers at once; or as in the paper, hurricane [pareto].",
+    ),
+    click.option(
+        "--top",
+        type=int,
+        metavar="P",
+        help="Operators kept at each layer [pareto: 5, hurricane: 4].",
+    ),
     click.option(
         "--alpha",
         type=_AlphaType(),
         metavar="A",
-        help="Exponent of latency in the score, or auto [auto].",
+        help="hurricane: exponent of capacity in the score, or auto [auto].",
     ),
     click.option(
         "--exploring-layers",
         type=int,
         metavar="N",
-        help="Number of last layers with one more candidate [the backbone's].",
+        help="hurricane: number of last layers with one more candidate [the backbone's].",
     ),
     click.option(
         "--split",
         type=int,
         metavar="N",
-        help="Number of first layers: those that stage 2 searches [the backbone's].",
+        help="Number of first layers: those that stage 2 searches; 0 searches all layers in one "
+        "stage [pareto: 0, hurricane: the backbone's].",
     ),
     click.option(
         "--score-latency",
         type=click.Choice(["operator", "architecture"]),
-        help="Latency in the score: the operator's, or the whole network's [operator].",
+        help="hurricane: latency in the score, the operator's or the whole network's [operator].",
     ),
     click.option(
         "--support",
@@ -209,7 +222,7 @@ _SPACE_HELP = """Builds the search space for a budget: the operators to choose f
 \b
 Examples:
   hurricane space --table cpu.csv --latency 17
-  hurricane space --table cpu.csv --latency 17 --alpha 0.42 -o space.json
+  hurricane space --table cpu.csv --latency 17 --method hurricane --alpha 0.42 -o space.json
   hurricane space --table dsp.csv --latency 9 --support dsp.support.csv --min-sqnr 25
 """
 
@@ -307,6 +320,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
             raise BadRequest(f"the space file already settles {option}: give one or the other")
         made = SearchSpace.load(space_file)
         made = accepted(made) if options["accept_table"] else made
+        _tell(made.notes())
     measure = _measurer(made.table, options)
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
@@ -396,6 +410,7 @@ _SPACE_NAMES = (
     "support",
     "min_sqnr",
     "statistic",
+    "method",
     "top",
     "alpha",
     "exploring_layers",
@@ -404,7 +419,7 @@ _SPACE_NAMES = (
 )
 """Options that build a space; None where not given."""
 
-_BUILD_NAMES = _SPACE_NAMES[_SPACE_NAMES.index("top") :]
+_BUILD_NAMES = _SPACE_NAMES[_SPACE_NAMES.index("method") :]
 """Those of them that `build_space` takes."""
 
 
@@ -443,9 +458,13 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
         support=support,
         **rest,
     )
+    _tell([*notes, *made.notes()])
+    return made
+
+
+def _tell(notes: Iterable[str]) -> None:
     for note in notes:
         click.echo(f"Note: {note}", err=True)
-    return made
 
 
 def _settings(kind: type[SearchSettings], options: dict[str, Any]) -> SearchSettings:

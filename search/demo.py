@@ -43,13 +43,14 @@ from .report import BASELINE as BASELINE_FOLDER
 from .report import VERIFICATION, read_verification, write_report
 from .rundir import CONFIRMED
 from .space import SearchSpace, build_space
+from .summary import choice_text
 
 BACKBONE = "digits32"
 TARGETS = ("cpu-onnxruntime-fp32", "cpu-litert-int8", "sim-hexagon685-dsp", "sim-myriadx-vpu")
 BASELINE = "Choice_3"
 
 EVALUATIONS = 80
-"""A stage; the default of a real search is 1,000."""
+"""The default of a real search is 1,000."""
 
 TRAINING = 0.45
 """Of the preset's epochs."""
@@ -79,8 +80,8 @@ _HELP = """Runs all steps in small on this machine.
 
 For this CPU (measured, in fp32 by ONNX Runtime and in int8 by LiteRT), a simulated Hexagon 685 DSP
 and a simulated Myriad X VPU: profiles all 32 operators, checks the table's sums on end-to-end
-networks, builds a space, searches it in two stages, trains the network found, exports it, measures
-it, and writes a report.
+networks, builds a space, searches it, trains the network found, exports it, measures it, and
+writes a report.
 
 \b
 Examples:
@@ -133,7 +134,7 @@ def demo_command(
     say = _quiet if as_json else _say
     say(
         f"Hurricane demo: {BACKBONE}, {len(POOL)} operators, targets {', '.join(names)}\n"
-        f"Reduced to be quick: {evaluations} evaluations a stage (a real search: 1000), "
+        f"Reduced to be quick: {evaluations} evaluations (a real search: 1000), "
         f"{training:g} of the usual training; the steps are the real ones.\n"
         f"Budgets: {BUDGET:g} times what {BASELINE} in all layers takes on each target."
     )
@@ -144,7 +145,7 @@ def demo_command(
         _prepare(name, output, backbone, settings.seed, accept_table, say) for name in names
     ]
     baseline_job = Job(output / BASELINE_FOLDER, settings)
-    say("\n[2/4] Search: two stages for each target, and the networks found timed on it")
+    say("\n[2/4] Search for each target, and the networks found timed on it")
     _in_parallel("search", [Job(output / p.name, settings, p.space, "searched") for p in prepared])
     for p in prepared:
         _run(Job(output / p.name, settings, p.space, "confirmed"), p.measurer())
@@ -276,10 +277,8 @@ def _worker_pool(workers: int, context: SpawnContext) -> Iterator[ProcessPoolExe
 
 
 _SPANS = {
-    "stage 1: supernet": (0.0, 0.55),
-    "stage 1: arch": (0.55, 0.7),
-    "stage 2: supernet": (0.7, 0.9),
-    "stage 2: arch": (0.9, 1.0),
+    "stage 1: supernet": (0.0, 0.8),
+    "stage 1: arch": (0.8, 1.0),
     "winner trained": (0.0, 1.0),
 }
 """About which part of its job a step is."""
@@ -317,7 +316,7 @@ def _prepare(
     budget = float(f"{BUDGET * baseline_ms:.3g}")
     space = build_space(latency.model, backbone, budget, table=latency.source)
     say(
-        f"    space: budget {budget:g} ms of {low:.3g} to {high:.3g}, alpha {space.alpha:.3g}, "
+        f"    space: budget {budget:g} ms of {low:.3g} to {high:.3g}, {choice_text(space)}, "
         f"{space.feasible_set.count:,} of {space.feasible_set.total:,} architectures meet it"
     )
     return Prepared(name, latency.model.target, space, (low, high), baseline_ms, verification)

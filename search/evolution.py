@@ -12,10 +12,11 @@ nothing twice, and its last generation counts.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from itertools import repeat
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,16 +30,21 @@ Codes = NDArray[np.int64]
 Evaluate = Callable[[Codes], Sequence[float]]
 """From codes [N × layers] to fitness, the higher the better."""
 
-_ATTEMPTS_PER_CHILD = 20
-"""Crossovers or mutations tried for each child wanted; what is then short is drawn anew."""
+_ATTEMPTS_PER_CHILD = 2
+"""Crossovers or mutations tried at once for each child that is still wanted."""
+
+_MUTATION_ROUNDS = 4
+"""Times that mutations are tried; what is then short is drawn anew. Crossovers are tried once, as
+parents that are much alike have few different children: what is short of them is mutated."""
 
 _DRAW_ROUNDS = 20
+_SPARE_DRAWS = 8  # beyond what is short, as some were seen before
 _LISTED_AT_ONCE = 50  # a set that is evaluated completely is still recorded in portions
 _SMALL_SET = 10
 """Feasible sets up to this many times the evaluations are listed rather than sampled."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """One evaluated architecture.
 
@@ -60,6 +66,53 @@ def best_first(history: Sequence[Evaluated]) -> list[Evaluated]:
     return sorted(history, key=lambda e: (-e.fitness, e.latency_ms))
 
 
+class History(Sequence[Evaluated]):
+    """Everything evaluated, in order, with what strategies ask of it."""
+
+    def __init__(self, evaluated: Iterable[Evaluated] = ()) -> None:
+        self._items: list[Evaluated] = []
+        self._fitness: list[float] = []
+        self.keys: set[bytes] = set()
+        """One for each architecture, as `_keys` makes them."""
+        self.extend(evaluated)
+
+    @classmethod
+    def of(cls, history: Sequence[Evaluated]) -> History:
+        """The history itself, or one of any sequence."""
+        return history if isinstance(history, cls) else cls(history)
+
+    def extend(self, batch: Iterable[Evaluated], codes: Codes | None = None) -> None:
+        """Adds what was evaluated next; its codes as an array, where they are at hand."""
+        items = list(batch)
+        self._items += items
+        self._fitness += [e.fitness for e in items]
+        if codes is None and items:
+            codes = np.array([e.codes for e in items], dtype=np.int64)
+        if codes is not None:
+            self.keys.update(_keys(codes))
+
+    def best(self, count: int) -> list[Evaluated]:
+        """The first of `best_first`."""
+        if len(self) <= count:
+            return best_first(self)
+        fitness = np.array(self._fitness)
+        least = np.partition(fitness, -count)[-count]
+        return best_first([self._items[i] for i in np.flatnonzero(fitness >= least)])[:count]
+
+    @overload
+    def __getitem__(self, index: int) -> Evaluated: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Evaluated]: ...
+    def __getitem__(self, index: int | slice) -> Evaluated | list[Evaluated]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[Evaluated]:
+        return iter(self._items)
+
+
 class Strategy(Protocol):
     """Proposes what to evaluate."""
 
@@ -79,7 +132,7 @@ class Strategy(Protocol):
 
         Args:
             feasible: what may be proposed.
-            history: everything evaluated so far, in order.
+            history: everything evaluated so far, in order; `History.of` has more to ask of it.
             rng: to be used for all draws.
             wanted: evaluations that are left.
 
@@ -149,21 +202,24 @@ class EvolutionSearch:
         size = min(self.population, wanted)
         brood = _Brood(feasible, history, size)
         if history:
-            parents = np.array([e.codes for e in best_first(history)[: self.top]], dtype=np.int64)
+            best = History.of(history).best(self.top)
+            parents = np.array([e.codes for e in best], dtype=np.int64)
+            sizes = np.array(feasible.sizes)
             crossed = min(size, round(self.crossover * size / self.population))
             mutated = min(size, crossed + round(self.mutation * size / self.population))
-            brood.add(_cross(rng, parents, crossed * _ATTEMPTS_PER_CHILD), crossed)
-            attempts = (mutated - crossed) * _ATTEMPTS_PER_CHILD
-            brood.add(self._mutate(rng, parents, feasible.sizes, attempts), mutated)
+            brood.breed(partial(_cross, rng, parents), crossed, 1)
+            mutate = partial(self._mutate, rng, parents, sizes)
+            brood.breed(mutate, mutated, _MUTATION_ROUNDS)
         brood.fill(rng)
         return brood.codes
 
     def _mutate(
-        self, rng: np.random.Generator, parents: Codes, sizes: Sequence[int], count: int
+        self, rng: np.random.Generator, parents: Codes, sizes: NDArray[np.int64], count: int
     ) -> Codes:
         children = parents[rng.integers(len(parents), size=count)]
-        fresh = rng.integers(np.array(sizes), size=children.shape)
-        return np.where(rng.random(children.shape) < self.probability, fresh, children)
+        rows, layers = np.nonzero(rng.random(children.shape) < self.probability)
+        children[rows, layers] = rng.integers(sizes[layers])
+        return children
 
 
 STRATEGIES: dict[str, Callable[[int], Strategy]] = {
@@ -209,7 +265,7 @@ def run_strategy(
     listed = feasible.enumerate(evaluations)
     if listed is not None and len(listed) == 0:
         feasible.require_members()
-    history: list[Evaluated] = []
+    history = History()
     for generation, codes in enumerate(
         _proposals(strategy, feasible, listed, evaluations, seed, start, history)
     ):
@@ -220,18 +276,16 @@ def run_strategy(
                 f"the recorded evaluations differ from this search's from number {len(history)} "
                 "on: they were made with other settings; start a new run directory"
             )
-        history += known
+        history.extend(known)
         rest = codes[len(known) :]
         if len(rest):
-            batch = [
-                Evaluated(tuple(code), _finite(fitness, code), float(latency), generation)
-                for code, fitness, latency in zip(
-                    rest.tolist(), evaluate(rest), latencies[len(known) :], strict=True
-                )
-            ]
+            found = _finite(evaluate(rest), rest)
+            rest_ms = latencies[len(known) :].tolist()
+            rows = map(tuple, rest.tolist())
+            batch = list(map(Evaluated, rows, found, rest_ms, repeat(generation)))
             record(batch)
-            history += batch
-    return history
+            history.extend(batch, rest)
+    return list(history)
 
 
 def _proposals(
@@ -241,7 +295,7 @@ def _proposals(
     evaluations: int,
     seed: int,
     start: Codes | None,
-    history: list[Evaluated],
+    history: History,
 ) -> Iterator[Codes]:
     """The batches to evaluate; `history` grows between them."""
     if listed is not None:
@@ -268,22 +322,35 @@ class _Brood:
 
     def __init__(self, feasible: FeasibleSet, history: Sequence[Evaluated], size: int) -> None:
         self._feasible = feasible
-        self._seen = {e.codes for e in history}
+        self._seen = History.of(history).keys
         self._size = size
-        self._chosen: list[tuple[int, ...]] = []
+        self._chosen: dict[bytes, None] = {}
 
     @property
     def codes(self) -> Codes:
-        return np.array(self._chosen, dtype=np.int64).reshape(-1, len(self._feasible.sizes))
+        flat = np.frombuffer(bytearray().join(self._chosen), dtype=np.int64)
+        return flat.reshape(-1, len(self._feasible.sizes))
 
     def add(self, candidates: Codes, up_to: int) -> None:
         """Takes candidates in order until there are `up_to` architectures."""
-        for code in candidates[self._feasible.contains(candidates)].tolist():
-            if len(self._chosen) >= up_to:
+        keys = dict.fromkeys(_keys(candidates[self._feasible.contains(candidates)]))
+        seen, chosen = self._seen, self._chosen
+        fresh = [key for key in keys if key not in seen and key not in chosen]
+        chosen.update(dict.fromkeys(fresh[: max(0, up_to - len(chosen))]))
+
+    def breed(self, make: Callable[[int], Codes], up_to: int, rounds: int) -> None:
+        """Fills up with children, as far as some rounds of attempts go.
+
+        Args:
+            make: gives as many children as it is asked for, feasible or not.
+            up_to: architectures to be there in the end.
+            rounds: of attempts.
+        """
+        for _ in range(rounds):
+            short = up_to - len(self._chosen)
+            if short <= 0:
                 return
-            if tuple(code) not in self._seen:
-                self._seen.add(tuple(code))
-                self._chosen.append(tuple(code))
+            self.add(make(_ATTEMPTS_PER_CHILD * short), up_to)
 
     def fill(self, rng: np.random.Generator) -> None:
         """Fills up with uniform samples; where few are left unseen, with those."""
@@ -291,20 +358,38 @@ class _Brood:
             short = self._size - len(self._chosen)
             if short <= 0:
                 return
-            self.add(self._feasible.sample(rng, 2 * short), self._size)
-        everything = self._feasible.enumerate(_SMALL_SET * (len(self._seen) + self._size))
+            self.add(self._feasible.sample(rng, short + _SPARE_DRAWS), self._size)
+        known = len(self._seen) + len(self._chosen)
+        everything = self._feasible.enumerate(_SMALL_SET * (known + self._size))
         if everything is not None:
             self.add(rng.permutation(everything), self._size)
 
 
+def _keys(codes: Codes) -> list[bytes]:
+    """One key for each architecture [N × layers], equal where the architectures are."""
+    codes = np.ascontiguousarray(codes, dtype=np.int64)
+    return codes.view(f"V{codes.shape[1] * codes.itemsize}").ravel().tolist()
+
+
 def _cross(rng: np.random.Generator, parents: Codes, count: int) -> Codes:
-    """Children that take each layer from one of two parents."""
-    mothers = parents[rng.integers(len(parents), size=count)]
-    fathers = parents[rng.integers(len(parents), size=count)]
-    return np.where(rng.random(mothers.shape) < 0.5, mothers, fathers)
+    """Children that take each layer from one of two parents, different ones if there are two."""
+    mothers = rng.integers(len(parents), size=count)
+    fathers = mothers + rng.integers(1, max(2, len(parents)), size=count)
+    children = parents[mothers]
+    others = parents[fathers % len(parents)]
+    np.copyto(children, others, where=rng.integers(2, size=children.shape, dtype=np.bool_))
+    return children
 
 
-def _finite(fitness: float, code: Sequence[int]) -> float:
-    if not math.isfinite(fitness):
-        raise HurricaneError(f"the evaluation of architecture {list(code)} gave {fitness}")
-    return float(fitness)
+def _finite(fitness: Sequence[float], codes: Codes) -> list[float]:
+    """Fitness as floats, one for each architecture [N × layers]."""
+    found = np.asarray(fitness, dtype=np.float64)
+    if found.shape != (len(codes),):
+        raise HurricaneError(f"the evaluation of {len(codes)} architectures gave {found.size}")
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if wrong.size:
+        first = int(wrong[0])
+        raise HurricaneError(
+            f"the evaluation of architecture {codes[first].tolist()} gave {found[first]}"
+        )
+    return found.tolist()

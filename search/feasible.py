@@ -83,6 +83,11 @@ class FeasibleSet:
         self._max_sums = max_sums
         ticks = [_ticks(layer) for layer in layers]
         self._surplus = [layer - layer.min() for layer in ticks]
+        # All layers' candidates end to end, so that architectures are summed in one look-up.
+        self._sizes = np.array([layer.size for layer in layers], dtype=np.uint64)
+        self._starts = np.cumsum([0, *(layer.size for layer in layers[:-1])])
+        self._flat_ms = np.concatenate(layers)
+        self._flat_surplus = np.concatenate(self._surplus)
         lowest = int(_ticks(self.fixed_ms)) + sum(int(layer.min()) for layer in ticks)
         self._slack = int(_ticks(min(self.budget_ms, _LONGEST_MS))) - lowest
 
@@ -96,7 +101,7 @@ class FeasibleSet:
         """Latency of the slowest architecture, feasible or not."""
         return self.fixed_ms + math.fsum(layer.max() for layer in self.layers_ms)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Number of candidates of each layer."""
         return tuple(layer.size for layer in self.layers_ms)
@@ -137,15 +142,11 @@ class FeasibleSet:
 
     def latency_ms(self, codes: NDArray[np.integer]) -> NDArray[np.float64]:
         """Predicted latency of architectures [N × layers] -> [N]."""
-        codes = self._checked(codes)
-        latencies = [layer[codes[:, i]] for i, layer in enumerate(self.layers_ms)]
-        return self.fixed_ms + np.sum(latencies, axis=0)
+        return self.fixed_ms + self._flat_ms[self._places(codes)].sum(axis=1)
 
     def contains(self, codes: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether architectures [N × layers] are feasible -> [N]."""
-        codes = self._checked(codes)
-        surplus = [layer[codes[:, i]] for i, layer in enumerate(self._surplus)]
-        return np.sum(surplus, axis=0) <= self._slack
+        return self._flat_surplus[self._places(codes)].sum(axis=1) <= self._slack
 
     def sample(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Draws architectures uniformly, with replacement, from the feasible ones.
@@ -185,13 +186,16 @@ class FeasibleSet:
             sums = extended[prefix, code]
         return codes
 
-    def _checked(self, codes: NDArray[np.integer]) -> NDArray[np.integer]:
+    def _places(self, codes: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Where the candidates of architectures [N × layers] stand among all layers'."""
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != len(self.layers_ms):
             raise ValueError(f"codes must be [N × {len(self.layers_ms)}], not {codes.shape}")
-        if codes.size and ((codes < 0).any() or (codes >= np.array(self.sizes)).any()):
+        codes = codes.astype(np.int64, copy=False)
+        # Without its sign a negative code is larger than any size.
+        if (codes.view(np.uint64) >= self._sizes).any():
             raise ValueError("a code lies outside its layer's candidates")
-        return codes
+        return codes + self._starts
 
     def require_members(self) -> None:
         """Raises BadRequest when nothing meets the budget."""

@@ -137,7 +137,7 @@ class SearchSettings:
 
     Attributes:
         data: what to train on, see `data.load_data`.
-        stages: 2, or 1 for the later layers only.
+        stages: 2, or 1 for the later layers only; a space without a split has but one.
         strategy: ``evolution`` or ``random``.
         evaluations: in each stage, at most (paper: 1,000).
         population: architectures of a generation.
@@ -535,6 +535,7 @@ def found_architecture(
         predicted_ms=result.latency_ms,
         predicted_interval_ms=predicted_interval(space, result.operators, result.latency_ms),
         accuracy=accuracy,
+        method=space.method,
         seed=settings.seed,
         versions=package_versions(),
     )
@@ -553,6 +554,7 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
         "backbone": space.backbone,
         "latency_ms": space.budget_ms,
         "table": table,
+        "method": space.method,
         "alpha": space.alpha,
         "split": space.split,
         "space_sha256": hashlib.sha256(content).hexdigest(),

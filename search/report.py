@@ -538,11 +538,12 @@ def reductions(config: Mapping[str, Any]) -> tuple[str, ...]:
     for name, words in (
         ("evaluations", "{now:,} architectures evaluated in each stage at most, not {full:,}"),
         ("population", "{now} architectures in a generation, not {full}"),
-        ("stages", "{now} stage, not {full}"),
+        ("stages", "stage 1 alone: the first layers are not searched"),
         ("training", "all trainings {now:g} times as long as the preset's"),
     ):
         now, full = config.get(name), getattr(defaults, name)
         matters = config.get("command") == "search" or name == "training"
+        matters = matters and (name != "stages" or config.get("split") != 0)
         if matters and isinstance(now, int | float) and now < full:
             found.append(words.format(now=now, full=full))
     if config.get("preset") is not None:
@@ -572,14 +573,16 @@ def commands(run: Run) -> tuple[str, ...]:
     if space is not None and source is not None:
         words = ["hurricane", "space", "--table", source.path, "--target", source.target]
         words += ["--backbone", space.backbone, "--latency", f"{space.budget_ms:.12g}"]
-        words += ["--top", str(space.top), "--split", str(space.split)]
-        words += ["--alpha", "auto" if space.alpha_mode == "auto" else repr(space.alpha)]
-        explores = [i for i, name in enumerate(space.exploring) if name is not None]
-        words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
+        words += ["--method", space.method, "--top", str(space.top), "--split", str(space.split)]
+        if space.alpha is not None and space.score_latency is not None:
+            words += ["--alpha", "auto" if space.alpha_mode == "auto" else repr(space.alpha)]
+            explores = [i for i, name in enumerate(space.exploring) if name is not None]
+            words += ["--exploring-layers", str(space.layers - min(explores, default=space.layers))]
+            words += ["--score-latency", space.score_latency]
         file = f"{run.name}.space.json"
         words += ["--statistic", source.statistic]
         words += ["--accept-table"] if source.verdict == Verdict.NOT_ADDITIVE else []
-        words += ["--score-latency", space.score_latency, "-o", file]
+        words += ["-o", file]
         lines.append(shlex.join(words))
         words = ["hurricane", "search", "--space", file]
         lines.append(shlex.join([*words, *_options(settings), "-o", str(run.folder)]))
@@ -740,7 +743,7 @@ def _compare_training(config: Mapping[str, Any], baseline: Path) -> str:
 
 
 def _read_stages(path: Path, config: Mapping[str, Any], gaps: dict[str, str]) -> tuple[Stage, ...]:
-    wanted = config.get("stages", 2)
+    wanted = 1 if config.get("split") == 0 else config.get("stages", 2)
     stages = []
     for number in range(1, (wanted if isinstance(wanted, int) else 2) + 1):
         file = path / f"evaluated-{number}.csv"

@@ -1,19 +1,6 @@
 """The search space: for each layer, the operators that may be chosen.
 
-Source: HURRICANE, hardware-aware search space: operators are sorted by score at each layer
-and the first p (4) kept; exploring operators are added near the output for accuracy.
-
-The paper has no value for the score's α, and spaces change fast with it. ``auto`` finds it:
-the order of two operators at a layer changes at one α, (log τ₁ − log τ₂) / (log FP₁ − log FP₂),
-so between neighbouring such points nothing changes, and evaluating one α in each interval
-covers every space that any α can give. Of those whose range holds the budget and in which
-stage 1 can meet it, the one with the mean latency closest to the budget is taken.
-
-One exists for every budget above the lowest latency and below the highest of any scored space,
-as long as p ≥ 2: at α = 0 a layer holds its fastest operators, so that stage 1 fits; from one
-interval to the next a layer changes one operator or their order, so neighbouring spaces overlap
-in latency; and in the first space that reaches above the budget stage 1 costs no more than the
-slowest network of the space before, which was within the budget.
+`candidates` chooses them, by one of two methods; here is what comes of it, and its file.
 """
 
 from __future__ import annotations
@@ -25,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..lookup_tables.architecture import TableSource, backbone_reference, read_table_source
 from ..lookup_tables.table import MAX_LATENCY_MS
@@ -33,15 +19,25 @@ from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..ops.jsonfile import Fields, write_json
 from ..ops.pool import GATES
-from .feasible import TOLERANCE_MS, FeasibleSet
-from .scoring import SCORE_LATENCIES, LatencySource, ScoreLines, rank, score_lines
+from .candidates import (
+    DEFAULT_METHOD,
+    DEFAULT_TOPS,
+    METHODS,
+    CandidateMethod,
+    ParetoCandidates,
+    ScoredCandidates,
+)
+from .feasible import FeasibleSet
+from .scoring import SCORE_LATENCIES, LatencySource
 from .supported import SupportSource, read_support_source
 
 FORMAT_VERSION = 1
-DEFAULT_TOP = 4
-"""p, operators kept at each layer (paper)."""
 
-_SAME_ALPHA = 1e-12  # crossings closer than this are one
+FEW_NETWORKS = 50
+"""With no more networks than a generation has, a stage has next to nothing to choose from."""
+
+_HARDLY_ANY = 0.01  # share of a stage's networks within the budget
+_NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
@@ -53,16 +49,19 @@ class SearchSpace:
         budget_ms: the latency that a network may take.
         fixed_ms: latency of everything but the learnable layers; a calibration's offset can
             bring it below 0.
-        candidates: for each layer, operator names by non-increasing score; an exploring
+        candidates: for each layer, operator names, the best by the method first; an exploring
             operator comes last.
         latency_ms: the candidates' latencies, in the same places.
         exploring: for each layer its exploring operator, or None.
-        alpha: the score's exponent.
-        alpha_mode: ``auto`` or ``fixed``.
-        score_latency: what τ is in the score, see `scoring.score_lines`.
+        method: that chose them, one of `METHODS`, see `candidates`.
+        alpha: the score's exponent; None where the method has no score.
+        alpha_mode: ``auto`` or ``fixed``; None likewise.
+        score_latency: what τ is in the score, see `scoring.score_lines`; None likewise.
         reference: the reference architecture of ``architecture`` latencies, else None.
-        top: p, scored operators kept at each layer.
-        split: t, the first layers, which stage 2 searches.
+        price_per_ms: capacity log(F·P) that a millisecond is worth at the budget; None where the
+            method has no price.
+        top: operators kept at each layer, exploring ones not counted.
+        split: t, the first layers, which stage 2 searches; 0: all are searched in one stage.
         reachable_ms: lowest and highest latency with all of the table's operators that were not
             left out.
         gate: of squeeze-and-excitation, that the latencies were taken with.
@@ -76,10 +75,12 @@ class SearchSpace:
     candidates: tuple[tuple[str, ...], ...]
     latency_ms: tuple[tuple[float, ...], ...]
     exploring: tuple[str | None, ...]
-    alpha: float
-    alpha_mode: str
-    score_latency: str
+    method: str
+    alpha: float | None
+    alpha_mode: str | None
+    score_latency: str | None
     reference: tuple[str, ...] | None
+    price_per_ms: float | None
     top: int
     split: int
     reachable_ms: tuple[float, float]
@@ -93,7 +94,7 @@ class SearchSpace:
 
     @property
     def a_win0(self) -> tuple[str, ...]:
-        """The top-scored operator in every layer."""
+        """The first candidate of every layer: that of the top score, or best at the price."""
         return tuple(names[0] for names in self.candidates)
 
     @cached_property
@@ -103,7 +104,7 @@ class SearchSpace:
 
     @cached_property
     def stage1_set(self) -> FeasibleSet:
-        """What stage 1 chooses from: the first `split` layers fixed to a_win0."""
+        """What stage 1 chooses from: the first `split` layers fixed to a_win0, if there are any."""
         return self.feasible_set.restrict(dict.fromkeys(range(self.split), 0))
 
     @property
@@ -124,6 +125,29 @@ class SearchSpace:
         """Whether the budget lies inside the space's range."""
         return self.lowest_ms < self.budget_ms < self.highest_ms
 
+    @property
+    def stages(self) -> int:
+        """Stages that a search of the space has."""
+        return 2 if self.split else 1
+
+    def notes(self) -> list[str]:
+        """What a user should know of the choice that the space leaves, one sentence each."""
+        first = self.stage1_set
+        place = "stage 1" if self.split else "the search"
+        share = first.count / first.total
+        if first.count <= FEW_NETWORKS:
+            words = f"{place} has {first.count} within the budget"
+            return [f"next to nothing to choose from: {words}; raise --latency"]
+        if self.split and share < _HARDLY_ANY:
+            return [
+                f"hardly any choice: {share:.2g} of the networks of stage 1 are within the budget, "
+                f"those with nearly the fastest operators behind layer {self.split - 1}; "
+                "try --split 0, or --method pareto"
+            ]
+        if share >= (_NEARLY_ALL if self.split else 1):
+            return [f"hardly a constraint: {share:.4%} of the networks are within the budget"]
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """The content of `space.json`; figures that follow from the rest are there to be read."""
         shapes = load_backbone(self.backbone).layers
@@ -135,10 +159,12 @@ class SearchSpace:
             "budget_ms": self.budget_ms,
             "fixed_ms": self.fixed_ms,
             "reachable_ms": list(self.reachable_ms),
+            "method": self.method,
             "alpha": self.alpha,
             "alpha_mode": self.alpha_mode,
             "score_latency": self.score_latency,
             "reference": list(self.reference) if self.reference else None,
+            "price_per_ms": self.price_per_ms,
             "top": self.top,
             "split": self.split,
             "gate": self.gate,
@@ -178,6 +204,9 @@ class SearchSpace:
         fields = Fields.load(path, "space file", FORMAT_VERSION)
         layers = fields.objects("layers")
         table = fields.optional_object("table")
+        # Spaces of before there was a choice are the paper's.
+        method = fields.choice("method", METHODS) if "method" in fields.as_dict() else "hurricane"
+        scored = method == "hurricane"
         support = fields.optional_object("support")
         space = cls(
             backbone=fields.text("backbone"),
@@ -186,12 +215,14 @@ class SearchSpace:
             candidates=tuple(layer.texts("operators") for layer in layers),
             latency_ms=tuple(layer.numbers("latency_ms") for layer in layers),
             exploring=tuple(layer.optional_text("exploring") for layer in layers),
-            alpha=fields.number("alpha"),
-            alpha_mode=fields.choice("alpha_mode", ("auto", "fixed")),
-            score_latency=fields.choice("score_latency", SCORE_LATENCIES),
+            method=method,
+            alpha=fields.number("alpha") if scored else None,
+            alpha_mode=fields.choice("alpha_mode", ("auto", "fixed")) if scored else None,
+            score_latency=fields.choice("score_latency", SCORE_LATENCIES) if scored else None,
             reference=None if fields.get("reference") is None else fields.texts("reference"),
+            price_per_ms=None if scored else fields.number("price_per_ms"),
             top=fields.integer("top", 1),
-            split=fields.integer("split", 1),
+            split=fields.integer("split", 0),
             reachable_ms=fields.pair("reachable_ms"),
             gate=fields.choice("gate", GATES),
             table=read_table_source(table) if table else None,
@@ -210,8 +241,8 @@ class SearchSpace:
         low, high = self.reachable_ms
         if not 0 < low <= high <= MAX_LATENCY_MS:
             raise fields.fail("reachable_ms", "two latencies above 0, the lower one first")
-        if not 0 < self.split < self.layers:
-            raise fields.fail("split", f"between 1 and {self.layers - 1}")
+        if not 0 <= self.split < self.layers:
+            raise fields.fail("split", f"between 0 and {self.layers - 1}")
         for i, (names, latencies) in enumerate(zip(self.candidates, self.latency_ms, strict=True)):
             key = f"layers[{i}]"
             if not names or len(set(names)) != len(names):
@@ -254,11 +285,12 @@ def build_space(
     model: LatencySource,
     backbone: Backbone,
     latency_ms: float,
-    top: int = DEFAULT_TOP,
-    alpha: float | str = "auto",
+    method: str = DEFAULT_METHOD,
+    top: int | None = None,
+    alpha: float | str | None = None,
     exploring_layers: int | None = None,
     split: int | None = None,
-    score_latency: str = "operator",
+    score_latency: str | None = None,
     gate: str = GATES[0],
     table: TableSource | None = None,
     support: SupportSource | None = None,
@@ -269,11 +301,16 @@ def build_space(
         model: latencies of the operators at the backbone's layers.
         backbone: where the operators stand.
         latency_ms: the budget.
-        top: p, scored operators kept at each layer.
-        alpha: the score's exponent, or ``auto`` for the one whose space sits on the budget.
-        exploring_layers: last layers that get one more candidate; None: the backbone's.
-        split: t, the first layers, fixed in stage 1; None: the backbone's.
-        score_latency: what τ is in the score, see `scoring.score_lines`.
+        method: ``pareto`` or the paper's, ``hurricane`` (`candidates`).
+        top: operators kept at each layer; None: the method's, see `DEFAULT_TOPS`.
+        alpha: of ``hurricane``, the score's exponent; None or ``auto``: the one whose space sits
+            on the budget.
+        exploring_layers: of ``hurricane``, last layers that get one more candidate; None: the
+            backbone's.
+        split: t, the first layers, fixed in stage 1; 0 has all layers searched in one stage;
+            None: the backbone's with ``hurricane``, else 0.
+        score_latency: of ``hurricane``, what τ is in the score, see `scoring.score_lines`; None:
+            the operator's.
         gate: of squeeze-and-excitation, that the latencies were taken with; recorded.
         table: where the model's latencies came from; recorded.
         support: what left candidates out of the model; recorded.
@@ -281,47 +318,50 @@ def build_space(
     Raises:
         BadRequest: an impossible budget or option; the message says what is possible.
     """
+    if method not in METHODS:
+        raise BadRequest(f"method must be one of {', '.join(METHODS)}, got {method}")
     n = len(backbone.layers)
-    split = backbone.split if split is None else split
-    exploring_layers = backbone.exploring_layers if exploring_layers is None else exploring_layers
-    if not 0 < split < n:
-        raise BadRequest(f"split must lie between 1 and {n - 1}, got {split}")
-    if not 0 <= exploring_layers <= n:
-        raise BadRequest(f"exploring layers must lie between 0 and {n}, got {exploring_layers}")
-    if top < (2 if alpha == "auto" else 1):
-        raise BadRequest(f"top must be at least 2 (1 with a fixed alpha), got {top}")
-    lines = score_lines(model, backbone, score_latency)
-    check_budget(model, latency_ms)
-    scored = _Scored(model, backbone, lines, top, split, latency_ms)
-    if alpha == "auto":
-        exponent = scored.find_alpha()
-    elif isinstance(alpha, str) or not (math.isfinite(alpha) and alpha >= 0):
-        raise BadRequest(f"alpha must be auto or a number of at least 0, got {alpha}")
+    top = DEFAULT_TOPS[method] if top is None else top
+    chooser: CandidateMethod
+    if method == "hurricane":
+        split = backbone.split if split is None else split
+        alpha = "auto" if alpha is None else alpha
+        score_latency = score_latency or SCORE_LATENCIES[0]
+        explored = backbone.exploring_layers if exploring_layers is None else exploring_layers
+        chooser = ScoredCandidates(top, alpha, explored, score_latency)
     else:
-        exponent = float(alpha)
-        scored.require_stage1(exponent)
-    ranked = scored.columns(exponent).tolist()
-    columns: list[list[int]] = [row[:kept] for row, kept in zip(ranked, scored.kept, strict=True)]
-    exploring: list[str | None] = [None] * n
-    for layer in range(n - exploring_layers, n):
-        column = scored.exploring_column(columns, layer)
-        if column is not None:
-            exploring[layer] = model.operators[column]
-    for layer, name in enumerate(exploring):
-        if name is not None:
-            columns[layer].append(list(model.operators).index(name))
-    tau = np.asarray(model.latency_ms)
+        for name, value in (
+            ("alpha", alpha),
+            ("exploring layers", exploring_layers),
+            ("score latency", score_latency),
+        ):
+            if value is not None:
+                raise BadRequest(
+                    f"{name}: of the method hurricane, not {method}; choose it with --method "
+                    "hurricane, or leave this out"
+                )
+        split = split or 0
+        chooser = ParetoCandidates(top)
+    if not 0 <= split < n:
+        raise BadRequest(f"split must lie between 0 and {n - 1}, got {split}")
+    check_budget(model, latency_ms)
+    choice = chooser.choose(model, backbone, latency_ms, split)
+    names, tau = model.operators, np.asarray(model.latency_ms)
     return SearchSpace(
         backbone=backbone_reference(backbone),
         budget_ms=float(latency_ms),
         fixed_ms=float(model.fixed_ms),
-        candidates=tuple(tuple(model.operators[c] for c in layer) for layer in columns),
-        latency_ms=tuple(tuple(float(tau[i, c]) for c in cs) for i, cs in enumerate(columns)),
-        exploring=tuple(exploring),
-        alpha=exponent,
-        alpha_mode="auto" if alpha == "auto" else "fixed",
+        candidates=tuple(tuple(names[c] for c in columns) for columns in choice.columns),
+        latency_ms=tuple(
+            tuple(float(tau[i, c]) for c in columns) for i, columns in enumerate(choice.columns)
+        ),
+        exploring=tuple(None if c is None else names[c] for c in choice.exploring),
+        method=method,
+        alpha=choice.alpha,
+        alpha_mode=None if choice.alpha is None else "auto" if alpha == "auto" else "fixed",
         score_latency=score_latency,
-        reference=lines.reference,
+        reference=choice.reference,
+        price_per_ms=choice.price_per_ms,
         top=top,
         split=split,
         reachable_ms=reachable_ms(model),
@@ -329,116 +369,3 @@ def build_space(
         table=table,
         support=support,
     )
-
-
-class _Scored:
-    """The spaces that scores give, for any α."""
-
-    def __init__(
-        self,
-        model: LatencySource,
-        backbone: Backbone,
-        lines: ScoreLines,
-        top: int,
-        split: int,
-        budget_ms: float,
-    ) -> None:
-        self.model = model
-        self.lines = lines
-        self.tau = np.asarray(model.latency_ms, dtype=np.float64)
-        self.kept = np.minimum(np.isfinite(self.tau).sum(axis=1), top)
-        self.top = int(self.kept.max())
-        self.split = split
-        self.budget_ms = budget_ms
-        shapes = [str(shape) for shape in backbone.layers]
-        # Layers of one shape have equal rows: they are ranked once.
-        self._first = np.array([shapes.index(s) for s in dict.fromkeys(shapes)])
-        self._row = np.array([list(dict.fromkeys(shapes)).index(s) for s in shapes])
-
-    def columns(self, alpha: float) -> NDArray[np.int64]:
-        """The scored operators of every layer, best first [layers × top]."""
-        return self.lines.ranking(alpha)[:, : self.top]
-
-    def find_alpha(self) -> float:
-        """The α whose space holds the budget, lets stage 1 meet it, and has its mean nearest."""
-        edges = self._breakpoints()
-        alphas = (edges[:-1] + edges[1:]) / 2
-        capacity, latency = self.lines.capacity[self._first], self.lines.latency[self._first]
-        scores = alphas[:, None, None] * capacity - latency
-        order = rank(scores)[:, :, : self.top]
-        rows = np.broadcast_to(self.tau[self._first], scores.shape)
-        tau = np.take_along_axis(rows, order, axis=2)
-        fixed = self.model.fixed_ms
-        layer_low = np.nanmin(tau, axis=2)[:, self._row]
-        low = fixed + layer_low.sum(axis=1)
-        high = fixed + np.nanmax(tau, axis=2)[:, self._row].sum(axis=1)
-        mean = fixed + np.nanmean(tau, axis=2)[:, self._row].sum(axis=1)
-        winner = tau[:, :, 0][:, self._row]
-        t = self.split
-        stage1 = fixed + winner[:, :t].sum(axis=1) + layer_low[:, t:].sum(axis=1)
-        good = (low < self.budget_ms) & (self.budget_ms < high) & (stage1 <= self.budget_ms)
-        if not good.any():
-            raise BadRequest(
-                f"{self.budget_ms:g} ms is no constraint: whatever alpha, the {self.top} best "
-                f"operators make spaces between {low.min():.4g} and {high.max():.4g} ms; "
-                "choose --latency between them, or fix --alpha"
-            )
-        distance = np.where(good, np.abs(mean - self.budget_ms), np.inf)
-        best = int(np.argmin(distance))
-        return _short_number_between(float(edges[best]), float(edges[best + 1]))
-
-    def require_stage1(self, alpha: float) -> None:
-        """Raises BadRequest unless stage 1 can meet the budget in the space of a given α."""
-        tau = np.take_along_axis(self.tau, self.columns(alpha), axis=1)
-        rest = float(np.nanmin(tau, axis=1)[self.split :].sum())
-        lowest = self.model.fixed_ms + float(tau[: self.split, 0].sum()) + rest
-        if lowest > self.budget_ms + TOLERANCE_MS:
-            raise BadRequest(
-                f"alpha {alpha:g} is too high for {self.budget_ms:g} ms: with the first "
-                f"{self.split} layers at their top-scored operators the fastest network takes "
-                f"{lowest:.4g} ms; lower --alpha or leave it at auto"
-            )
-
-    def exploring_column(self, columns: list[list[int]], layer: int) -> int | None:
-        """The largest F·P not yet in the layer whose use leaves both stages feasible.
-
-        Stage 1 fixes the first layers to the top-scored operators; stage 2 leaves them free
-        and fixes the later ones to stage 1's winner, of which the fastest network is taken.
-        The fastest scored operators stand in all other free layers. None where nothing fits.
-        """
-        fastest = [float(self.tau[i, cs].min()) for i, cs in enumerate(columns)]
-        winners = [float(self.tau[i, cs[0]]) for i, cs in enumerate(columns)]
-        first = fastest if layer < self.split else winners
-        others = [*first[: self.split], *fastest[self.split :]]
-        others[layer] = 0.0
-        room = self.budget_ms - self.model.fixed_ms - math.fsum(others)
-        capacity = self.lines.capacity[layer]
-        for column in np.argsort(-capacity, kind="stable"):
-            own = self.tau[layer, column]
-            if column not in columns[layer] and own <= room:  # NaN is no candidate
-                return int(column)
-        return None
-
-    def _breakpoints(self) -> NDArray[np.float64]:
-        """0, every α at which two operators of one shape change places, and one beyond."""
-        found = [np.zeros(1)]
-        for layer in self._first:
-            known = np.isfinite(self.lines.latency[layer])
-            capacity, latency = self.lines.capacity[layer, known], self.lines.latency[layer, known]
-            i, j = np.triu_indices(capacity.size, k=1)
-            rise = capacity[i] - capacity[j]
-            crossing = (latency[i] - latency[j])[rise != 0] / rise[rise != 0]
-            found.append(crossing[crossing > 0])
-        edges = np.unique(np.concatenate(found))
-        edges = edges[np.diff(edges, prepend=-1.0) > _SAME_ALPHA]
-        return np.append(edges, edges[-1] + 1.0)
-
-
-def _short_number_between(low: float, high: float) -> float:
-    """A decimal with few digits strictly inside an interval, so that it can be typed."""
-    middle = (low + high) / 2
-    for digits in range(1, 16):
-        value = round(middle, digits)
-        if low < value < high:
-            return value
-    return middle

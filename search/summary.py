@@ -9,30 +9,33 @@ from ..lookup_tables.proportion import interval_text, wilson_interval
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
 from ..ops.shapes import format_ranges
-from .space import SearchSpace
+from .space import FEW_NETWORKS, SearchSpace
 from .two_stage import StageResult
 
 
 def describe_space(space: SearchSpace) -> str:
-    """A space: its range, its α, and the candidates of each stretch of equal layers."""
+    """A space: its range, how it was chosen, and the candidates of each stretch of equal layers."""
     shapes = load_backbone(space.backbone).layers
     everything = space.feasible_set
     stage1 = space.stage1_set
     low, high = space.reachable_ms
     place = f" on {space.table.target}" if space.table else ""
-    tau = "" if space.score_latency == "operator" else ", score by the latency of architectures"
     lines = [
         f"{space.backbone}{place}: budget {space.budget_ms:g} ms{_statistic(space.table)}, "
         f"reachable {low:.4g} to {high:.4g} ms",
-        f"alpha {space.alpha:g} ({space.alpha_mode}{tau}): space of {space.lowest_ms:.4g} to "
+        f"method {space.method}, {choice_text(space)}: space of {space.lowest_ms:.4g} to "
         f"{space.highest_ms:.4g} ms, mean {space.mean_ms:.4g} ms",
-        f"within the budget: {_share(everything.count, everything.total, everything.exact)}; "
-        f"stage 1 (first {space.split} layers at the top score): "
-        f"{_share(stage1.count, stage1.total, stage1.exact)}",
+        f"within the budget: {_share(everything.count, everything.total, everything.exact)}"
+        + (
+            f"; stage 1 (first {space.split} layers at their first candidate): "
+            f"{_share(stage1.count, stage1.total, stage1.exact)}"
+            if space.split
+            else "; all layers are searched in one stage"
+        ),
         *([space.support.text()] if space.support else []),
         "",
     ]
-    rows = [("layer", "shape", "candidates in ms, best score first; + explores")]
+    rows = [("layer", "shape", "candidates in ms, the best first; + explores")]
     layers = [
         (shapes[i], space.candidates[i], space.exploring[i], space.latency_ms[i])
         for i in range(space.layers)
@@ -45,6 +48,14 @@ def describe_space(space: SearchSpace) -> str:
         ]
         rows.append((format_ranges(alike), str(shape), ", ".join(cells)))
     return "\n".join([*lines, *_columns(rows)])
+
+
+def choice_text(space: SearchSpace) -> str:
+    """What the method chose the space with."""
+    if space.alpha is None:
+        return f"{space.price_per_ms:.4g} of log(F·P) for a ms"
+    tau = "" if space.score_latency == "operator" else ", score by the latency of architectures"
+    return f"alpha {space.alpha:g} ({space.alpha_mode}{tau})"
 
 
 def describe_stage(result: StageResult, images: int | None = None) -> str:
@@ -69,6 +80,7 @@ def describe_stage(result: StageResult, images: int | None = None) -> str:
         f"stage {result.stage}: {len(result.evaluated):,} of {result.feasible:,} architectures "
         f"evaluated, best {best} with inherited weights at "
         f"{result.latency_ms:.4g} ms predicted{others}"
+        + ("; next to nothing to choose from" if result.feasible <= FEW_NETWORKS else "")
     )
 
 

@@ -4,6 +4,8 @@ Source: HURRICANE, two-stage search. a_win0 is the top-scored operator in every 
 searches the later layers with the first t fixed to a_win0 and gives a_win1; stage 2 searches
 the first t with the later fixed to a_win1 and gives a_win2. Stage 2 starts from a_win1, which
 is one of its architectures, so that it is compared with what stage 2 finds.
+
+A space with t = 0 has one stage, which searches all layers.
 """
 
 from __future__ import annotations
@@ -133,7 +135,8 @@ def two_stage_search(
     Args:
         space: what to choose from, with the budget.
         evaluator: trains supernets and scores architectures.
-        stages: 2, or 1 to keep the first layers at a_win0.
+        stages: 2, or 1 to keep the first layers at a_win0; a space with no first layers has but
+            one.
         strategy: what to evaluate next; evolution by default.
         evaluations: in each stage, at most.
         seed: of all draws.
@@ -164,7 +167,7 @@ def two_stage_search(
         return result
 
     a_win1 = run(later).operators
-    if stages == 2:
+    if min(stages, space.stages) == 2:
         fixed = {i: space.candidates[i].index(a_win1[i]) for i in range(t, space.layers)}
         run(
             _Stage(

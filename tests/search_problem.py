@@ -50,7 +50,7 @@ def make_problem(path: Path, operators: list[str] | None = None) -> Problem:
     model = LatencyModel(LookupTable(rows), backbone, operators=operators)
     low, high = model.bounds()
     budget_ms = low + 0.4 * (high - low)
-    return backbone, build_space(model, backbone, budget_ms, gate="hard-sigmoid")
+    return backbone, build_space(model, backbone, budget_ms, "hurricane", gate="hard-sigmoid")
 
 
 def predicted(space: SearchSpace, operators: tuple[str, ...]) -> float:

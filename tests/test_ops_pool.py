@@ -198,6 +198,27 @@ def test_a_users_operator_comes_from_a_file_and_is_counted_and_exported(tmp_path
     assert export_operator("Plain_3", shape) == export_operator("Plain_3", shape)
 
 
+def test_a_users_operator_is_built_once_for_a_shape_to_be_counted(monkeypatch):
+    from torch import nn
+
+    from hurricane.ops import pool
+
+    monkeypatch.setattr(pool, "_CUSTOM", {})
+    built = []
+
+    def build(shape, gate):
+        built.append(shape)
+        return nn.Conv2d(shape.in_channels, shape.out_channels, 1, shape.stride)
+
+    operator = register_operator("Counted_1", build)
+    small, large = LayerShape(8, 8, 4, 6, 2), LayerShape(8, 8, 4, 12, 2)
+    for _ in range(3):
+        assert operator.params(small) == 4 * 6
+        assert operator.params(large) == 4 * 12
+        assert operator.macs(small) == 4 * 6 * 16
+    assert built == [small, large]
+
+
 LOOP = """
 from functools import partial
 from torch import nn

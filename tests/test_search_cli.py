@@ -77,7 +77,7 @@ def make(bench: Path) -> list[str]:
 def test_space_prints_a_summary_and_writes_the_file(bench: Path, tmp_path: Path) -> None:
     result = call(bench, "space", *make(bench), "-o", str(tmp_path / "space.json"))
     space = SearchSpace.load(tmp_path / "space.json")
-    assert f"alpha {space.alpha:g} (auto)" in result.stdout
+    assert f"method pareto, {space.price_per_ms:.4g} of log(F·P) for a ms" in result.stdout
     assert f"{space.lowest_ms:.4g} to {space.highest_ms:.4g} ms" in result.stdout
     for names in space.candidates:
         assert all(name in result.stdout for name in names)
@@ -86,11 +86,24 @@ def test_space_prints_a_summary_and_writes_the_file(bench: Path, tmp_path: Path)
 
 
 def test_space_as_json_is_one_object(bench: Path) -> None:
-    result = call(bench, "space", *make(bench), "--alpha", "0.2", "--top", "3", "--json")
-    content = json.loads(result.stdout)
+    words = ["--method", "hurricane", "--alpha", "0.2", "--top", "3", "--json"]
+    content = json.loads(call(bench, "space", *make(bench), *words).stdout)
+    assert content["method"] == "hurricane"
     assert content["alpha"] == 0.2
     assert content["alpha_mode"] == "fixed"
     assert [len(layer["operators"]) for layer in content["layers"]] == [3, 3, 3, 4]
+
+
+def test_an_option_of_the_other_method_is_refused(bench: Path) -> None:
+    result = call(bench, "space", *make(bench), "--alpha", "0.2", status=2)
+    assert "--method hurricane" in str(result.exception)
+
+
+def test_a_space_with_next_to_nothing_to_choose_from_is_said_to_be_one(bench: Path) -> None:
+    table, backbone = LookupTable.load(bench / "tiny.csv"), load_backbone(bench / "tiny.toml")
+    low, _ = LatencyModel(table, backbone).bounds()
+    result = call(bench, "space", *make(bench)[:-1], str(low + 0.001))
+    assert "Note: next to nothing to choose from" in result.stderr
 
 
 @pytest.mark.parametrize("option", [["--alpha", "much"], ["--latency", "soon"], ["--top", "0"]])
@@ -129,8 +142,11 @@ def test_an_impossible_budget_ends_before_torch_is_loaded(bench: Path, tmp_path:
     assert not run.exists()
 
 
-def search(bench: Path, run: Path) -> list[str]:
-    return ["search", *make(bench), *FAST, "--no-measure", "-o", str(run)]
+def search(bench: Path, run: Path, method: str = "hurricane") -> list[str]:
+    """The words of a search, by default of one with two stages."""
+    return [
+        "search", *make(bench), "--method", method, *FAST, "--no-measure", "-o", str(run),
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +163,7 @@ def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> No
     assert winner.predicted_ms is not None
     assert winner.predicted_ms <= float(BUDGET) + 1e-9
     assert winner.measured_ms is None
+    assert winner.method == "hurricane"
     assert winner.operators == Architecture.load(finished / "winner-2.json").operators
     assert {(f.split, f.how.split(" ")[0]) for f in winner.accuracy} == {
         ("validation", "supernet"),
@@ -178,6 +195,18 @@ def test_a_search_lists_the_networks_within_noise_of_its_winners(
     for figure in content["architecture"]["accuracy"]:
         assert figure["images"] == {"validation": 300, "test": 360}[figure["split"]]
         assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+@pytest.mark.process
+def test_a_search_of_all_layers_at_once_has_one_stage(bench: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    call(bench, *search(bench, run, "pareto"))
+    winner = Architecture.load(run / "architecture.json")
+    assert winner.method == SearchSpace.load(run / "space.json").method == "pareto"
+    assert winner.operators == Architecture.load(run / "winner-1.json").operators
+    assert len((run / "evaluated-1.csv").read_text().splitlines()) == 13
+    assert not list(run.glob("*-2.*"))
+    assert "one stage" in (run / "report.html").read_text()
 
 
 @pytest.mark.process

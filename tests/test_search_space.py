@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL, parse_operator
 from hurricane.search.scoring import score_lines
 from hurricane.search.space import SearchSpace, build_space, check_budget, reachable_ms
+
+scored_space = partial(build_space, method="hurricane")
 
 # MACs and bytes a ms, overhead a node, price of SE for 64 channels, price of a wider kernel.
 DEVICES = {
@@ -71,7 +73,7 @@ def test_auto_alpha_puts_the_budget_inside_the_space(
     backbone: str, device: str, share: float
 ) -> None:
     model = roofline(backbone, device)
-    space = build_space(model, load_backbone(backbone), budget_at(model, share))
+    space = scored_space(model, load_backbone(backbone), budget_at(model, share))
     assert space.lowest_ms < space.budget_ms < space.highest_ms
     assert space.stage1_set.count > 0
     assert space.alpha_mode == "auto"
@@ -91,7 +93,7 @@ def test_auto_alpha_finds_a_space_for_any_noise_and_budget(
     model = roofline("cifar32", device, seed)
     budget = budget_at(model, share)
     backbone = load_backbone("cifar32")
-    space = build_space(model, backbone, budget, top=top, score_latency=score_latency)
+    space = scored_space(model, backbone, budget, top=top, score_latency=score_latency)
     assert space.holds_budget
     assert space.stage1_set.count > 0
 
@@ -99,10 +101,10 @@ def test_auto_alpha_finds_a_space_for_any_noise_and_budget(
 def test_no_alpha_of_a_fine_grid_has_a_mean_closer_to_the_budget() -> None:
     model, backbone = roofline("digits32", "cpu"), load_backbone("digits32")
     budget = budget_at(model, 0.4)
-    best = build_space(model, backbone, budget, exploring_layers=0)
+    best = scored_space(model, backbone, budget, exploring_layers=0)
     for alpha in np.linspace(0, 3, 1500):
         try:
-            other = build_space(model, backbone, budget, alpha=float(alpha), exploring_layers=0)
+            other = scored_space(model, backbone, budget, alpha=float(alpha), exploring_layers=0)
         except BadRequest:  # stage 1 cannot meet the budget
             continue
         if other.holds_budget:
@@ -111,8 +113,8 @@ def test_no_alpha_of_a_fine_grid_has_a_mean_closer_to_the_budget() -> None:
 
 def test_the_alpha_found_can_be_given_as_a_number() -> None:
     model, backbone = roofline("imagenet224", "dsp"), load_backbone("imagenet224")
-    auto = build_space(model, backbone, budget_at(model, 0.3))
-    fixed = build_space(model, backbone, budget_at(model, 0.3), alpha=auto.alpha)
+    auto = scored_space(model, backbone, budget_at(model, 0.3))
+    fixed = scored_space(model, backbone, budget_at(model, 0.3), alpha=auto.alpha)
     assert fixed.alpha_mode == "fixed"
     assert replace(fixed, alpha_mode="auto") == auto
     assert len(str(auto.alpha)) < 10
@@ -120,7 +122,7 @@ def test_the_alpha_found_can_be_given_as_a_number() -> None:
 
 def test_candidates_are_the_best_by_score_and_a_win0_the_very_best() -> None:
     model, backbone = roofline("imagenet224", "cpu"), load_backbone("imagenet224")
-    space = build_space(model, backbone, budget_at(model, 0.3), exploring_layers=0)
+    space = scored_space(model, backbone, budget_at(model, 0.3), exploring_layers=0)
     ranking = score_lines(model, backbone).ranking(space.alpha)
     for layer, names in enumerate(space.candidates):
         assert names == tuple(model.operators[c] for c in ranking[layer, :4])
@@ -133,8 +135,8 @@ def test_candidates_are_the_best_by_score_and_a_win0_the_very_best() -> None:
 def test_exploring_operators_are_the_largest_that_leave_stage_1_feasible(share: float) -> None:
     model, backbone = roofline("imagenet224", "cpu"), load_backbone("imagenet224")
     budget = budget_at(model, share)
-    space = build_space(model, backbone, budget)
-    plain = build_space(model, backbone, budget, alpha=space.alpha, exploring_layers=0)
+    space = scored_space(model, backbone, budget)
+    plain = scored_space(model, backbone, budget, alpha=space.alpha, exploring_layers=0)
     assert [e is not None for e in space.exploring] == [False] * 16 + [True] * 4
     for layer in range(16, 20):
         shape = backbone.layers[layer]
@@ -157,7 +159,7 @@ def test_exploring_operators_are_the_largest_that_leave_stage_1_feasible(share: 
 def test_where_no_further_operator_fits_there_is_no_exploring_operator() -> None:
     model, backbone = roofline("digits32", "cpu"), load_backbone("digits32")
     low, _ = reachable_ms(model)
-    space = build_space(model, backbone, low + 1e-6)
+    space = scored_space(model, backbone, low + 1e-6)
     assert space.exploring == (None,) * 7
     assert space.feasible_set.count == 1
 
@@ -167,28 +169,29 @@ def test_a_budget_below_the_lowest_latency_says_what_is_possible() -> None:
     low, _ = reachable_ms(model)
     for budget in (0.01, low):
         with pytest.raises(BadRequest, match=f"{low:.4g}"):
-            build_space(model, backbone, budget)
+            scored_space(model, backbone, budget)
     check_budget(model, low + 0.001)
 
 
 def test_a_budget_above_every_space_says_that_it_is_no_constraint() -> None:
     model, backbone = roofline("imagenet224", "cpu"), load_backbone("imagenet224")
     with pytest.raises(BadRequest, match="no constraint"):
-        build_space(model, backbone, 10_000)
-    assert build_space(model, backbone, 10_000, alpha=0.4).feasible_set.count == 4**16 * 5**4
+        scored_space(model, backbone, 10_000)
+    assert scored_space(model, backbone, 10_000, alpha=0.4).feasible_set.count == 4**16 * 5**4
 
 
 def test_an_alpha_too_high_for_stage_1_is_refused_with_the_reason() -> None:
     model, backbone = roofline("imagenet224", "cpu"), load_backbone("imagenet224")
     with pytest.raises(BadRequest, match=r"alpha 3 is too high .* first 8 layers"):
-        build_space(model, backbone, budget_at(model, 0.1), alpha=3.0)
+        scored_space(model, backbone, budget_at(model, 0.1), alpha=3.0)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"top": 1}, "top"),
-        ({"split": 0}, "split"),
+        ({"split": -1}, "split"),
+        ({"method": "paper"}, "method must be one of pareto, hurricane"),
         ({"split": 20}, "split"),
         ({"exploring_layers": 21}, "exploring"),
         ({"alpha": -1.0}, "alpha"),
@@ -200,14 +203,37 @@ def test_an_alpha_too_high_for_stage_1_is_refused_with_the_reason() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
     model, backbone = roofline("imagenet224", "cpu"), load_backbone("imagenet224")
     with pytest.raises(BadRequest, match=words):
-        build_space(model, backbone, budget_at(model, 0.3), **options)
+        scored_space(model, backbone, budget_at(model, 0.3), **options)
+
+
+def test_a_space_file_of_before_there_were_methods_is_the_papers(
+    space: SearchSpace, tmp_path: Path
+) -> None:
+    content = space.to_dict()
+    del content["method"], content["price_per_ms"]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    assert SearchSpace.load(tmp_path / "space.json") == space
+
+
+def test_a_pareto_space_file_gives_the_same_space_back(tmp_path: Path) -> None:
+    model = roofline("digits32", "cpu")
+    space = build_space(model, load_backbone("digits32"), budget_at(model, 0.4))
+    space.save(tmp_path / "space.json")
+    assert SearchSpace.load(tmp_path / "space.json") == space
+    content = json.loads((tmp_path / "space.json").read_text())
+    assert content["method"] == "pareto"
+    assert content["alpha"] is None
+    del content["price_per_ms"]
+    (tmp_path / "space.json").write_text(json.dumps(content))
+    with pytest.raises(BadRequest, match="price_per_ms"):
+        SearchSpace.load(tmp_path / "space.json")
 
 
 @pytest.fixture
 def space() -> SearchSpace:
     model = roofline("digits32", "cpu")
     source = TableSource("cpu.csv", "ab" * 32, "cpu-onnxruntime-fp32")
-    return build_space(model, load_backbone("digits32"), budget_at(model, 0.4), table=source)
+    return scored_space(model, load_backbone("digits32"), budget_at(model, 0.4), table=source)
 
 
 def test_a_space_file_gives_the_same_space_back(space: SearchSpace, tmp_path: Path) -> None:
@@ -220,7 +246,7 @@ def test_a_space_file_gives_the_same_space_back(space: SearchSpace, tmp_path: Pa
 
 def test_a_fixed_latency_below_zero_is_searched_saved_and_loaded(tmp_path: Path) -> None:
     model = replace(roofline("digits32", "cpu"), fixed_ms=-0.01)
-    made = build_space(model, load_backbone("digits32"), budget_at(model, 0.4))
+    made = scored_space(model, load_backbone("digits32"), budget_at(model, 0.4))
     made.save(tmp_path / "space.json")
     loaded = SearchSpace.load(tmp_path / "space.json")
     assert loaded == made
@@ -252,6 +278,7 @@ def _set(*path: Any) -> Any:
         (lambda c: c["layers"].pop(), "7 layers"),
         (_set("budget_ms", 0.1), "no network of stage 1 meets 0.1 ms"),
         (_set("split", 7), "split"),
+        (_set("method", "paper"), "method must be one of pareto, hurricane"),
         (_set("backbone", "resnet"), "backbone 'resnet'"),
         (_set("gate", "sigmoid"), "gate must be one of"),
     ],

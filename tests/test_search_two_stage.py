@@ -44,7 +44,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def space() -> SearchSpace:
-    return build_space(Model(), load_backbone("digits32"), 1.5, split=SPLIT)
+    return build_space(Model(), load_backbone("digits32"), 1.5, "hurricane", split=SPLIT)
 
 
 class Evaluator:
@@ -200,6 +200,20 @@ def test_one_stage_ends_with_its_winner(space: SearchSpace) -> None:
     result = two_stage_search(space, Evaluator(), stages=1, evaluations=20)
     assert len(result.stages) == 1
     assert result.winner.operators[:SPLIT] == space.a_win0[:SPLIT]
+
+
+def test_a_space_without_a_split_is_searched_in_one_stage() -> None:
+    made = build_space(Model(), load_backbone("digits32"), 1.5)
+    evaluator = Evaluator()
+    result = two_stage_search(made, evaluator, evaluations=40)
+    (stage,) = result.stages
+    assert evaluator.prepared == [(1, made.candidates, None)]
+    assert stage.candidates == made.candidates
+    assert stage.feasible == made.feasible_set.count
+    assert len(stage.evaluated) == 40
+    assert any(
+        name != names[0] for name, names in zip(stage.operators, made.candidates, strict=True)
+    )
 
 
 @pytest.mark.parametrize("stages", [0, 3])

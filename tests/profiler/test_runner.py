@@ -150,6 +150,26 @@ def test_a_row_below_noise_fails_and_does_not_hold_up_the_run(tmp_path, monkeypa
     assert statuses(data) == {"SEP_3": ("ok", ""), "SEP_5": ("failed", "below-noise")}
 
 
+class Blind(StandIn):
+    """Its counter sees nothing of a graph that is SEP_5 alone, as of one without a node."""
+
+    def _result(self, graph, replica, number, protocol):
+        result = super()._result(graph, replica, number, protocol)
+        if [piece.name for piece in graph] == ["SEP_5"]:
+            return replace(result, device_ms=np.zeros_like(result.device_ms))
+        return result
+
+
+def test_a_row_that_a_devices_counter_sees_nothing_of_is_kept(tmp_path):
+    device = Blind(device_time=True)
+    _, data = run([device], planned("SEP_3,SEP_5"), tmp_path / "t.csv")
+    check_complete(data, planned("SEP_3,SEP_5"))
+    rows = {row.operator: row for row in data.table_rows()}
+    assert rows["SEP_3"].device_ms == pytest.approx(COST_MS["SEP_3"])
+    assert rows["SEP_5"].device_ms is None
+    assert rows["SEP_5"].estimator == rows["SEP_3"].estimator
+
+
 def test_a_graph_that_the_device_refuses_costs_its_own_row_only(tmp_path):
     device = StandIn(refused={"MB_3_3": CANNOT})
     _, data = run([device], planned(), tmp_path / "t.csv")
