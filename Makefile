@@ -23,9 +23,9 @@ demo: environment
 test: environment style
 	$(BIN)/python -m pytest
 
-# Without tests that start processes, train or compute for seconds: two minutes on 2 cores.
+# Without tests that start processes, train or compute for seconds; on all cores.
 quick: environment
-	$(BIN)/python -m pytest -m "not process"
+	$(BIN)/python -m pytest -m "not process" --numprocesses auto
 
 style: environment
 	$(BIN)/ruff check .

@@ -276,6 +276,7 @@ def _summary(found: Sequence[Finding]) -> str:
 _LISTED = (
     Availability.AVAILABLE,
     Availability.EMULATED,
+    Availability.COMPILED,
     Availability.ESTIMATED,
     Availability.SIMULATED,
     Availability.UNAVAILABLE,

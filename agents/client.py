@@ -44,6 +44,7 @@ from .proto import agent_pb2_grpc as pb_grpc
 from .results import (
     Activity,
     ArtifactResult,
+    BatchConditions,
     Event,
     Finished,
     Progress,
@@ -73,7 +74,9 @@ __all__ = [
 ]
 
 # Their times are not those of this world's clock.
-_ON_ANOTHER_CLOCK = (Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED)
+_ON_ANOTHER_CLOCK = (
+    Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED, Availability.COMPILED
+)  # fmt: skip
 _CONNECT_TIMEOUT_S = 5.0
 # Upload, Missing: short work on the agent's side, but boards and networks are slow.
 _CALL_TIMEOUT_S = 120.0
@@ -490,13 +493,15 @@ class _Batch:
         self._began_s = _clock_s()
         self._asked = frozenset(digests)
         self._open = set(digests)
+        self._conditions: Optional[BatchConditions] = None
         self._spent_ms = {"wall": 0.0, "device": 0.0}
         # Every graph may cost the batch two beginnings; each tells of all loads and visits.
         count = len(self._asked)
         self._news_left = 2 * (count + 1) * count * (protocol.rounds + 1) + 1000
 
     def take(self, message: pb.BenchmarkEvent) -> Optional[Event]:
-        """Takes in one message; None for a kind that this version does not know.
+        """Takes in one message; None where it is no event of its own: conditions, which the
+        results after it hold, or a kind that this version does not know.
 
         Raises:
             AgentError: the batch as a whole failed.
@@ -514,7 +519,13 @@ class _Batch:
             if self._news_left < 0:
                 raise BadAnswer("news without end of one batch")
         event = wire.event_from_wire(message, self._protocol)
+        if isinstance(event, BatchConditions):
+            self._conditions = event
+            return None
         if isinstance(event, ArtifactResult) and event.error is None:
+            if self._conditions is None:
+                raise BadAnswer("a result without the conditions that it was measured under")
+            event = event.under(self._conditions)
             for clock, times_ms in (("wall", event.wall_ms), ("device", event.device_ms)):
                 if times_ms is not None:
                     self._spent_ms[clock] += float(times_ms.sum())

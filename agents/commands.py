@@ -163,8 +163,11 @@ class AdbRunner(CommandRunner):
     """A phone that an adb server on this machine reaches.
 
     The exit status of `adb shell` is not trusted: it is 0 where the link was lost, and always 0
-    on phones without ``shell_v2``. Every command ends in a mark with its status, and begins with
-    one that tells its process and since when the phone runs.
+    on phones without ``shell_v2``. Every command begins with a mark that tells since when the phone
+    runs, and ends in one with its status.
+
+    The folder's name tells this machine and this process. What a process that has ended left on
+    the phone, running or lying, is removed by the next one.
 
     Args:
         serial: of the phone, as ``adb devices`` lists it.
@@ -177,10 +180,11 @@ class AdbRunner(CommandRunner):
         if shutil.which("adb") is None:
             raise BadRequest(_NO_ADB)
         self.serial, self._scratch = serial, scratch
-        self.folder = f"{PHONE_FOLDER}/{secrets.token_hex(8)}"
+        self.folder = f"{PHONE_FOLDER}/{_this_machine()}-{os.getpid()}-{secrets.token_hex(8)}"
         self._boot = ""
         self._held: set[str] = set()
         self._boot = self._begun(("mkdir", "-p", self.folder), _SHORT_S, {})[0]
+        self._sweep()
 
     def run(
         self,
@@ -231,6 +235,14 @@ class AdbRunner(CommandRunner):
         with contextlib.suppress(AgentError):
             self.run(("rm", "-rf", self.folder), _SHORT_S)
 
+    def _sweep(self) -> None:
+        """Removes what processes of this machine that have ended left on the phone."""
+        for name in self.run(("ls", PHONE_FOLDER), _SHORT_S).text.split():
+            found = _PHONE_NAME.fullmatch(name)
+            if found and found["machine"] == _this_machine() and not _runs(int(found["process"])):
+                self._end(f"{PHONE_FOLDER}/{name}")
+                self.run(("rm", "-rf", f"{PHONE_FOLDER}/{name}"), _SHORT_S)
+
     @property
     def _named(self) -> str:
         return f"'{one_line(self.serial, 80)}'"
@@ -245,19 +257,17 @@ class AdbRunner(CommandRunner):
         settings = "".join(
             f"export {name}={shlex.quote(value)}; " for name, value in environment.items()
         )
-        # The program's own process is told before it is waited for, so that it can be ended.
         line = (
-            f"{settings}cd {shlex.quote(self.folder)} 2>/dev/null; {command} </dev/null 2>&1 & "
-            f"p=$!; echo {mark} begin $p $(cat /proc/sys/kernel/random/boot_id); wait $p; "
+            f"{settings}cd {shlex.quote(self.folder)} 2>/dev/null; "
+            f"echo {mark} begin $(cat /proc/sys/kernel/random/boot_id); {command} </dev/null 2>&1; "
             f"echo {mark} end $?"
         )
-        begun = re.compile(rf"{mark} begin (\d+) ([0-9a-f-]+)\n")
         captured = _capture(self._words(("shell", line)), timeout_s, os.environ, None)
         text = _text(captured.out)
-        begin = begun.search(text)
+        begin = re.search(rf"{mark} begin ([0-9a-f-]+)\n", text)
         end = re.search(rf"{mark} end (\d+)\n\Z", text)
-        if begin is not None and end is None:
-            self._end(begin[1])
+        if end is None:
+            self._end(self.folder)
         if captured.too_much:
             raise RuntimeCrashed(f"{_name(words[0])} printed more than {MAX_OUTPUT_BYTES} bytes")
         if captured.timed_out:
@@ -267,12 +277,15 @@ class AdbRunner(CommandRunner):
         if begin is None or end is None:
             raise self._failure(_text(captured.err), "the link to it was lost during a command")
         printed = text[: begin.start()] + text[begin.end() : end.start()]
-        return begin[2], Output(int(end[1]), printed)
+        return begin[1], Output(int(end[1]), printed)
 
-    def _end(self, process: str) -> None:
-        """Ends what a command left running on the phone."""
+    def _end(self, folder: str) -> None:
+        """Ends what runs in a folder of the phone."""
+        line = (
+            f'for c in /proc/[0-9]*/cwd; do if [ "$c" -ef {shlex.quote(folder)} ]; '
+            'then c=${c%/cwd}; kill -9 "${c#/proc/}"; fi; done 2>/dev/null'
+        )
         with contextlib.suppress(AgentError):
-            line = f"kill -9 {process} 2>/dev/null"
             _capture(self._words(("shell", line)), _KILL_S, os.environ, None)
 
     def _adb(self, words: Sequence[str], timeout_s: float) -> None:
@@ -336,6 +349,25 @@ def start_adb_server() -> None:
     if captured.timed_out or captured.status:
         said = one_line(_text(captured.err), 160)
         raise BadRequest(f"adb's server does not start: {said or 'it does not answer'}")
+
+
+_PHONE_NAME = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{16}")
+
+
+def _this_machine() -> str:
+    """This machine's name, in a form that a file's name can hold."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of this machine still runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is not ours
+        return True
+    return True
 
 
 def _check_adb_server() -> None:

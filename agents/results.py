@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional, Union
 
 import numpy as np
@@ -58,6 +58,21 @@ def summarise(samples_ms: np.ndarray) -> Statistics:
     )
 
 
+@dataclass(frozen=True)
+class BatchConditions:
+    """What the device was like around timed calls: those of all results that follow it.
+
+    Args:
+        before, after: the calls; throttling events of `before` are those before the batch was
+            loaded. The shares of steal and of others are in `after`, of the time between the two.
+        flags: what the reader of all these numbers must know (``throttled``, ``busy`` …).
+    """
+
+    before: Conditions = field(default_factory=Conditions)
+    after: Conditions = field(default_factory=Conditions)
+    flags: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class ArtifactResult:
     """What was measured of one artefact; where `error` is set, nothing else holds.
@@ -69,12 +84,10 @@ class ArtifactResult:
         wall_ms: [rounds, calls_per_visit] wall time on the device's clock, in ms.
         device_ms: the same from the runtime's own counter, or None.
         load_ms: time to load; of the first loading where the artefact was kept loaded.
-        first_call_ms: the first call after loading.
+        first_call_ms: the first call after loading; 0: it was not made apart from the others.
         compute_unit: where it really ran.
         flags: what the reader of the numbers must know (``throttled``, ``fallback:cpu`` …).
-        before, after: the device's conditions around the batch's timed calls; throttling events
-            of `before` are those before the batch was loaded. The shares of steal and of others
-            are in `after`, of the time between the two.
+        before, after: as in `BatchConditions`.
     """
 
     sha256: str
@@ -88,6 +101,11 @@ class ArtifactResult:
     flags: tuple[str, ...] = ()
     before: Conditions = field(default_factory=Conditions)
     after: Conditions = field(default_factory=Conditions)
+
+    def under(self, conditions: BatchConditions) -> ArtifactResult:
+        """The same with the conditions of its batch."""
+        flags = tuple(dict.fromkeys((*self.flags, *conditions.flags)))
+        return replace(self, flags=flags, before=conditions.before, after=conditions.after)
 
 
 @dataclass(frozen=True)
@@ -140,4 +158,4 @@ class Activity:
         return f"measuring {self.target}{share}, {self.elapsed_s:.0f} s"
 
 
-Event = Union[Queued, Progress, ArtifactResult, Finished]
+Event = Union[Queued, Progress, BatchConditions, ArtifactResult, Finished]

@@ -323,10 +323,9 @@ class AgentService(pb_grpc.AgentServicer):
             target, opening = self._open(request.target, caller)
             digests = _checked_batch(request.sha256)
             protocol = self._protocol(request.protocol, len(digests))
-            if protocol.rounds and target.availability == Availability.EMULATED:
-                raise BadRequest(
-                    f"{target.name} is emulated: it has outputs and no latency; ask for no round"
-                )
+            if protocol.rounds and not target.availability.timed:
+                what = target.availability.name.lower()
+                raise BadRequest(f"{target.name} is {what}: it has no latency; ask for no round")
             if not (protocol.rounds or target.resident):
                 raise BadRequest(f"{target.name} keeps nothing loaded: ask for a round at least")
             batch = Batch(
@@ -425,12 +424,16 @@ class AgentService(pb_grpc.AgentServicer):
             )
 
     def _lane(self, target: TargetInfo) -> Lane:
-        # A simulation on a virtual clock, an emulator and an estimator are work for this machine's
-        # own processor, and would disturb what is measured there; a simulation that waits as a
-        # board would hardly is.
+        # A simulation on a virtual clock, an emulator, an estimator and a compiler are work for
+        # this machine's own processor, and would disturb what is measured there; a simulation that
+        # waits as a board would hardly is.
         simulated = target.availability == Availability.SIMULATED
         virtual = simulated and self._context.pace == "virtual"
-        here = target.availability in (Availability.EMULATED, Availability.ESTIMATED)
+        here = target.availability in (
+            Availability.EMULATED,
+            Availability.ESTIMATED,
+            Availability.COMPILED,
+        )
         own = target.name if simulated else target.processor
         key = "cpu" if virtual or here else own
         with self._lanes_mutex:

@@ -42,6 +42,7 @@ from .processes import python_command, worker_environment
 from .results import (
     Activity,
     ArtifactResult,
+    BatchConditions,
     Event,
     Finished,
     Progress,
@@ -722,7 +723,8 @@ def _benchmark_now(
                 remaining.remove(outcome.sha256)
                 yield outcome
             else:
-                ticket.progress = outcome
+                if isinstance(outcome, Progress):
+                    ticket.progress = outcome
                 yield outcome
         if failure is None:
             break
@@ -766,7 +768,7 @@ def _watch(
     deadline: float,
     hand_over: HandOver,
     cancelled: Cancelled,
-) -> Iterator[Union[Progress, ArtifactResult, Finished, _Failure]]:
+) -> Iterator[Union[Event, _Failure]]:
     """Has a worker measure artefacts; the last thing it yields is `Finished` or a `_Failure`."""
     timeout_s = batch.protocol.artifact_timeout_s
     open_ = _only(artifacts, hand_over)
@@ -783,11 +785,18 @@ def _watch(
         unanswered = set(artifacts)
         last_beats, last_change = -1, time.monotonic()
         told, told_at = None, -math.inf
+        conditions: Optional[BatchConditions] = None
         while True:
             answer = worker.answer(_POLL_S)
             if answer is not None and not worker.served(answer, open_):
+                if "conditions" in answer.header and conditions is None:
+                    conditions = _batch_conditions_of(answer.header)
+                    yield conditions
+                    continue
                 if "result" not in answer.header:
                     break
+                if conditions is None:
+                    raise _nonsense("a result without conditions")
                 result = _result_of(answer, batch.protocol)
                 if result.sha256 not in unanswered:
                     raise _nonsense("a result that nobody asked for")
@@ -883,12 +892,28 @@ def _result_of(answer: Message, protocol: Protocol) -> ArtifactResult:
             load_ms=_time_ms(result["load_ms"]),
             first_call_ms=_time_ms(result["first_call_ms"]),
             compute_unit=one_line(str(result["compute_unit"]), _MAX_NAME),
-            flags=tuple(one_line(str(f), _MAX_NAME) for f in result["flags"][:_MAX_FLAGS]),
-            before=_conditions(result["before"]),
-            after=_conditions(result["after"]),
+            flags=_flags_of(result),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _nonsense("a result that is none") from error
+
+
+def _batch_conditions_of(header: dict[str, Any]) -> BatchConditions:
+    """A worker's account of a batch, which may be anything as well.
+
+    Raises:
+        _WorkerDied: it cannot be one.
+    """
+    try:
+        told = header["conditions"]
+        before, after = _conditions(told["before"]), _conditions(told["after"])
+        return BatchConditions(before, after, _flags_of(told))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _nonsense("conditions that are none") from error
+
+
+def _flags_of(told: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(one_line(str(flag), _MAX_NAME) for flag in told["flags"][:_MAX_FLAGS])
 
 
 def _times_ms(values: np.ndarray) -> np.ndarray:

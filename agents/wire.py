@@ -22,6 +22,7 @@ from .redaction import redact
 from .results import (
     Activity,
     ArtifactResult,
+    BatchConditions,
     Event,
     Finished,
     Progress,
@@ -185,6 +186,13 @@ def event_to_wire(event: Event) -> pb.BenchmarkEvent:
         return pb.BenchmarkEvent(progress=pb.Progress(**vars(event)))
     if isinstance(event, Finished):
         return pb.BenchmarkEvent(finished=pb.Finished(elapsed_ms=event.elapsed_ms))
+    if isinstance(event, BatchConditions):
+        conditions = pb.BatchConditions(
+            before=conditions_to_wire(event.before),
+            after=conditions_to_wire(event.after),
+            flags=event.flags,
+        )
+        return pb.BenchmarkEvent(conditions=conditions)
     return pb.BenchmarkEvent(result=_result_to_wire(event))
 
 
@@ -202,6 +210,12 @@ def event_from_wire(event: pb.BenchmarkEvent, protocol: Protocol) -> Optional[Ev
         progress = event.progress
         step = printable(progress.step, _WORD_CHARS)
         return Progress(step, min(progress.done, progress.total), progress.total)
+    if kind == "conditions":
+        return BatchConditions(
+            before=conditions_from_wire(event.conditions.before),
+            after=conditions_from_wire(event.conditions.after),
+            flags=_flags_from_wire(event.conditions.flags),
+        )
     if kind == "result":
         return _result_from_wire(event.result, protocol)
     if kind == "finished":
@@ -224,8 +238,6 @@ def _result_to_wire(result: ArtifactResult) -> pb.ArtifactResult:
         first_call_ms=result.first_call_ms,
         compute_unit=result.compute_unit,
         flags=result.flags,
-        before=conditions_to_wire(result.before),
-        after=conditions_to_wire(result.after),
     )
 
 
@@ -246,8 +258,6 @@ def _result_from_wire(result: pb.ArtifactResult, protocol: Protocol) -> Artifact
         first_call_ms=in_range("a first call in ms", result.first_call_ms, 0, MAX_TIME_MS),
         compute_unit=printable(result.compute_unit, _WORD_CHARS),
         flags=_flags_from_wire(result.flags),
-        before=conditions_from_wire(result.before),
-        after=conditions_from_wire(result.after),
     )
 
 

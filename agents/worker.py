@@ -19,8 +19,9 @@ import socket
 import struct
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from types import ModuleType
 from typing import Any, Callable, Optional
 
@@ -162,7 +163,8 @@ class Bench:
             artifacts: digests.
 
         Returns:
-            ``results``, one for each artefact (see `_result_of`), and ``elapsed_ms``.
+            ``conditions``, ``results``, one for each artefact (see `_result_of`), and
+            ``elapsed_ms``.
 
         Raises:
             _Lost: the device went away while an artefact was in work.
@@ -182,11 +184,11 @@ class Bench:
         self._heartbeat.clear()
         if not protocol.keep_loaded:
             self._drop_all_but(set())
-        results = [
-            _result_of(artifact, record, before, after)
-            for artifact, record in zip(artifacts, records)
-        ]
-        return {"results": results, "elapsed_ms": elapsed_ms}
+        return {
+            "conditions": _conditions_of(before, after),
+            "results": [_result_of(*one) for one in zip(artifacts, records)],
+            "elapsed_ms": elapsed_ms,
+        }
 
     def run(
         self, artifact: str, format: str, inputs: dict[str, np.ndarray]
@@ -224,6 +226,8 @@ class Bench:
         format: str,
         protocol: Protocol,
     ) -> None:
+        wanted = iter([artifact for artifact in artifacts if artifact not in self._kept])
+        self._expect(islice(wanted, self._session.ahead), format)
         for index, (artifact, record) in enumerate(zip(artifacts, records)):
             self._heartbeat.beat(STEP_LOAD, index, index, len(artifacts))
             with _failure_of(record, index):
@@ -233,6 +237,14 @@ class Bench:
                     self._kept[artifact] = graph
                 record.graph = graph
                 record.note(graph)
+            if self._session.ahead:
+                self._expect(islice(wanted, 1), format)
+
+    def _expect(self, artifacts: Iterable[str], format: str) -> None:
+        """Tells the session of artefacts that it is about to load."""
+        for artifact in artifacts:
+            with contextlib.suppress(AgentError):  # loading it says what is wrong
+                self._session.expect(self._content(artifact, format), format)
 
     def _make_rounds(
         self,
@@ -295,10 +307,11 @@ class Bench:
         del content
         load_ms = self._session.elapsed_ms() - started_ms
         try:
-            timed = self._session.timed
-            first_call_ms = loaded.timed_calls(1)[0].wall_ms if timed else 0.0
-            if timed and protocol.warmup_calls > 1:
-                loaded.timed_calls(protocol.warmup_calls - 1)
+            first_call_ms = 0.0
+            if self._session.timed and (self._session.warms_up or not protocol.rounds):
+                first_call_ms = loaded.timed_calls(1)[0].wall_ms
+                if protocol.warmup_calls > 1:
+                    loaded.timed_calls(protocol.warmup_calls - 1)
             self._check_time(started_ms, protocol, "loading")
         except BaseException:
             _close(loaded)
@@ -362,21 +375,25 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _result_of(
-    sha256: str, record: _Record, before: Conditions, after: Conditions
-) -> dict[str, Any]:
+def _conditions_of(before: Conditions, after: Conditions) -> dict[str, Any]:
+    """What the device was like around a batch's timed calls, as JSON."""
+    flags = {
+        "throttled": after.throttle_events > before.throttle_events,
+        "steal": after.steal_share > STEAL_LIMIT,
+        "busy": after.busy_share > BUSY_LIMIT,
+        "unwatched": after.interference_unwatched,
+    }
+    return {
+        "before": asdict(before),
+        "after": asdict(after),
+        "flags": [flag for flag, holds in flags.items() if holds],
+    }
+
+
+def _result_of(sha256: str, record: _Record) -> dict[str, Any]:
     """What is known of an artefact: JSON, but for the arrays ``wall_ms`` and ``device_ms``."""
     if record.error is not None:
         return {"sha256": sha256, "error": error_to_json(record.error)}
-    flags = list(record.flags)
-    if after.throttle_events > before.throttle_events:
-        flags.append("throttled")
-    if after.steal_share > STEAL_LIMIT:
-        flags.append("steal")
-    if after.busy_share > BUSY_LIMIT:
-        flags.append("busy")
-    if after.interference_unwatched:
-        flags.append("unwatched")
     device_ms = np.array(record.device_ms)
     return {
         "sha256": sha256,
@@ -385,9 +402,7 @@ def _result_of(
         "load_ms": record.load_ms,
         "first_call_ms": record.first_call_ms,
         "compute_unit": record.compute_unit,
-        "flags": list(dict.fromkeys(flags)),
-        "before": asdict(before),
-        "after": asdict(after),
+        "flags": list(dict.fromkeys(record.flags)),
     }
 
 
@@ -466,6 +481,7 @@ class _Server:
         measured = self._bench.measure(
             request["artifacts"], request["format"], protocol, request["resident"]
         )
+        self._channel.send({"conditions": measured["conditions"]})
         # One at a time, and only as fast as the caller takes them.
         for result in measured["results"]:
             arrays = {name: result.pop(name) for name in ("wall_ms", "device_ms") if name in result}

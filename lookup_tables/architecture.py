@@ -16,11 +16,15 @@ from ..ops.backbone import Backbone, load_backbone, shipped_backbones
 from ..ops.errors import BadRequest
 from ..ops.jsonfile import Fields, write_json
 from ..ops.pool import GATES
+from .proportion import interval_text, wilson_interval
 from .spread import QUIET, STATISTICS
 from .table import COMPUTING, ORIGINS
 from .verdict import Verdict
 
 FORMAT_VERSION = 1
+
+SUPERNET = "supernet of stage"
+"""How figures with a supernet's weights begin to say how they were obtained."""
 
 _DISTRIBUTIONS = ("hurricane-nas", "numpy", "torch", "onnx")
 
@@ -60,11 +64,37 @@ class Accuracy:
         value: share of images classified rightly, 0 to 1.
         split: ``validation`` or ``test``.
         how: ``supernet`` (with inherited weights) or ``retrained`` (from scratch), and on what.
+        images: of the split; None: an earlier version did not say.
     """
 
     value: float
     split: str
     how: str
+    images: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Between which shares the true one lies, 95%, as far as the number of images goes."""
+        if self.images is None:
+            return None
+        return wilson_interval(round(self.value * self.images), self.images)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it is of a supernet's weights, and not of a network trained by itself."""
+        return self.how.startswith(SUPERNET)
+
+    @property
+    def text(self) -> str:
+        """Value, interval, number of images, and how it was obtained."""
+        if self.images is None or self.interval is None:
+            return f"{self.value:.1%} ({self.how})"
+        return f"{self.value:.1%} ({interval_text(*self.interval, self.images)}; {self.how})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        low, high = self.interval or (None, None)
+        return {**asdict(self), "low": low, "high": high}
 
 
 @dataclass(frozen=True)
@@ -121,7 +151,13 @@ class ArtifactAccuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return _with_lists({"value": self.value, **asdict(self)})
+        low, high = self.interval
+        return _with_lists({"value": self.value, "low": low, "high": high, **asdict(self)})
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between which shares the true one lies, 95%, as far as the number of images goes."""
+        return wilson_interval(self.right, self.images)
 
     @property
     def how(self) -> str:
@@ -131,7 +167,7 @@ class ArtifactAccuracy:
             f"runtime {self.runtime_version}" if self.runtime_version else "",
             "" if self.origin == "measured" else self.origin,
             f"calibrated with {self.calibration}" if self.calibration else "",
-            f"{self.images:,} images",
+            interval_text(*self.interval, self.images),
             *self.flags,
         ]
         return ", ".join(filter(None, facts))
@@ -186,7 +222,7 @@ class Architecture:
             "predicted_interval_ms": list(self.predicted_interval_ms or ()) or None,
             "measured_ms": self.measured_ms,
             "measured_halves_ms": list(self.measured_halves_ms or ()) or None,
-            "accuracy": [asdict(figure) for figure in self.accuracy],
+            "accuracy": [figure.to_dict() for figure in self.accuracy],
             "artifact_accuracy": self.artifact_accuracy.to_dict()
             if self.artifact_accuracy
             else None,
@@ -323,7 +359,13 @@ def _read_accuracy(fields: Fields) -> Accuracy:
     value = fields.number("value")
     if value > 1:
         raise fields.fail("value", "a share between 0 and 1")
-    return Accuracy(value, fields.choice("split", ("validation", "test")), fields.text("how"))
+    split, how = fields.choice("split", ("validation", "test")), fields.text("how")
+    if fields.optional_integer("images") is None:
+        return Accuracy(value, split, how)
+    images = fields.integer("images", 1)
+    if not math.isclose(value * images, round(value * images), abs_tol=1e-6):
+        raise fields.fail("value", f"a share of {images} images")
+    return Accuracy(value, split, how, images)
 
 
 def _with_lists(values: dict[str, Any]) -> dict[str, Any]:

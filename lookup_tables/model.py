@@ -24,12 +24,9 @@ from ..ops.pool import POOL, applies, parse_operator
 from ..ops.shapes import LayerShape, format_ranges
 from .calibration import Calibration
 from .cells import has_flag
+from .proportion import NORMAL_90, NORMAL_95
 from .spread import QUIET, SPREADS, STATISTICS, NetworkTimes, Spread
 from .table import LookupTable, Row, Target, parse_options
-
-NORMAL_95, NORMAL_90 = 1.96, 1.645
-"""Standard deviations to each side that hold 95 and 90% of a normal distribution."""
-
 
 BETWEEN_RUNS = 0.015
 """By how much calls of a network differ from one process and quarter of an hour to the next, as a

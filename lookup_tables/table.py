@@ -43,10 +43,16 @@ if TYPE_CHECKING:
     import pandas
 
 PROCESSORS = ("cpu", "dsp", "vpu", "npu", "gpu")
-EMULATED = "emulated"
+EMULATED, COMPILED = "emulated", "compiled"
 """Origin of what a vendor's emulator tells: outputs, and never a latency."""
 
-ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported")
+ORIGINS = ("measured", "simulated", EMULATED, "estimated", "imported", COMPILED)
+WITHOUT_LATENCY = {
+    EMULATED: "an emulator has no latency",
+    COMPILED: "where a graph is only compiled there is no latency",
+}
+"""Origins that stand in support reports alone, and why."""
+
 COMPUTING = ("measured", EMULATED)
 """Origins whose targets run graphs; others say how long, and compute nothing."""
 
@@ -64,11 +70,10 @@ TEMPERATURE_RANGE_C = (-90.0, 200.0)
 LISTED = 6
 """Targets that a message lists before it says how many more there are."""
 
-_SIMULATED_RUNTIME = "simulated"
-"""What runtimes of simulated devices begin with. A stand-in for a plugin is simulated too, and
-keeps the name of its target."""
-
 _OPTION_KEY = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+_SIMULATED = "simulated"  # what the runtimes of simulated devices begin with
 
 
 @dataclass(frozen=True, order=True)
@@ -107,9 +112,12 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``."""
+        """The target's name on the command line, e.g. ``cpu-onnxruntime-fp32-t2``.
+
+        A simulated device's is ``sim-`` and its own name.
+        """
         threads = f"-t{self.threads}" if self.threads > 1 else ""
-        if self.runtime.startswith(_SIMULATED_RUNTIME):
+        if self.runtime.startswith(_SIMULATED):
             return f"sim-{self.device}{threads}"
         return f"{self.processor}-{self.runtime}-{self.precision}{threads}"
 
@@ -232,10 +240,9 @@ class Row(TargetRow):
             if value is not None:
                 object.__setattr__(self, name, number(name, value))
         object.__setattr__(self, "threads", self.target.threads)
-        if self.origin == EMULATED:
+        if why := WITHOUT_LATENCY.get(self.origin):
             fail(
-                "origin is emulated; an emulator has no latency, so that no table holds what it "
-                "tells: see hurricane support"
+                f"origin is {self.origin}; {why}, so that no table holds it: see hurricane support"
             )
         self._check_values()
         self._check_provenance()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ..agents.results import ArtifactResult
 from .outcomes import BatchOutcome, Series, clock_ms
 from .timing.drift import ANCHOR_BATCHES, fit_slowdown, quiet_slowdown, steady_change
 from .timing.interference import BatchQuality, judge_batches
@@ -91,6 +92,11 @@ class BatchHistory:
     def rounds(self, numbers: Iterable[int]) -> int:
         """Rounds of some batches."""
         return sum(self.outcomes[number].facts.rounds for number in numbers)
+
+    def latest(self, one: Series) -> ArtifactResult | None:
+        """The last result of a series; None: it was in no batch yet."""
+        found = (outcome.results.get(one) for outcome in reversed(self.outcomes))
+        return next(filter(None, found), None)
 
     def batches_with(self, series: Sequence[Series], first: int = 0) -> list[int]:
         """Batches from the first on in which all of these were timed."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..lookup_tables.cells import INTERFERENCE, THROTTLED, UNSTABLE
+from ..lookup_tables.cells import FALLBACK, INTERFERENCE, THROTTLED, UNSTABLE, has_flag
 from ..ops.backbone import is_stem
 from .history import BatchHistory
 from .outcomes import BatchOutcome, RowOutcome, Series
@@ -257,13 +257,9 @@ class DeviceMeasurement:
         A neighbour that falls back to another unit is used only where all of them do: it would
         flag every row of its shape, and a seam between two units is not that of a network.
         """
-        if not self.history.outcomes:
-            return row.contexts
-        last = self.history.outcomes[-1]
 
         def run(contexts: Iterable[Context], whole: bool) -> tuple[Context, ...]:
-            there = (c for c in contexts if c.baseline not in last.errors)
-            return tuple(c for c in there if not (whole and last.falls_back(c.baseline)))
+            return tuple(c for c in contexts if self._may_stand_on(c.baseline, whole))
 
         choices = (
             (row.contexts, True),
@@ -272,6 +268,15 @@ class DeviceMeasurement:
             (row.spare, False),
         )
         return next((found for choice in choices if (found := run(*choice))), ())
+
+    def _may_stand_on(self, baseline: Graph, whole: bool) -> bool:
+        """Whether a baseline ran when it was last timed; whole: on the target's unit alone."""
+        results = [self.history.latest(one) for one in self._series(baseline)]
+        return not any(
+            result.error or (whole and has_flag(result.flags, FALLBACK))
+            for result in results
+            if result is not None
+        )
 
     def _baselines_in_work(self) -> tuple[Graph, ...]:
         """Those of active rows; at first all of them, which all devices then know."""

@@ -12,7 +12,6 @@ import numpy as np
 from ..agents.conditions import Conditions
 from ..agents.errors import AgentError, ErrorKind
 from ..agents.results import ArtifactResult
-from ..lookup_tables.cells import FALLBACK, has_flag
 from .plan import Graph, PlannedRow
 from .timing.interference import BatchFacts
 from .timing.marginal import Estimate
@@ -60,11 +59,6 @@ class BatchOutcome:
     def errors(self) -> Mapping[Graph, AgentError]:
         """Why graphs could not be timed."""
         return {s[0]: result.error for s, result in self.results.items() if result.error}
-
-    def falls_back(self, graph: Graph) -> bool:
-        """Whether a part of a graph runs on another unit than the target's."""
-        result = self.results[(graph, 0)]
-        return has_flag(result.flags, FALLBACK)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..agents.backends.base import Availability
 from ..agents.client import AgentClient, private_agent
 from ..agents.devices import device_names
 from ..agents.errors import AgentError, BadAnswer, UnsupportedOperator
 from ..agents.results import ArtifactResult, Event, Finished, Progress, Protocol
-from ..lookup_tables.table import Target, format_options
+from ..lookup_tables.table import WITHOUT_LATENCY, Target, format_options
 from ..ops.artifacts import Artifact, ArtifactInfo, Recipe, choose_recipe
 from ..ops.artifacts.cache import Make, cached, fill
 from ..ops.errors import BadRequest, UnsupportedNode
@@ -125,9 +124,10 @@ class TargetSession:
             )
         if found.availability not in ORIGIN:
             raise BadRequest(f"{request.name} is not available: {found.reason}")
-        if timed and found.availability == Availability.EMULATED:
+        origin = ORIGIN[found.availability]
+        if timed and origin in WITHOUT_LATENCY:
             raise BadRequest(
-                f"{request.name} is emulated here, and an emulator has no latency: it takes a "
+                f"{request.name} is {origin} here, and {WITHOUT_LATENCY[origin]}: it takes a "
                 "device; hurricane support tells which operators it takes"
             )
         try:

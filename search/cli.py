@@ -279,6 +279,13 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     type=click.Choice(SUPERNET_TRAININGS),
     help="Sampling of paths when a supernet is trained.",
 )
+@click.option(
+    "--finalists",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Best networks trained from scratch; the most accurate on the validation split is taken.",
+)
 @_agent_options
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's directory."
@@ -313,6 +320,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
     from .report import write_report
 
     assert outcome.stages is not None
+    images = outcome.validation_images
     write_report([output], output / "report.html", title=output.resolve().name)
     stages = [
         {
@@ -320,8 +328,17 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
             "evaluated": len(stage.evaluated),
             "feasible": stage.feasible,
             "accuracy": stage.fitness,
+            "images": images,
             "predicted_ms": stage.latency_ms,
             "operators": list(stage.operators),
+            "within_noise": [
+                {
+                    "operators": list(stage.names(found.codes)),
+                    "accuracy": found.fitness,
+                    "predicted_ms": found.latency_ms,
+                }
+                for found in (stage.within_noise(images) if images is not None else ())
+            ],
         }
         for stage in outcome.stages.stages
     ]
@@ -332,7 +349,7 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
         "unmeasured": outcome.unmeasured,
         "untested": outcome.untested,
     }
-    text = [describe_stage(stage) for stage in outcome.stages.stages]
+    text = [describe_stage(stage, images) for stage in outcome.stages.stages]
     text += [describe_architecture(outcome.architecture), *_last_lines(outcome)]
     emit(result, as_json, "\n".join(text))
 

@@ -47,11 +47,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What was measured before training; the last attempt that met the budget was taken.
+    """What was measured before training.
 
     Attributes:
         attempts: in order; empty where nothing could be measured.
-        chosen: index of the attempt that was taken.
+        chosen: index of the attempt that was taken: the first that met the budget, or the fastest
+            where none did.
     """
 
     attempts: tuple[Attempt, ...]
@@ -60,6 +61,12 @@ class Confirmation:
     @property
     def candidate(self) -> Candidate:
         return self.attempts[self.chosen].candidate
+
+    @property
+    def finalists(self) -> list[Candidate]:
+        """The one taken, then the others that met the budget."""
+        others = [a.candidate for i, a in enumerate(self.attempts) if a.met and i != self.chosen]
+        return [self.candidate, *others]
 
     def save(self, path: Path) -> None:
         """Writes the file atomically."""
@@ -114,24 +121,30 @@ def confirm(
     candidates: Sequence[Candidate],
     budget_ms: float,
     measure: Callable[[Candidate], Measurement],
+    wanted: int = 1,
 ) -> Confirmation:
-    """Measures candidates, best first, until one meets the budget.
+    """Measures candidates, best first, until as many as are wanted meet the budget.
 
     Args:
         candidates: best first.
         budget_ms: what the device must keep to.
         measure: latency of an untrained network of the candidate.
+        wanted: candidates that are to meet the budget.
 
     Returns:
-        All attempts; where none met the budget within `ATTEMPTS`, the fastest one is chosen.
+        All attempts; where none met the budget within `ATTEMPTS` for each wanted, the fastest one
+        is chosen.
     """
     if not candidates:
         raise HurricaneError("the search evaluated nothing, so there is nothing to measure")
     correction = 1.0
     attempts: list[Attempt] = []
     left = list(candidates)
-    while left and len(attempts) < ATTEMPTS:
+    met_by: list[int] = []
+    while left and len(attempts) < ATTEMPTS * wanted and len(met_by) < wanted:
         hopeful = [c for c in left if c.predicted_ms * correction <= budget_ms]
+        if met_by and not hopeful:
+            break
         candidate = hopeful[0] if hopeful else min(left, key=lambda c: c.predicted_ms)
         left.remove(candidate)
         measured = measure(candidate)
@@ -139,10 +152,13 @@ def confirm(
         careful_ms = measured.ms * (1 + spread)
         met = careful_ms <= budget_ms
         attempts.append(Attempt(candidate, measured, met))
-        if met or not hopeful:
+        if met:
+            met_by.append(len(attempts) - 1)
+            continue
+        if not hopeful:
             break
         correction = max(correction, careful_ms / candidate.predicted_ms)
-    if attempts[-1].met:
-        return Confirmation(tuple(attempts), len(attempts) - 1)
+    if met_by:
+        return Confirmation(tuple(attempts), met_by[0])
     fastest = min(range(len(attempts)), key=lambda i: attempts[i].measured.ms)
     return Confirmation(tuple(attempts), fastest)

@@ -1,8 +1,9 @@
-"""Image data for training and search: three splits as compact tensors in memory.
+"""Image data for training and search: three splits, in memory where they are small.
 
 Specs: ``digits`` (scikit-learn's, embedded), ``cifar10:PATH`` and ``folder:PATH``, each with an
 optional ``?limit=N`` that keeps N images of every split. The validation split, on which a search
 scores its candidates, is a fixed class-balanced part of the training images, never the test set.
+Folders and archives of more than `IN_MEMORY_BYTES` stay on the disk and are decoded when needed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,8 +27,18 @@ from torch import Tensor
 
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
+from .images import DECODERS, Images, StoredImages, take
 
 KINDS = ("digits", "cifar10", "folder")
+SPLIT_FOLDERS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+"""Splits by the folders that hold them."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 VALIDATION_SHARE = 0.1
@@ -42,8 +53,14 @@ DIGITS_VALIDATION_PER_CLASS = 30
 """Digits has about 180 images a class: a fifth for test, a sixth for validation."""
 
 CIFAR_SIDE = 32
-MEMORY_SHARE = 0.6
-"""Part of the machine's memory that decoded images may fill before the request is refused."""
+IN_MEMORY_BYTES = 1 << 30
+"""Up to this size all splits together are decoded once and kept."""
+
+STATISTICS_IMAGES = 10_000
+"""Training images that mean and deviation are taken of where they are not in memory."""
+
+TEST_SHARE = 0.2
+"""Part of each class that is set aside for test where class folders are all there is."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +68,11 @@ class Split:
     """Images of one split.
 
     Attributes:
-        images: uint8 [N, channels, height, width].
+        images: uint8 [N, channels, height, width], in memory or on the disk.
         labels: int64 [N], indices into the data's classes.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -75,7 +92,7 @@ class Split:
             members = labels == label
             turn[members] = torch.arange(int(members.sum()))
         chosen = order[torch.argsort(turn, stable=True)[:count]]
-        return Split(self.images[chosen], self.labels[chosen])
+        return Split(take(self.images, chosen), self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory, ready for a backbone.
+    """A data set, ready for a backbone.
 
     Attributes:
         spec: the text it was loaded from.
@@ -157,8 +174,10 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
     Args:
         spec: ``digits``, ``cifar10:PATH`` (a zip or folder of ``train/<class>/*.jpg`` and
             ``test/<class>/…``, or CIFAR-10's python batches as folder or tar.gz) or
-            ``folder:PATH`` (folder or zip with ``train/``, ``test/`` and perhaps
-            ``validation/``, a folder for each class); ``?limit=N`` keeps N images a split.
+            ``folder:PATH`` (folder or archive with ``train/``, ``test/`` and perhaps
+            ``validation/``, ``valid/`` or ``val/``, a folder for each class in each; with
+            ``train/`` and ``val/`` alone, as ImageNet has them, the latter is the test split;
+            or with class folders alone); ``?limit=N`` keeps N images a split.
         backbone: gives height, width, channels and the number of classes.
         seed: of later draws from the training images; the splits do not depend on it.
 
@@ -192,6 +211,9 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
             f"{backbone.classes}; copy the backbone's file, set classes = {len(classes)} "
             "and name the copy"
         )
+    if "test" not in pools:
+        smallest = int(torch.bincount(pools["train"].labels, minlength=len(classes)).min())
+        pools["test"], pools["train"] = pools["train"].divide(max(1, round(TEST_SHARE * smallest)))
     if "validation" not in pools:
         share = _share_per_class(pools["train"].labels, len(classes))
         pools["validation"], pools["train"] = pools["train"].divide(share)
@@ -200,9 +222,12 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
         pools = {name: pool.divide(per_class)[0] for name, pool in pools.items()}
     for name, pool in pools.items():
         _check_counts(pool.labels, name, classes, spec)
-    _check_memory(sum(len(pool.labels) for pool in pools.values()), backbone, spec)
-    splits = {name: pool.load() for name, pool in pools.items()}
-    mean, std = _statistics(splits["train"].images)
+    count = sum(len(pool.labels) for pool in pools.values())
+    size = count * backbone.input_channels * backbone.input_height * backbone.input_width
+    in_memory = size <= IN_MEMORY_BYTES or not all(pool.stored for pool in pools.values())
+    splits = {name: pool.load(in_memory) for name, pool in pools.items()}
+    train = splits["train"]
+    mean, std = _statistics((train if in_memory else train.balanced(STATISTICS_IMAGES)).images)
     return ImageData(
         spec=spec,
         kind=kind,
@@ -250,15 +275,17 @@ class _Pool:
         labels: int64 [N].
         indices: int64 [N], what `fetch` knows the images by.
         fetch: from indices to uint8 [n, channels, height, width].
+        stored: whether it gets them from the disk.
     """
 
     labels: Tensor
     indices: Tensor
     fetch: Callable[[Tensor], Tensor]
+    stored: bool = False
 
     @classmethod
-    def of(cls, labels: Tensor, fetch: Callable[[Tensor], Tensor]) -> _Pool:
-        return cls(labels, torch.arange(len(labels)), fetch)
+    def of(cls, labels: Tensor, fetch: Callable[[Tensor], Tensor], stored: bool = False) -> _Pool:
+        return cls(labels, torch.arange(len(labels)), fetch, stored)
 
     def divide(self, per_class: int) -> tuple[_Pool, _Pool]:
         """Draws up to `per_class` images of every class; gives (drawn, rest), each in old order."""
@@ -269,12 +296,13 @@ class _Pool:
         for label in torch.unique(labels):
             drawn[order[labels == label][:per_class]] = True
         return (
-            _Pool(self.labels[drawn], self.indices[drawn], self.fetch),
-            _Pool(self.labels[~drawn], self.indices[~drawn], self.fetch),
+            replace(self, labels=self.labels[drawn], indices=self.indices[drawn]),
+            replace(self, labels=self.labels[~drawn], indices=self.indices[~drawn]),
         )
 
-    def load(self) -> Split:
-        return Split(self.fetch(self.indices), self.labels)
+    def load(self, in_memory: bool) -> Split:
+        images = StoredImages(self.fetch, self.indices)
+        return Split(images[:] if in_memory else images, self.labels)
 
 
 def _share_per_class(labels: Tensor, classes: int) -> int:
@@ -292,12 +320,16 @@ def _check_counts(labels: Tensor, name: str, classes: Sequence[str], spec: str) 
         )
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel, from integer histograms: exact and in any order."""
+    parts = [
+        torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in part.unbind(1)])
+        for part in images.split(1024)
+    ]
     means, deviations = [], []
     levels = torch.arange(256, dtype=torch.float64) / 255
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
+    for histogram in torch.stack(parts).sum(0).double():
+        share = histogram / histogram.sum()
         mean = float((share * levels).sum())
         means.append(mean)
         variance = float((share * (levels - mean) ** 2).sum())
@@ -386,14 +418,23 @@ def _from_folders(
     source: _Source, backbone: Backbone, spec: str
 ) -> tuple[list[str], dict[str, _Pool]]:
     files: dict[str, dict[str, list[str]]] = {}
+    alone: dict[str, list[str]] = {}
     for name in source.names:
-        parts = PurePosixPath(name).parts
-        if len(parts) < 3 or PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
+        place, _, file = name.rpartition("/")
+        if not place or os.path.splitext(file)[1].lower() not in IMAGE_SUFFIXES:
             continue
-        part = "validation" if parts[0] == "val" else parts[0]
-        if part in ("train", "validation", "test"):
-            files.setdefault(part, {}).setdefault(parts[1], []).append(name)
-    for part in ("train", "test"):
+        top, *below = place.split("/")
+        part = SPLIT_FOLDERS.get(top)
+        if part is None:
+            alone.setdefault(top, []).append(name)
+        elif below:
+            files.setdefault(part, {}).setdefault(below[0], []).append(name)
+    if "train" in files and "test" not in files and "validation" in files:
+        files["test"] = files.pop("validation")  # ImageNet's layout: labels of its test are secret
+    lone = not files and bool(alone)
+    if lone:
+        files["train"] = alone
+    for part in ("train",) if lone else ("train", "test"):
         if part not in files:
             raise BadRequest(
                 f"data {spec!r}: {source.where} holds no images in {part}/<class>/ "
@@ -417,7 +458,8 @@ def _from_folders(
     for part, found in files.items():
         names = [n for c in classes for n in found[c]]
         labels = torch.tensor([i for i, c in enumerate(classes) for _ in found[c]])
-        pools[part] = _Pool.of(labels, partial(_decode_all, source, names, backbone))
+        fetch = partial(_decode_all, source, names, backbone)
+        pools[part] = _Pool.of(labels, fetch, stored=True)
     return classes, pools
 
 
@@ -428,16 +470,6 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _check_memory(count: int, backbone: Backbone, spec: str) -> None:
-    size = count * backbone.input_channels * backbone.input_height * backbone.input_width
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > MEMORY_SHARE * memory:
-        raise BadRequest(
-            f"data {spec!r}: {count} decoded images take {size / 2**30:.0f} GiB, this machine has "
-            f"{memory / 2**30:.0f}; use fewer with ?limit=N"
-        )
 
 
 def _decode_all(
@@ -452,10 +484,10 @@ def _decode_all(
         for i in numbers:
             images[i] = _decode(source, chosen[i], *size)
 
-    workers = min(16, os.cpu_count() or 1)
-    step = 64  # images a task: keeps the price of scheduling small
+    # Enough tasks for all threads, and not so many that scheduling them counts.
+    step = max(1, min(64, len(chosen) // (4 * DECODERS)))
     chunks = [range(i, min(i + step, len(chosen))) for i in range(0, len(chosen), step)]
-    with ThreadPoolExecutor(workers) as executor:
+    with ThreadPoolExecutor(DECODERS) as executor:
         list(executor.map(decode, chunks))
     return torch.from_numpy(images)
 

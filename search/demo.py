@@ -17,9 +17,10 @@ from typing import Any
 import click
 
 from ..agents.console import emit, json_option, progress_bar
-from ..lookup_tables.architecture import Architecture
+from ..lookup_tables.architecture import Accuracy, Architecture
 from ..lookup_tables.calibration import find_calibration, save_calibration
 from ..lookup_tables.model import LatencyModel
+from ..lookup_tables.proportion import interval_text
 from ..lookup_tables.table import LookupTable, Target
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest, HurricaneError
@@ -404,9 +405,18 @@ def _verify(
     return content
 
 
-def _accuracy(architecture: Architecture) -> float:
+def _accuracy(architecture: Architecture) -> Accuracy:
     """Of the trained network, on the test split."""
-    return next(f.value for f in reversed(architecture.accuracy) if f.split == "test")
+    figures = reversed(architecture.accuracy)
+    return next(f for f in figures if f.split == "test" and not f.inherited)
+
+
+def _interval(architecture: Architecture) -> str:
+    """The accuracy with its interval."""
+    found = _accuracy(architecture)
+    if found.interval is None or found.images is None:
+        return f"{found.value:.1%}"
+    return f"{found.value:.1%} ({interval_text(*found.interval, found.images)})"
 
 
 def _summary(
@@ -417,7 +427,8 @@ def _summary(
         "report": str(report),
         "baseline": {
             "operators": list(baseline.operators),
-            "test_accuracy": _accuracy(baseline),
+            "test_accuracy": _accuracy(baseline).value,
+            "test_interval": _accuracy(baseline).interval,
         },
         "targets": [
             {
@@ -431,7 +442,8 @@ def _summary(
                 "measured_ms": r.outcome.architecture.measured_ms,
                 "met": r.met,
                 "measured_halves_ms": r.outcome.architecture.measured_halves_ms,
-                "test_accuracy": _accuracy(r.outcome.architecture),
+                "test_accuracy": _accuracy(r.outcome.architecture).value,
+                "test_interval": _accuracy(r.outcome.architecture).interval,
                 "artifact_accuracy": r.outcome.architecture.artifact_accuracy
                 and r.outcome.architecture.artifact_accuracy.to_dict(),
                 "operators": list(r.outcome.architecture.operators),
@@ -446,6 +458,7 @@ def _summary_text(
     results: Sequence[TargetResult], baseline: Architecture, report: Path, seconds: float
 ) -> str:
     missed = any(r.met is False for r in results)
+    intervals = [f"{r.prepared.name} {_interval(r.outcome.architecture)}" for r in results]
     lines = [
         "",
         f"{'target':<22}{'latencies':<11}{'budget':>8}{'predicted':>11}{'run':>9}"
@@ -460,7 +473,7 @@ def _summary_text(
         lines.append(
             f"{r.prepared.name:<22}{r.prepared.target.origin:<11}"
             f"{r.prepared.space.budget_ms:>8.4g}{a.predicted_ms or 0:>11.4g}"
-            f"{measured:>9}{parts:>17}{_accuracy(a):>11.1%}{artifact:>10}"
+            f"{measured:>9}{parts:>17}{_accuracy(a).value:>11.1%}{artifact:>10}"
             f"{r.prepared.baseline_ms:>10.4g}"
             f"{'  missed' if r.met is False else ''}"
         )
@@ -468,8 +481,9 @@ def _summary_text(
         "All latencies in ms, of the origin named, as the median of calls where the table knows",
         "what calls take beyond quiet times; 'run' is the trained network on the target,",
         "'halves' those of its rounds, 'Choice_3' the predicted latency of the uniform network,",
-        f"which reaches {_accuracy(baseline):.1%} on the test split, trained the same way.",
-        "'test acc.' is of fp32 in torch, 'artefact' of the target's file in its runtime.",
+        f"which reaches {_interval(baseline)} on the test split, trained the same way.",
+        "'test acc.' is of fp32 in torch, 'artefact' of the target's file in its runtime; the test",
+        f"split chose nothing. 95% intervals: {', '.join(intervals)}.",
         *(["'missed': the run takes longer than the budget."] if missed else []),
         "",
         *(f"{r.prepared.name}: {' '.join(r.outcome.architecture.operators)}" for r in results),

@@ -52,7 +52,7 @@ def calibration_samples(data: ImageData, trained_on: TrainingData | None = None)
     if trained_on is not None:
         data = replace(data, mean=trained_on.mean, std=trained_on.std)
     drawn = data.train.balanced(CALIBRATION_IMAGES)
-    values = data.normalise(drawn.images).numpy()
+    values = data.normalise(drawn.images[:]).numpy()
     return Samples(values, f"{len(drawn)} training images of {data.spec}")
 
 

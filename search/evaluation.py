@@ -12,9 +12,9 @@ path by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from ..ops.errors import HurricaneError
 from ..ops.pool import GATES
 from .data import ImageData, Split
 from .distributed import choose_device, join_world
+from .images import Images, take
 from .supernet import Candidates, Supernet
 from .training import (
     Preset,
@@ -43,8 +44,6 @@ CALIBRATION = 1000
 
 KEPT_BYTES = 1 << 30
 """Outputs of shared stretches that may be kept at one time."""
-
-Batches = list[Tensor]
 
 
 def evaluate_network(
@@ -64,15 +63,14 @@ def evaluate_network(
     network.to(place).eval()
     right = 0
     with torch.inference_mode():
-        for images, labels in zip(
-            split.images.split(batch), split.labels.split(batch), strict=True
-        ):
-            right += _right(network(_ready(images, data, place)), labels.to(place))
+        batches = Batches(split.images, data, batch, place)
+        for images, labels in zip(batches, split.labels.split(batch), strict=True):
+            right += _right(network(images), labels.to(place))
     network.train(was_training)
     return right / len(split)
 
 
-def recalibrate(network: nn.Module, batches: Sequence[Tensor]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Sets BatchNorm's statistics to their averages over some batches of normalised images."""
     with torch.inference_mode(), _calibrating([network]):
         for images in batches:
@@ -83,8 +81,30 @@ def calibration_batches(data: ImageData, images: int, batch: int, device: torch.
     """A fixed draw of training images, not augmented, normalised, in whole batches."""
     count = min(images, len(data.train))
     order = torch.randperm(len(data.train), generator=generator(data.seed, CALIBRATION))
-    chosen = data.train.images[order[: max(count - count % batch, min(count, batch))]]
-    return [_ready(part, data, device) for part in chosen.split(batch)]
+    chosen = take(data.train.images, order[: max(count - count % batch, min(count, batch))])
+    return Batches(chosen, data, batch, device)
+
+
+class Batches(Iterable[Tensor]):
+    """Images in normalised batches on a device, as often as they are gone through.
+
+    Args:
+        images: in memory or on the disk; what is on the disk is read anew each time, ahead.
+        data: for normalisation.
+        batch: images in a batch, but for the last.
+        device: for the batches.
+    """
+
+    def __init__(self, images: Images, data: ImageData, batch: int, device: torch.device) -> None:
+        self._images = images.to(device) if isinstance(images, Tensor) else images
+        self._data = data
+        self._batch = batch
+        self._device = device
+        self.images = len(images)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in self._images.split(self._batch):
+            yield _ready(part, self._data, self._device)
 
 
 def _ready(images: Tensor, data: ImageData, device: torch.device) -> Tensor:
@@ -120,8 +140,8 @@ def _calibrating(modules: Sequence[nn.Module]) -> Iterator[None]:
 class _Kept:
     """Outputs of a stretch of layers for the images of both passes."""
 
-    calibration: Batches
-    validation: Batches
+    calibration: Iterable[Tensor]
+    validation: Iterable[Tensor]
 
 
 class PathScorer:
@@ -146,18 +166,23 @@ class PathScorer:
         kept_bytes: int = KEPT_BYTES,
     ) -> None:
         self._device = choose_device(device, join_world())
-        self._supernet = supernet.to(self._device).eval()
+        # In one layout, or the last bits, and by them an accuracy, would depend on whether the
+        # supernet was just trained or read from a checkpoint.
+        layout = torch.channels_last
+        supernet.to(device=self._device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self._supernet = supernet.eval()
         self._budget = kept_bytes
         inputs = calibration_batches(data, calibration_images, batch, self._device)
-        validation = [_ready(p, data, self._device) for p in data.validation.images.split(batch)]
+        validation = Batches(data.validation.images, data, batch, self._device)
         self._labels = data.validation.labels.to(self._device)
-        self._images = sum(map(len, inputs)) + len(self._labels)
+        self._images = inputs.images + validation.images
         self._root = 0
         self._kept = _Kept(inputs, validation)
         widths = [1, *map(len, supernet.candidates), 2]
         fixed = next(place for place, width in enumerate(widths) if width > 1)
         if self._size(fixed) <= kept_bytes:
             # What no path can change, stem and first fixed layers, is run once and for all.
+            # What is too large for that, such as images on the disk, is gone through for each.
             common = np.zeros(len(widths), dtype=np.int64)
             self._kept = self._advance(self._stretch(common, 0, fixed), self._kept)
             self._root = fixed
@@ -242,6 +267,10 @@ def _chain(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+class NoSupernet(HurricaneError):
+    """A stage has no trained supernet, or no longer."""
+
+
 class SupernetEvaluator:
     """Trains a supernet for each stage of a search and scores architectures with it.
 
@@ -299,12 +328,13 @@ class SupernetEvaluator:
 
         Raises:
             BadRequest: a checkpoint in the directory is another run's.
-            HurricaneError: the stage before left no checkpoint, or training diverged.
+            NoSupernet: the stage before left no checkpoint.
+            HurricaneError: training diverged.
         """
         supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
         settings = self._preset.supernet
         if previous is not None:
-            supernet.inherit(self._earlier(stage - 1, previous))
+            supernet.inherit(self._trained(stage - 1, previous).cpu())
             settings = self._preset.stage_2
         self._scorer = None
         train_supernet(
@@ -337,16 +367,43 @@ class SupernetEvaluator:
         found[order] = shares
         return found.tolist()
 
+    def test(
+        self, stage: int, candidates: Candidates, codes: Sequence[Sequence[int]]
+    ) -> list[float] | None:
+        """Accuracies on the test split, which no search chooses by, with a stage's weights.
+
+        Args:
+            stage: one that was prepared, now or by an earlier process.
+            candidates: of that stage.
+            codes: [N, layers] into them.
+
+        Returns:
+            0 to 1 each; None where the stage's checkpoint is no longer there.
+        """
+        try:
+            supernet = self._trained(stage, candidates)
+        except NoSupernet:
+            return None
+        scorer = PathScorer(
+            supernet,
+            replace(self._data, validation=self._data.test),
+            self._preset.calibration_images,
+            self._preset.evaluation_batch,
+            self._preset.supernet.device,
+            kept_bytes=0,
+        )
+        return scorer.score(np.asarray(codes))
+
     def _checkpoint(self, stage: int) -> Path | None:
         return self._directory / f"supernet-{stage}.pt" if self._directory else None
 
-    def _earlier(self, stage: int, candidates: Candidates) -> Supernet:
-        """The stage before's supernet: at hand, or read from its checkpoint."""
+    def _trained(self, stage: int, candidates: Candidates) -> Supernet:
+        """A stage's supernet: at hand, or read from its checkpoint."""
         if self._supernet is not None and self._supernet.candidates == candidates:
-            return self._supernet.cpu()
+            return self._supernet
         path = self._checkpoint(stage)
         if path is None or not path.exists():
-            raise HurricaneError(
+            raise NoSupernet(
                 f"stage {stage} has no trained supernet{f' at {path}' if path else ''}; "
                 "prepare it first"
             )

@@ -99,7 +99,7 @@ def export_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    from ..lookup_tables.architecture import Architecture
+    from ..lookup_tables.architecture import Accuracy, Architecture
     from ..ops.export import sha256
     from .deployment import Packed, make_artifact, training_data, write_artifact
     from .pipeline import export_trained
@@ -173,8 +173,9 @@ def export_command(
             found = _tested(loaded, target, recipe, artifact, images, options, watch, soc)
         fp32 = evaluate_network(network, images.test, images, device="cpu")
         result["test"] = {"fp32_accuracy": fp32, **found.to_dict()}
-        lines.append(f"test accuracy: {found.value:.2%} ({found.how})")
-        lines.append(f"test accuracy: {fp32:.2%} (fp32, in torch)")
+        lines.append(f"test accuracy: {found.value:.1%} ({found.how})")
+        plain = Accuracy(fp32, "test", "fp32, in torch", found.images)
+        lines.append(f"test accuracy: {plain.text}")
     emit(result, as_json, "\n".join(lines))
 
 

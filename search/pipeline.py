@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..lookup_tables.architecture import (
+    SUPERNET,
     Accuracy,
     Architecture,
     ArtifactAccuracy,
@@ -29,6 +30,7 @@ from ..lookup_tables.model import LatencyModel, guess_backbone
 from ..lookup_tables.shipped import open_table
 from ..lookup_tables.table import LookupTable
 from ..lookup_tables.verdict import Verdict
+from ..ops.atomic import write_atomically
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..profiler.target import gate_of
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ..ops.artifacts import Artifact, Recipe
     from ..ops.blocks import Network
     from .data import ImageData
+    from .evaluation import SupernetEvaluator
     from .training import Preset
 
 Watch = Callable[[str, int, int], None]
@@ -142,6 +145,8 @@ class SearchSettings:
         device: for training: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         training: length of all trainings, as a multiple of the data's preset.
         supernet: how a supernet is trained: ``single-path``, ``fair`` or ``sandwich``.
+        finalists: best networks that are trained from scratch; of those, the most accurate on
+            the validation split is the search's.
     """
 
     data: str = "digits"
@@ -153,6 +158,7 @@ class SearchSettings:
     device: str = "auto"
     training: float = 1.0
     supernet: str = "single-path"
+    finalists: int = 1
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -162,8 +168,8 @@ class SearchSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise BadRequest(f"{name} must be one of {', '.join(map(str, allowed))}")
-        if self.evaluations < 1 or self.population < 1:
-            raise BadRequest("evaluations and population must be at least 1")
+        if min(self.evaluations, self.population, self.finalists) < 1:
+            raise BadRequest("evaluations, population and finalists must be at least 1")
         if not 0 < self.training < math.inf:
             raise BadRequest("training must be a positive multiple of the preset's length")
         if self.seed < 0:
@@ -192,6 +198,12 @@ class RunOutcome:
     untested: str = ""
     space: SearchSpace | None = None
     stages: TwoStageResult | None = None
+
+    @property
+    def validation_images(self) -> int | None:
+        """Images that networks were ranked by; None: an earlier version did not say."""
+        figures = self.architecture.accuracy
+        return next((a.images for a in figures if a.split == "validation"), None)
 
 
 def open_latency(
@@ -335,6 +347,14 @@ def run_search(
     with RunDirectory.open(directory, config) as run:
         workshop = _open_workshop(run, space.backbone, space.gate, settings, preset, watch)
         run.save_space(space)
+
+        def described(result: StageResult) -> Architecture:
+            """A network that a stage found; one whose figures are on the disk, as it is there."""
+            known = run.read_winner(result.stage)
+            if known is not None and known.operators == result.operators:
+                return known
+            return found_architecture(space, result, settings, *workshop.figures(result))
+
         stages = two_stage_search(
             space,
             workshop,
@@ -346,16 +366,18 @@ def run_search(
             progress=lambda stage, done, total: workshop.tell(
                 f"stage {stage}: architectures evaluated", done, total
             ),
-            finished=lambda result: run.save_winner(
-                result.stage, found_architecture(space, result, settings)
-            ),
+            finished=lambda result: run.save_winner(result.stage, described(result)),
         )
         step = STEPS.index(until)
-        found, unmeasured, untested = stages.winner, "", ""
+        finalists, unmeasured, untested = _finalists(stages)[: settings.finalists], "", ""
         wanted = step >= STEPS.index("confirmed") and measure is not None
-        if run.confirmed_path.exists() or (wanted and not run.training_path.exists()):
-            found, unmeasured = _confirmed(run, workshop, space, stages, measure)
-        winner = found_architecture(space, found, settings)
+        if run.confirmed_path.exists() or (wanted and not run.training_begun):
+            finalists, unmeasured = _confirmed(
+                run, workshop, space, stages, measure, settings.finalists
+            )
+        winner = described(finalists[0])
+        if step >= STEPS.index("trained") and len(finalists) > 1:
+            winner = _best_finalist(run, workshop, [described(f) for f in finalists], settings)
         known = run.read_architecture()
         if known is not None and known.operators == winner.operators:
             winner = known
@@ -414,21 +436,21 @@ def _confirmed(
     space: SearchSpace,
     stages: TwoStageResult,
     measure: Measure | None,
-) -> tuple[StageResult, str]:
-    """The most accurate architecture that meets the budget as measured.
+    wanted: int,
+) -> tuple[list[StageResult], str]:
+    """The most accurate architectures that meet the budget as measured.
 
     Candidates are what the last stage evaluated, and after those what the stage before did: the
     accuracies of two supernets do not compare. What was chosen once stays chosen, also for a
     run that goes on without measuring.
 
+    Args:
+        wanted: how many there are to be.
+
     Returns:
-        The stage's result with that architecture, and why nothing could be measured.
+        Their stages' results with these architectures, and why nothing could be measured.
     """
-    origin: dict[Candidate, StageResult] = {}
-    for stage in reversed(stages.stages):
-        for e in best_first(stage.evaluated):
-            names = (n[code] for n, code in zip(stage.candidates, e.codes, strict=True))
-            origin.setdefault(Candidate(tuple(names), e.fitness, e.latency_ms), stage)
+    origin = {Candidate(f.operators, f.fitness, f.latency_ms): f for f in _finalists(stages)}
     problem = ""
     if measure is not None and leads() and not run.confirmed_path.exists():
         time_network = measure
@@ -438,34 +460,72 @@ def _confirmed(
 
         workshop.tell("winner timed", 0, 1)
         try:
-            confirm(list(origin), space.budget_ms, timed).save(run.confirmed_path)
+            confirm(list(origin), space.budget_ms, timed, wanted).save(run.confirmed_path)
         except NotMeasurable as error:
             problem = str(error)
         workshop.tell("winner timed", 1, 1)
     wait_for_leader()
     if not run.confirmed_path.exists():
-        return stages.winner, problem
-    chosen = Confirmation.load(run.confirmed_path).candidate
-    stage = origin.get(chosen)
-    if stage is None:
+        return list(origin.values())[:wanted], problem
+    chosen = Confirmation.load(run.confirmed_path).finalists
+    if not set(chosen) <= set(origin):
         raise BadRequest(
             f"{run.confirmed_path} names a network that this search did not evaluate; "
             "start a new run directory"
         )
-    taken = replace(
-        stage,
-        operators=chosen.operators,
-        fitness=chosen.fitness,
-        latency_ms=chosen.predicted_ms,
-    )
-    return taken, problem
+    return [origin[candidate] for candidate in chosen], problem
+
+
+def _finalists(stages: TwoStageResult) -> list[StageResult]:
+    """All that was evaluated, the last stage's first, best first, each as what its stage found."""
+    found: dict[tuple[str, ...], StageResult] = {}
+    for stage in reversed(stages.stages):
+        for e in best_first(stage.evaluated):
+            names = stage.names(e.codes)
+            one = replace(stage, operators=names, fitness=e.fitness, latency_ms=e.latency_ms)
+            found.setdefault(names, one)
+    return list(found.values())
+
+
+def _best_finalist(
+    run: RunDirectory,
+    workshop: _Workshop,
+    finalists: Sequence[Architecture],
+    settings: SearchSettings,
+) -> Architecture:
+    """Trains finalists from scratch, each in a folder of its own, and takes the most accurate.
+
+    By the validation split; of equals the faster. Its weights are put in the run's folder.
+    """
+    trained: list[Architecture] = []
+    for number, finalist in enumerate(finalists, 1):
+        folder = run.finalist_path(number)
+        file = folder / "architecture.json"
+        if not file.exists():
+            label = f"finalist {number} of {len(finalists)} trained"
+            done, _ = _train(workshop, finalist, settings, folder, label, len(finalists))
+            if leads():
+                done.save(file)
+        wait_for_leader()
+        trained.append(Architecture.load(file))
+
+    def order(number: int) -> tuple[float, float]:
+        scratch = [a for a in trained[number].accuracy if not a.inherited]
+        validation = next(a.value for a in scratch if a.split == "validation")
+        return -validation, trained[number].predicted_ms or math.inf
+
+    best = min(range(len(trained)), key=order)
+    if leads() and not run.weights_path.exists():
+        weights = (run.finalist_path(best + 1) / run.weights_path.name).read_bytes()
+        write_atomically(run.weights_path, weights)
+    wait_for_leader()
+    return trained[best]
 
 
 def found_architecture(
-    space: SearchSpace, result: StageResult, settings: SearchSettings
+    space: SearchSpace, result: StageResult, settings: SearchSettings, *accuracy: Accuracy
 ) -> Architecture:
-    """A stage's winner as an architecture."""
-    how = f"supernet of stage {result.stage}, BatchNorm recalibrated, on {settings.data}"
+    """A network that a stage found, with its figures there."""
     return Architecture(
         backbone=space.backbone,
         operators=result.operators,
@@ -474,7 +534,7 @@ def found_architecture(
         budget_ms=space.budget_ms,
         predicted_ms=result.latency_ms,
         predicted_interval_ms=predicted_interval(space, result.operators, result.latency_ms),
-        accuracy=(Accuracy(result.fitness, "validation", how),),
+        accuracy=accuracy,
         seed=settings.seed,
         versions=package_versions(),
     )
@@ -500,7 +560,10 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
 
 
 def _settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
-    return {**asdict(settings), "preset": asdict(preset) if preset else None}
+    facts = asdict(settings)
+    if settings.finalists == 1:
+        del facts["finalists"]  # as in runs of earlier versions, which can be carried on
+    return {**facts, "preset": asdict(preset) if preset else None}
 
 
 def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
@@ -540,7 +603,6 @@ class _Workshop:
         self._watch = watch
         self._data: ImageData | None = None
         self._label = ""
-        self._evaluator: Any = None
 
     def check(self) -> None:
         """Loads the data and looks for the device, so that what is wrong with them shows first.
@@ -585,25 +647,39 @@ class _Workshop:
 
     def prepare(self, stage: int, candidates: Any, sampler: Any, previous: Any = None) -> None:
         """Trains a stage's supernet (`two_stage.StageEvaluator`)."""
-        from .evaluation import SupernetEvaluator
-
-        if self._evaluator is None:
-            self._evaluator = SupernetEvaluator(
-                self.backbone,
-                self.data,
-                self._run.path,
-                self.preset,
-                self._gate,
-                self._settings.seed,
-                self._settings.device,
-                progress=lambda done, total, loss: self.tell(self._label, done, total),
-            )
         self._label = f"stage {stage}: supernet trained"
-        self._evaluator.prepare(stage, candidates, sampler, previous)
+        self._supernets.prepare(stage, candidates, sampler, previous)
 
     def evaluate(self, codes: Any) -> list[float]:
         """Scores paths of the stage's supernet (`two_stage.StageEvaluator`)."""
-        return self._evaluator.evaluate(codes)
+        return self._supernets.evaluate(codes)
+
+    def figures(self, result: StageResult) -> list[Accuracy]:
+        """Accuracies of a network with its stage's weights, each with what its images chose."""
+        how = f"{SUPERNET} {result.stage}, BatchNorm recalibrated, on {self._settings.data}"
+        ranked = f"{how}; the images that {len(result.evaluated):,} networks were ranked by"
+        found = [Accuracy(result.fitness, "validation", ranked, len(self.data.validation))]
+        codes = [n.index(o) for n, o in zip(result.candidates, result.operators, strict=True)]
+        tested = self._supernets.test(result.stage, result.candidates, [codes])
+        if tested is not None:
+            unseen = f"{how}; images that chose nothing"
+            found.append(Accuracy(tested[0], "test", unseen, len(self.data.test)))
+        return found
+
+    @functools.cached_property
+    def _supernets(self) -> SupernetEvaluator:
+        from .evaluation import SupernetEvaluator
+
+        return SupernetEvaluator(
+            self.backbone,
+            self.data,
+            self._run.path,
+            self.preset,
+            self._gate,
+            self._settings.seed,
+            self._settings.device,
+            progress=lambda done, total, loss: self.tell(self._label, done, total),
+        )
 
 
 def _finish(
@@ -628,26 +704,7 @@ def _finish(
     how = f"trained from scratch on {settings.data}"
     known = any(f.split == "test" and f.how.startswith(how) for f in architecture.accuracy)
     if not (known and run.weights_path.exists()):
-        from .retrain import train_architecture
-
-        trained = train_architecture(
-            workshop.backbone,
-            architecture.operators,
-            workshop.data,
-            workshop.preset.retrain,
-            run.path,
-            architecture.gate,
-            workshop.trained("winner trained"),
-        )
-        network = trained.network
-        how = f"{how}, {trained.settings.epochs:g} epochs"
-        architecture = architecture.with_accuracy(
-            Accuracy(trained.validation_accuracy, "validation", how),
-            Accuracy(trained.test_accuracy, "test", how),
-        )
-        architecture = replace(
-            architecture, artifact_accuracy=None, trained_on=training_data(workshop.data)
-        )
+        architecture, network = _train(workshop, architecture, settings, run.path, "winner trained")
         run.save_architecture(architecture)
     trained_on = architecture.trained_on
     outdated = trained_on is None  # trained by an earlier version
@@ -698,6 +755,39 @@ def _finish(
             architecture = replace(architecture, artifact_accuracy=accuracy)
             run.save_architecture(architecture)
     return architecture, unmeasured, untested
+
+
+def _train(
+    workshop: _Workshop,
+    architecture: Architecture,
+    settings: SearchSettings,
+    folder: Path,
+    label: str,
+    finalists: int = 1,
+) -> tuple[Architecture, Network]:
+    """Trains an architecture from scratch; gives it with its figures, and the network."""
+    from .deployment import training_data
+    from .retrain import train_architecture
+
+    trained = train_architecture(
+        workshop.backbone,
+        architecture.operators,
+        workshop.data,
+        workshop.preset.retrain,
+        folder,
+        architecture.gate,
+        workshop.trained(label),
+    )
+    how = f"trained from scratch on {settings.data}, {trained.settings.epochs:g} epochs"
+    ranked = how
+    if finalists > 1:
+        ranked += f"; the images that {finalists} finalists were ranked by"
+    known = architecture.with_accuracy(
+        Accuracy(trained.validation_accuracy, "validation", ranked, trained.validation_images),
+        Accuracy(trained.test_accuracy, "test", how, trained.test_images),
+    )
+    known = replace(known, artifact_accuracy=None, trained_on=training_data(workshop.data))
+    return known, trained.network
 
 
 def _deploy(

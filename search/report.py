@@ -92,8 +92,14 @@ class NetworkFigures:
 
     @property
     def test(self) -> Accuracy | None:
-        """The figure on the test split."""
-        return next((a for a in reversed(self.accuracy) if a.split == "test"), None)
+        """The figure of the trained network on the test split."""
+        found = (a for a in reversed(self.accuracy) if a.split == "test" and not a.inherited)
+        return next(found, None)
+
+    @property
+    def inherited_test(self) -> Accuracy | None:
+        """The figure with a supernet's weights on the test split."""
+        return next((a for a in self.accuracy if a.split == "test" and a.inherited), None)
 
     @property
     def validation(self) -> Accuracy | None:
@@ -179,11 +185,22 @@ class Stage:
         number: from 1.
         points: in the order of evaluation.
         winner: what it found; None where it is not finished.
+        figure: the winner's accuracy among them, with its number of images.
     """
 
     number: int
     points: tuple[EvaluatedPoint, ...]
     winner: EvaluatedPoint | None
+    figure: Accuracy | None = None
+
+    @property
+    def within_noise(self) -> tuple[EvaluatedPoint, ...]:
+        """Those whose accuracy lies in the winner's 95% interval, the fastest first."""
+        if self.figure is None or self.figure.interval is None:
+            return ()
+        low, _ = self.figure.interval
+        alike = (point for point in self.points if point.accuracy >= low)
+        return tuple(sorted(alike, key=lambda point: point.predicted_ms))
 
     @property
     def best_so_far(self) -> tuple[tuple[int, float], ...]:
@@ -280,6 +297,7 @@ class Run:
         space, winner, baseline, stages, heat, verification: what there is of them.
         baseline_folder: where the baseline was found.
         same_training: how the baseline's training compares with the winner's, in words.
+        finalists: networks trained from scratch to choose the winner; none where it was one.
         versions, seed: of the winner.
         model: size in bytes and SHA-256 of ``model.onnx``.
         gaps: for a part of the report, why it is not there or what is odd about it.
@@ -301,6 +319,7 @@ class Run:
     stages: tuple[Stage, ...] = ()
     heat: HeatMap | None = None
     verification: Verification | None = None
+    finalists: tuple[NetworkFigures, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     seed: int | None = None
     model: tuple[int, str] | None = None
@@ -406,6 +425,9 @@ def gather_run(folder: str | Path) -> Run:
                     f"{ms(found.predicted_ms)} ms that the run predicted."
                 )
         run = replace(run, winner=winner, seed=found.seed, versions=tuple(found.versions.items()))
+        files = sorted(path.glob("finalist-*/architecture.json"))
+        finalists = [_figures(f.parent.name, Architecture.load(f), backbone, model) for f in files]
+        run = replace(run, finalists=tuple(finalists))
     run = _with_baseline(run, model, gaps)
     if searched:
         run = replace(run, stages=_read_stages(path, config, gaps))
@@ -727,15 +749,13 @@ def _read_stages(path: Path, config: Mapping[str, Any], gaps: dict[str, str]) ->
             gaps["stages"] = f"Stage {number} has evaluated nothing yet."
             break
         found = _optional(path / f"winner-{number}.json", Architecture.load)
-        stages.append(Stage(number, points, _winner_point(found) if found else None))
+        accuracy = found.accuracy if found else ()
+        figure = next((a for a in accuracy if a.split == "validation"), None)
+        winner = None
+        if figure is not None and found.predicted_ms is not None:
+            winner = EvaluatedPoint(-1, figure.value, found.predicted_ms)
+        stages.append(Stage(number, points, winner, figure))
     return tuple(stages)
-
-
-def _winner_point(found: Architecture) -> EvaluatedPoint | None:
-    figure = next((a for a in found.accuracy if a.split == "validation"), None)
-    if figure is None or found.predicted_ms is None:
-        return None
-    return EvaluatedPoint(-1, figure.value, found.predicted_ms)
 
 
 def _read_evaluated(path: Path) -> tuple[EvaluatedPoint, ...]:
@@ -832,6 +852,14 @@ def interval(ends: tuple[float, float]) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def share(figure: Accuracy | ArtifactAccuracy | None) -> str:
+    """An accuracy with its 95% interval and number of images, where they are known."""
+    if figure is None or figure.interval is None:
+        return percent(figure.value if figure else None)
+    low, high = figure.interval
+    return f"{percent(figure.value)} ({100 * low:.1f}–{percent(high)}, {figure.images:,} images)"
 
 
 def signed(value: float, form: str = ".1f") -> str:
@@ -1117,6 +1145,7 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
     environment.filters.update(
         ms=ms,
         percent=percent,
+        share=share,
         signed_percent=signed_percent,
         signed_ms=lambda value: signed(value, ".3g"),
         count=count,
@@ -1225,6 +1254,7 @@ def _summary(run: Run) -> dict[str, Any]:
             "predicted_interval_ms": network.predicted_interval_ms,
             f"{run.whole_word}_ms": network.whole_ms,
             "test_accuracy": network.test.value if network.test else None,
+            "accuracy": [figure.to_dict() for figure in network.accuracy],
             "artifact_accuracy": network.artifact.to_dict() if network.artifact else None,
         }
 

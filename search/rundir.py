@@ -103,9 +103,9 @@ class RunDirectory:
         return self.path / "weights.pt"
 
     @property
-    def training_path(self) -> Path:
-        """The checkpoint of the winner's training, from its beginning to its end."""
-        return self.path / "training.pt"
+    def training_begun(self) -> bool:
+        """Whether a training from scratch has a checkpoint, from its beginning to its end."""
+        return any((f / "training.pt").exists() for f in (self.path, self.finalist_path(1)))
 
     @property
     def confirmed_path(self) -> Path:
@@ -117,6 +117,10 @@ class RunDirectory:
     def winner_path(self, stage: int) -> Path:
         return self.path / f"winner-{stage}.json"
 
+    def finalist_path(self, number: int) -> Path:
+        """The folder of a finalist, from 1: its training, its weights and its figures."""
+        return self.path / f"finalist-{number}"
+
     def save_space(self, space: SearchSpace) -> None:
         if leads():
             space.save(self.space_path)
@@ -124,6 +128,11 @@ class RunDirectory:
     def save_winner(self, stage: int, architecture: Architecture) -> None:
         if leads():
             architecture.save(self.winner_path(stage))
+
+    def read_winner(self, stage: int) -> Architecture | None:
+        """A stage's winner, where the run has come that far."""
+        path = self.winner_path(stage)
+        return Architecture.load(path) if path.exists() else None
 
     def save_architecture(self, architecture: Architecture) -> None:
         if leads():

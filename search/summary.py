@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..lookup_tables.architecture import Architecture, TableSource
+from ..lookup_tables.proportion import interval_text, wilson_interval
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
 from ..ops.shapes import format_ranges
@@ -46,12 +47,28 @@ def describe_space(space: SearchSpace) -> str:
     return "\n".join([*lines, *_columns(rows)])
 
 
-def describe_stage(result: StageResult) -> str:
-    """One line on what a stage found."""
+def describe_stage(result: StageResult, images: int | None = None) -> str:
+    """What a stage found, and how many others are as good as far as its images can tell.
+
+    Args:
+        result: of the stage.
+        images: that its accuracies are of; None: not known.
+    """
+    best, others = f"{result.fitness:.1%}", ""
+    if images is not None:
+        ends = wilson_interval(round(result.fitness * images), images)
+        best += f" ({interval_text(*ends, images)})"
+        alike = result.within_noise(images)
+        fastest = min(alike, key=lambda e: e.latency_ms)
+        if len(alike) > 1:
+            others = (
+                f"; {len(alike):,} of them lie within that interval, the fastest at "
+                f"{fastest.latency_ms:.4g} ms with {fastest.fitness:.1%}"
+            )
     return (
         f"stage {result.stage}: {len(result.evaluated):,} of {result.feasible:,} architectures "
-        f"evaluated, best {result.fitness:.1%} with inherited weights at "
-        f"{result.latency_ms:.4g} ms predicted"
+        f"evaluated, best {best} with inherited weights at "
+        f"{result.latency_ms:.4g} ms predicted{others}"
     )
 
 
@@ -80,7 +97,7 @@ def describe_architecture(architecture: Architecture) -> str:
             if (architecture.measured_ms or 0) > architecture.budget_ms:
                 latency += ", missed as measured"
         lines.append(latency)
-    lines += [f"{f.split} accuracy: {f.value:.1%} ({f.how})" for f in architecture.accuracy]
+    lines += [f"{f.split} accuracy: {f.text}" for f in architecture.accuracy]
     found = architecture.artifact_accuracy
     if found is not None:
         lines.append(f"test accuracy: {found.value:.1%} ({found.how})")

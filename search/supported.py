@@ -18,7 +18,7 @@ from ..lookup_tables.architecture import backbone_reference
 from ..lookup_tables.cells import FALLBACK
 from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.support import SupportReport, SupportRow
-from ..lookup_tables.table import Target
+from ..lookup_tables.table import WITHOUT_LATENCY, Target
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
 from ..ops.jsonfile import Fields
@@ -26,6 +26,10 @@ from ..ops.shapes import LayerShape
 
 SAME = ("name", "device", "processor", "runtime", "options", "precision")
 """What a report's target has in common with the table's; versions may differ, and it is said."""
+
+SAME_WITHOUT_DEVICE = ("processor", "precision")
+"""What it has in common where it was made without the device, by an emulator or a compiler: these
+have names and options of their own. It is said as well."""
 
 _LISTED = 5
 
@@ -110,7 +114,8 @@ def keep_supported(
         min_sqnr_db: the least SQNR; None: any, known or not.
 
     Raises:
-        BadRequest: the SQNR is not finite; the report is of another target, lacks candidates or
+        BadRequest: the SQNR is not finite; the report is of another target (one that was made by a
+            compiler or an emulator: of another processor or precision), lacks candidates or
             their SQNR, or leaves a layer without any.
     """
     if min_sqnr_db is not None and not math.isfinite(min_sqnr_db):
@@ -121,7 +126,7 @@ def keep_supported(
     cells = dict.fromkeys(
         (model.operators[code], model.backbone.layers[layer]) for layer, code in np.argwhere(known)
     )
-    _require(path, model, [cell for cell in cells if cell not in rows])
+    _require(path, model, target, [cell for cell in cells if cell not in rows])
     if min_sqnr_db is not None:
         _require_sqnr(path, [rows[cell] for cell in cells])
     reasons = {cell: _reason(rows[cell], min_sqnr_db) for cell in cells}
@@ -170,15 +175,26 @@ def _matching(report: SupportReport, target: Target, path: str) -> Target:
             f"{path} has {target.name} with several versions ({versions}), none of them the "
             f"table's {target.runtime_version}"
         )
+    without = [one for one in report.targets() if _stands_in_for(one, target)]
+    if len(without) == 1:
+        return without[0]
     have = "; ".join(map(str, report.targets())) or "nothing"
     raise BadRequest(f"{path} is of another target: the table is of {target}, and it has {have}")
+
+
+def _stands_in_for(one: Target, target: Target) -> bool:
+    """Whether a report's target is a compiler or an emulator for a table's kind of processor."""
+    same = all(getattr(one, name) == getattr(target, name) for name in SAME_WITHOUT_DEVICE)
+    return one.origin in WITHOUT_LATENCY and same
 
 
 def _identity(target: Target) -> tuple[object, ...]:
     return tuple(getattr(target, name) for name in SAME)
 
 
-def _require(path: str, model: LatencyModel, lacking: Sequence[tuple[str, LayerShape]]) -> None:
+def _require(
+    path: str, model: LatencyModel, target: Target, lacking: Sequence[tuple[str, LayerShape]]
+) -> None:
     """Raises BadRequest for candidates of which the report says nothing."""
     if not lacking:
         return
@@ -186,7 +202,7 @@ def _require(path: str, model: LatencyModel, lacking: Sequence[tuple[str, LayerS
     raise BadRequest(
         f"{path} lacks {_listed([f'{name} at {shape}' for name, shape in lacking])}; ask for them: "
         f"hurricane support --layers {backbone_reference(model.backbone)} --operators '{names}' "
-        f"--target {model.target.name} -o {path}"
+        f"--target {target.name} -o {path}"
     )
 
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..ops.atomic import remove_partials, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from .data import ImageData
 from .distributed import World, choose_device, join_world
+from .images import StoredImages, read_ahead
 from .supernet import Supernet
 from .trainings import SUPERNET_TRAININGS
 
@@ -297,9 +299,9 @@ def optimise(
     saved = _Checkpoint(checkpoint, _fingerprint(identity, settings, data), world)
     start = saved.load(model, optimizer, device)
     world.agree(start, f"the step to resume from in {checkpoint}")
-    batches = _Batches(data, settings, device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     mine = range(world.rank, parts, world.size)
+    batches = _Batches(data, settings, device).parts(range(start, steps), mine)
     model.train()
     loss_sum, loss_count = torch.zeros((), device=device), 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -307,8 +309,7 @@ def optimise(
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate(step, steps)
             optimizer.zero_grad(set_to_none=True)
-            for part in mine:
-                images, labels = batches.part(step, part)
+            for _, part, images, labels in islice(batches, len(mine)):
                 torch.manual_seed(derive(settings.seed, DROPOUT, step, part))
                 for loss in objective(images, labels, step):
                     (loss / parts).backward()
@@ -362,13 +363,38 @@ class _Batches:
         self._device = device
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
-        images = data.train.images
-        fits = images.numel() <= RESIDENT_BYTES
-        self._images = images.to(device) if fits else images
-        self._labels = data.train.labels.to(self._images.device)
+        self._images = images = data.train.images
+        if isinstance(images, Tensor) and images.numel() <= RESIDENT_BYTES:
+            self._images = images.to(device)
+        self._labels = data.train.labels
 
-    def part(self, step: int, part: int) -> tuple[Tensor, Tensor]:
-        """Images float32 [batch / parts, C, H, W] and labels of one part of a step's batch."""
+    def parts(
+        self, steps: Iterable[int], parts: Sequence[int]
+    ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """Step, part, images float32 [batch / parts, C, H, W] and labels, of all parts in order.
+
+        What is on the disk is read ahead; what is drawn is drawn by step and part alone.
+        """
+        chosen = (self._chosen(step, part) for step, part in product(steps, parts))
+        read = zip(product(steps, parts), self._read(chosen), strict=True)
+        for (step, part), (numbers, images) in read:
+            if self._settings.augment:
+                drawn = generator(self._settings.seed, AUGMENT, step, part)
+                images = self._data.augmentation.apply(images, drawn)
+            ready = self._data.normalise(images.to(self._device)).contiguous(
+                memory_format=torch.channels_last
+            )
+            yield step, part, ready, self._labels[numbers].to(self._device)
+
+    def _read(self, chosen: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        images = self._images
+        if isinstance(images, StoredImages):
+            yield from read_ahead(lambda numbers: (numbers, images[numbers]), chosen)
+        else:
+            yield from ((numbers, images[numbers.to(images.device)]) for numbers in chosen)
+
+    def _chosen(self, step: int, part: int) -> Tensor:
+        """Numbers of the images of one part of a step's batch."""
         s = self._settings
         epoch, at = divmod(step, s.steps_per_epoch(len(self._data.train)))
         if epoch != self._epoch:
@@ -377,15 +403,7 @@ class _Batches:
             self._epoch = epoch
         size = s.batch // s.parts
         first = at * s.batch + part * size
-        chosen = self._order[first : first + size].to(self._images.device)
-        images = self._images[chosen]
-        if s.augment:
-            drawn = generator(s.seed, AUGMENT, step, part)
-            images = self._data.augmentation.apply(images, drawn)
-        ready = self._data.normalise(images.to(self._device)).contiguous(
-            memory_format=torch.channels_last
-        )
-        return ready, self._labels[chosen].to(self._device)
+        return self._order[first : first + size]
 
 
 # Checkpoints

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ..lookup_tables.proportion import wilson_interval
 from ..ops.errors import BadRequest
 from .evolution import Codes, Evaluated, EvolutionSearch, Strategy, best_first, run_strategy
 from .feasible import FeasibleSet
@@ -87,6 +88,19 @@ class StageResult:
     latency_ms: float
     feasible: int
     evaluated: tuple[Evaluated, ...]
+
+    def within_noise(self, images: int) -> list[Evaluated]:
+        """The winner and all whose accuracy lies in its 95% interval, best first.
+
+        Args:
+            images: that the accuracies are of.
+        """
+        low, _ = wilson_interval(round(self.fitness * images), images)
+        return [e for e in best_first(self.evaluated) if e.fitness >= low]
+
+    def names(self, codes: Sequence[int]) -> tuple[str, ...]:
+        """Operators of an architecture."""
+        return tuple(names[code] for names, code in zip(self.candidates, codes, strict=True))
 
 
 @dataclass(frozen=True)

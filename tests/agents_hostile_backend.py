@@ -283,15 +283,21 @@ def _say(what: str, digest: str = "", other: str = "") -> str:
     }  # fmt: skip
     result = {
         "sha256": digest, "load_ms": 1.0, "first_call_ms": 1.0, "compute_unit": "\x1b[31mEVIL",
-        "flags": ["\x1b[2J" * 1000] * 100, "before": conditions, "after": conditions,
+        "flags": ["\x1b[2J" * 1000] * 100,
     }  # fmt: skip
+    batch = {"before": conditions, "after": conditions, "flags": ["\x1b[2J" * 1000] * 100}
+    around = _frame({"conditions": batch})
     one = struct.pack("<d", 7.0)
+
+    def telling(fields: dict[str, Any], payload: bytes = one, arrays: Any = times) -> bytes:
+        return around + _frame({"result": {**result, **fields}}, payload, arrays)
+
     messages = {
         "zeros": bytes(16),
         "noise": bytes(range(256)) * 4,
         "huge-header": struct.pack("=QQ", 2**63, 0),
         "huge-payload": struct.pack("=QQ", 2, 2**63) + b"{}",
-        "half": _frame({"result": result}, one, times)[:-20],
+        "half": telling({})[:-20],
         "no-json": struct.pack("=QQ", 3, 0) + b"{{{",
         "deep-json": struct.pack("=QQ", 200_000, 0) + b"[" * 200_000,
         "long-number": struct.pack("=QQ", 5000, 0) + b"9" * 5000,
@@ -305,18 +311,21 @@ def _say(what: str, digest: str = "", other: str = "") -> str:
         "foreign-need": _frame({"need": other}),
         "path-need": _frame({"need": "../../etc/passwd"}),
         "list-need": _frame({"need": [digest]}),
-        "foreign-result": _frame({"result": {**result, "sha256": other}}, one, times),
-        "bad-conditions": _frame({"result": {**result, "after": {}}}, one, times),
-        "endless-load": _frame({"result": {**result, "load_ms": 1e400}}, one, times),
-        "negative-load": _frame({"result": {**result, "first_call_ms": -1.0}}, one, times),
-        "many-flags": _frame({"result": {**result, "flags": ["x" * 10_000] * 1000}}, one, times),
-        "two-results": _frame({"result": result}, one, times) * 2,
-        "texts-for-numbers": _frame({"result": result}, b"1.0 ", [["wall_ms", "|S4", [1]]]),
-        "integers": _frame({"result": result}, one, [["wall_ms", "<i8", [1]], times[1]]),
-        "more-samples": _frame({"result": result}, one * 2, [["wall_ms", "<f8", [2]], times[1]]),
-        "no-arrays": _frame({"result": result}),
-        "negative-time": _frame({"result": result}, struct.pack("<d", -1.0), times),
-        "no-number": _frame({"result": result}, struct.pack("<d", float("nan")), times),
+        "foreign-result": telling({"sha256": other}),
+        "bad-conditions": _frame({"conditions": {**batch, "after": {}}}),
+        "no-object": _frame({"conditions": 7}),
+        "two-conditions": around * 2,
+        "no-conditions": _frame({"result": result}, one, times),
+        "endless-load": telling({"load_ms": 1e400}),
+        "negative-load": telling({"first_call_ms": -1.0}),
+        "many-flags": telling({"flags": ["x" * 10_000] * 1000}),
+        "two-results": around + _frame({"result": result}, one, times) * 2,
+        "texts-for-numbers": telling({}, b"1.0 ", [["wall_ms", "|S4", [1]]]),
+        "integers": telling({}, one, [["wall_ms", "<i8", [1]], times[1]]),
+        "more-samples": telling({}, one * 2, [["wall_ms", "<f8", [2]], times[1]]),
+        "no-arrays": telling({}, b"", []),
+        "negative-time": telling({}, struct.pack("<d", -1.0)),
+        "no-number": telling({}, struct.pack("<d", float("nan"))),
         "done-already": _frame({"done": True, "elapsed_ms": 1.0}),
         "lost-far-away": _frame({"lost": 10**9, "error": {"kind": 6, "message": "x"}}),
         "lost-nowhere": _frame({"lost": None, "error": {"kind": 6, "message": "x"}}),

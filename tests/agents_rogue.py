@@ -50,7 +50,11 @@ def events(request: pb.BenchmarkRequest) -> list[pb.BenchmarkEvent]:
     """What an honest agent answers to a batch; every call takes 10 µs."""
     calls = request.protocol.rounds * request.protocol.calls_per_visit
     conditions = pb.Conditions(temperature_c=40, frequency_mhz=1500, governor="performance")
-    told = [pb.BenchmarkEvent(progress=pb.Progress(step="measure", done=1, total=2))]
+    around = pb.BatchConditions(before=conditions, after=conditions)
+    told = [
+        pb.BenchmarkEvent(progress=pb.Progress(step="measure", done=1, total=2)),
+        pb.BenchmarkEvent(conditions=around),
+    ]
     for digest in request.sha256:
         result = pb.ArtifactResult(
             sha256=digest,
@@ -60,8 +64,6 @@ def events(request: pb.BenchmarkRequest) -> list[pb.BenchmarkEvent]:
             first_call_ms=0.02,
             compute_unit="CPU",
             flags=["fallback:cpu"],
-            before=conditions,
-            after=conditions,
         )
         told.append(pb.BenchmarkEvent(result=result))
     return [*told, pb.BenchmarkEvent(finished=pb.Finished(elapsed_ms=1))]

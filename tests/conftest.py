@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.agents.worker import Heartbeat
@@ -17,6 +18,9 @@ from hurricane.agents.worker import Heartbeat
 from .adb_support import adb_server  # noqa: F401 - a fixture of several files
 
 turn_off_telemetry()  # before a test imports a runtime
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # A shell without job control starts background jobs with SIGINT ignored, and they would hand it on.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -30,6 +30,15 @@ PLACES = ("/data/local/tmp", "/proc/sys/kernel/random/boot_id", "/sys/class/ther
 """Parts of a phone that lie in its folder here."""
 
 
+_GETPROP = """\
+#!/bin/sh
+case "$1" in
+ro.product.model) echo Fake 1 ;;
+ro.hurricane.simulated) echo 1 ;;
+esac
+"""
+
+
 class _Gone(Exception):
     """The other side is gone."""
 
@@ -62,7 +71,10 @@ class FakePhone:
             self.path(place).parent.mkdir(parents=True, exist_ok=True)
         self.path("/data/local/tmp").mkdir(exist_ok=True)
         (self.folder / "bin").mkdir(exist_ok=True)
-        self.install("getprop", '#!/bin/sh\n[ "$1" = ro.product.model ] && echo Fake 1\n')
+        self.install("getprop", _GETPROP)
+        self.install("dumpsys", '#!/bin/sh\ncat "$PHONE/dumpsys-$1"\n')
+        self.charge(84)
+        self.throttle(0)
         self.restart()
 
     @property
@@ -86,6 +98,20 @@ class FakePhone:
     def restart(self) -> None:
         """It runs anew."""
         self.path(PLACES[1]).write_text(f"{uuid.uuid4()}\n")
+
+    def charge(self, percent: int) -> None:
+        """Its battery has this much of its charge."""
+        (self.folder / "dumpsys-battery").write_text(
+            "Current Battery Service state:\n  USB powered: true\n  status: 2\n"
+            f"  present: true\n  level: {percent}\n  scale: 100\n  temperature: 281\n"
+        )
+
+    def throttle(self, status: int) -> None:
+        """Android throttles it this much; 0: not."""
+        (self.folder / "dumpsys-thermalservice").write_text(
+            "IsStatusOverride: false\nThermalEventListeners:\n\tcallbacks: 2\n\tkilled: false\n"
+            f"Thermal Status: {status}\nCached temperatures:\n\tTemperature{{mValue=41.0}}\n"
+        )
 
     def unplug(self) -> None:
         """Loses every link."""

@@ -30,6 +30,9 @@ OPTIONS = {
     "--container", "--input_list", "--output_dir", "--use_dsp", "--perf_profile",
     "--profiling_level", "--use_native_input_files", "--use_native_output_files",
 }  # fmt: skip
+LEVELS = {"basic": 1, "detailed": 3}
+"""Levels of profiling, and by what factor they slow the processor down."""
+THROUGHPUT_OPTIONS = {"--container", "--duration", "--use_dsp", "--perf_profile"}
 
 
 def fake_archive(model: bytes, precision: str, samples: object) -> bytes:
@@ -87,7 +90,11 @@ class FakeSnpe:
 
     def programs(self) -> dict[str, Callable[[Sequence[str]], tuple[int, str]]]:
         """The tools by name; each takes its arguments, and gives its status and what it prints."""
-        return {"snpe-net-run": self.net_run, "snpe-diagview": self.diagview}
+        return {
+            "snpe-net-run": self.net_run,
+            "snpe-throughput-net-run": self.throughput,
+            "snpe-diagview": self.diagview,
+        }
 
     def net_run(self, words: Sequence[str]) -> tuple[int, str]:
         self.arguments.append(list(words))
@@ -95,14 +102,9 @@ class FakeSnpe:
             return 0, f"SNPE v{VERSION}\n"
         if self.fails:
             return 1, self.fails
-        given: dict[str, str] = {}
-        for word in words:
-            name, _, value = word.partition("=")
-            if name not in OPTIONS or name in given:
-                return 1, f"unknown argument {word}\n"
-            given[name] = value
-        if set(given) != OPTIONS or given["--profiling_level"] != "detailed":
-            return 1, "arguments are missing\n"
+        given = _options(words, OPTIONS)
+        if given is None or given["--profiling_level"] not in LEVELS:
+            return 1, "arguments are missing or unknown\n"
         try:
             with zipfile.ZipFile(given["--container"]) as archive:
                 model = archive.read("model")
@@ -119,10 +121,29 @@ class FakeSnpe:
             return 1, "error_code=310; error_message=inputs do not fit; line_no=2\n"
         folder = Path(given["--output_dir"])
         (folder / "Result_0").mkdir(parents=True)
-        (folder / "SNPEDiag_0.log").write_text(json.dumps({"us": true_us(model), "n": len(lines)}))
+        level = given["--profiling_level"]
+        us = true_us(model) * LEVELS[level]
+        (folder / "SNPEDiag_0.log").write_text(json.dumps({"us": us, "level": level}))
         (folder / "Result_0" / "output.raw").write_bytes(self.output(model))
         self.runs += 1
         return 0, "-" * 20 + "\nModel String: N/A\n"
+
+    def throughput(self, words: Sequence[str]) -> tuple[int, str]:
+        self.arguments.append(list(words))
+        if self.fails:
+            return 1, self.fails
+        given = _options(words, THROUGHPUT_OPTIONS)
+        if given is None:
+            return 1, "arguments are missing or unknown\n"
+        with zipfile.ZipFile(given["--container"]) as archive:
+            us = true_us(archive.read("model")) + CALL_US
+        count = 10**6 * int(given["--duration"]) // us
+        return 0, (
+            f"[Thread 0 - dsp_fixed8_tf] {1e6 / us:.2f} infs/sec - Number of images processed: "
+            f"{count} - Build time: 650001 microseconds - Elapsed time: {count * us} microseconds "
+            f"- Real time: {count * us - 9} microseconds - Teardown time: 10001 microseconds - "
+            f"Batch : 1\nTotal throughput: {1e6 / us:.2f} infs/sec     \n"
+        )
 
     def output(self, model: bytes) -> bytes:
         """Zeros as many as the graph has outputs."""
@@ -140,13 +161,19 @@ class FakeSnpe:
             found = json.loads(Path(path).read_text())
         except OSError:
             return 1, "cannot open the log\n"
-        return 0, self.change(diagview_text(found["us"]))
+        return 0, self.change(diagview_text(found["us"], found["level"] == "detailed"))
 
 
-def diagview_text(accelerator_us: int) -> str:
+def _options(words: Sequence[str], wanted: set[str]) -> dict[str, str] | None:
+    """Options and their values; None: they are not those that are wanted, each once."""
+    given = dict(word.split("=", 1) if "=" in word else (word, "") for word in words)
+    return given if set(given) == wanted and len(given) == len(words) else None
+
+
+def diagview_text(accelerator_us: int, layers: bool) -> str:
     """What snpe-diagview prints, in the form of version 2.37."""
     forward_us = accelerator_us + CALL_US - 10
-    return f"""\
+    text = f"""\
 Log File Created: Tue Mar  3 09:14:27 2026
 Time Scale: 1e-06
 Epoch Timestamp: 1772529267123456 Steady Clock Timestamp: 81234567
@@ -161,7 +188,9 @@ SNPE Execute Statistics (Averaged):
   Snpe Accelerator Time: {accelerator_us + 100} us
   Num times yield occurred: 0
   Accelerator Time: {accelerator_us} us
-
+"""
+    if layers:
+        text += f"""
   Per-Subnet Execution Times:\x20
   ------------------------------
     Subnet 0 (DSP) : {accelerator_us * 10} cycles
@@ -171,3 +200,4 @@ SNPE Execute Statistics (Averaged):
     0: Input OpId_2 (cycles) : 2121 cycles : DSP
     1: body (cycles) : {accelerator_us * 10} cycles : DSP
 """
+    return text

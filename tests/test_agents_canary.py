@@ -55,8 +55,9 @@ USABLE = {
 
 
 def once(target: str) -> Protocol:
-    """One call; an emulated target only loads."""
-    return replace(ONCE, rounds=0) if USABLE.get(target) == Availability.EMULATED else ONCE
+    """One call; a target without times only loads."""
+    timed = USABLE.get(target, Availability.AVAILABLE).timed
+    return ONCE if timed else replace(ONCE, rounds=0)
 
 
 # Of module scope, so that all tests of a target run one after the other.

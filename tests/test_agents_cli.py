@@ -143,7 +143,7 @@ def test_info_describes_this_machine_without_a_server() -> None:
 
 
 def test_info_lists_what_is_measured_first_and_what_is_not_there_last() -> None:
-    states = ("UNAVAILABLE", "SIMULATED", "ESTIMATED", "EMULATED", "AVAILABLE")
+    states = ("UNAVAILABLE", "SIMULATED", "ESTIMATED", "COMPILED", "EMULATED", "AVAILABLE")
     targets = [
         TargetInfo(
             name=f"cpu-{state.lower()}-fp32",
@@ -161,7 +161,7 @@ def test_info_lists_what_is_measured_first_and_what_is_not_there_last() -> None:
     text = agent_cli._info_text("1", read_device("board"), tuple(targets), None, None)
     lines = text.splitlines()
     listed = [line.split() for line in lines if line.startswith("cpu-")]
-    order = ["available", "emulated", "estimated", "simulated", "unavailable"]
+    order = ["available", "emulated", "compiled", "estimated", "simulated", "unavailable"]
     assert [words[1] for words in listed] == order
     assert all(words[-1] == "mode=slow" for words in listed[:-1])
     assert listed[-1][2:] == ["not", "here"]

@@ -234,6 +234,42 @@ def test_what_was_brought_to_a_phone_is_removed(phone: FakePhone) -> None:
     assert not there.exists()
 
 
+_LEAVES = """\
+import os, sys
+from hurricane.agents.commands import AdbRunner
+runner = AdbRunner(sys.argv[1])
+print(runner.folder, flush=True)
+runner.put(b"content", ".bin")
+runner.run(("sleep", sys.argv[2]), 100)
+"""
+
+
+def test_what_a_process_that_was_killed_left_is_removed_by_the_next(phone: FakePhone) -> None:
+    seconds = f"3{time.time_ns() % 10**6:06}"
+    alive = AdbRunner(phone.serial)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", _LEAVES, phone.serial, seconds], stdout=subprocess.PIPE, text=True
+    )
+    assert killed.stdout is not None
+    there = phone.path(killed.stdout.readline().strip())
+    limit_s = time.monotonic() + 60
+    while not running(f"sleep {seconds}"):
+        assert time.monotonic() < limit_s, "it does not begin"
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    other = phone.path(f"{commands.PHONE_FOLDER}/01234567-{killed.pid}-0123456789abcdef")
+    other.mkdir()  # of another machine
+    assert there.is_dir()
+    AdbRunner(phone.serial).close()
+    assert not there.exists()
+    while running(f"sleep {seconds}"):
+        assert time.monotonic() < limit_s, "it still runs"
+    assert phone.path(alive.folder).is_dir()
+    assert other.is_dir()
+    alive.close()
+
+
 @pytest.mark.parametrize("serial", ["", "-e", "--help"])
 def test_a_serial_that_is_an_option_is_refused(serial: str) -> None:
     with pytest.raises(BadRequest, match="no serial"):

@@ -52,9 +52,9 @@ def _targets() -> list[TargetInfo]:
 
 TARGETS = _targets()
 USABLE = [target for target in TARGETS if target.availability != Availability.UNAVAILABLE]
-TIMED = [target for target in USABLE if target.availability != Availability.EMULATED]
+TIMED = [target for target in USABLE if target.availability.timed]
 COMPUTING = [target for target in USABLE if target.availability in COMPUTES]
-REPEATING = [target for target in USABLE if target not in COMPUTING]
+REPEATING = [target for target in TIMED if target not in COMPUTING]
 
 
 def each(targets: list[TargetInfo]) -> pytest.MarkDecorator:

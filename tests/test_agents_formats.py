@@ -347,7 +347,6 @@ def test_a_number_of_32_bits_cut_short_is_refused() -> None:
     refuses(encode(wire), "ends within a number")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=60, max_size=400), st.integers(60, 2000))
 def test_lists_of_varints_are_read_alike_one_by_one_and_many_at_once(
     numbers: list[int], block: int
@@ -367,7 +366,6 @@ def test_lists_of_varints_are_read_alike_one_by_one_and_many_at_once(
             assert read.first == values[:32]
 
 
-@settings(deadline=None)
 @given(st.text(min_size=10), st.integers(1, 7))
 def test_long_texts_are_read_in_blocks(text: str, block: int) -> None:
     schema = schema_of({"M": {1: "words text"}})
@@ -1387,7 +1385,7 @@ MUTATED = {
 
 
 @pytest.mark.parametrize("name", MUTATED)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**64))
 def test_a_mutated_file_is_refused_in_words_or_read_by_onnx_as_we_read_it(
     name: str, seed: int
@@ -1402,7 +1400,6 @@ def test_what_is_accepted_is_read_by_onnx_as_we_read_it() -> None:
         assert_accepted_for_good(MUTATED[name])
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_no_bytes_behind_a_good_beginning_raise_anything_else(content: bytes) -> None:
     outcome("onnx", b"\x08\x08" + content)

@@ -890,7 +890,7 @@ def test_a_file_with_any_bit_flipped_is_refused_in_words_or_read_as_litert_reads
         assert_read_alike(bytes(changed_file))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**64))
 def test_a_mutated_file_is_refused_in_words_or_read_as_litert_reads_it(seed: int) -> None:
     chance = random.Random(seed)
@@ -901,7 +901,6 @@ def test_a_mutated_file_is_refused_in_words_or_read_as_litert_reads_it(seed: int
     assert_read_alike(content)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_no_bytes_behind_a_good_beginning_raise_anything_else(content: bytes) -> None:
     outcome(b"\x10\0\0\0TFL3" + content)

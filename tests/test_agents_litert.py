@@ -248,7 +248,7 @@ def delegated(draw: st.DrawFn) -> tuple[list[Node], list[str]]:
 
 
 @given(delegated())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nodes_left_are_those_of_no_part(case: tuple[list[Node], list[str]]) -> None:
     nodes, left = case
     assert [node.operator for node in nodes_left(nodes)] == left

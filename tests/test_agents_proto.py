@@ -13,7 +13,6 @@ from google.protobuf.descriptor import FieldDescriptor
 import hurricane.agents.proto
 from hurricane.agents import wire
 from hurricane.agents.backends.base import Availability, TargetInfo
-from hurricane.agents.conditions import Conditions
 from hurricane.agents.errors import AgentError, BadRequest, ErrorKind, Internal, error_of
 from hurricane.agents.proto import agent_pb2 as pb
 from hurricane.agents.proto import agent_pb2_grpc as pb_grpc
@@ -143,7 +142,6 @@ def test_values_survive_the_wire() -> None:
     protocol = Protocol(5, 4, 3, 2**63, 1.5, True)
     assert wire.protocol_from_wire(wire.protocol_to_wire(protocol)) == protocol
     wall_ms = np.arange(1.0, 21.0).reshape(5, 4)
-    conditions = Conditions(40.5, 1800.0, 0.5, 0.01, 7, unwatched=("load",))
     result = ArtifactResult(
         sha256="ab",
         wall=summarise(wall_ms),
@@ -152,9 +150,7 @@ def test_values_survive_the_wire() -> None:
         load_ms=2.5,
         first_call_ms=9.0,
         compute_unit="HTP",
-        flags=("throttled",),
-        before=conditions,
-        after=dataclasses.replace(conditions, throttle_events=8),
+        flags=("fallback:cpu",),
     )
     back = wire.event_from_wire(wire.event_to_wire(result), protocol)
     assert isinstance(back, ArtifactResult)

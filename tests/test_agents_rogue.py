@@ -102,7 +102,7 @@ def every(field: str, value: float) -> Change:
 
 def conditions(**fields: Any) -> Change:
     def change(told: Events) -> Events:
-        after = next(event.result for event in told if event.HasField("result")).after
+        after = next(e.conditions for e in told if e.HasField("conditions")).after
         after.MergeFrom(pb.Conditions(**fields))
         return told
 
@@ -167,16 +167,16 @@ WRONG_BATCHES: dict[str, tuple[Change, str]] = {
     "a thousand unwatched": (conditions(unwatched=["x"] * 1000), "1000 unwatched conditions"),
     "throttled without end": (conditions(throttle_events=2**63), "a number of throttling events"),
     "a thousand flags": (result(flags=["x"] * 1000), "1000 flags of one result"),
-    "missing": (lambda told: [told[0], *told[2:]], "a batch without 1 of 2 results"),
+    "missing": (lambda told: [*told[:2], *told[3:]], "a batch without 1 of 2 results"),
     "all missing": (lambda told: told[-1:], "a batch without 2 of 2 results"),
-    "doubled": (lambda told: [*told[:2], *told[1:]], "a second result of aaaa"),
+    "doubled": (lambda told: [*told[:3], *told[2:]], "a second result of aaaa"),
     "doubled as an error": (
         lambda told: [
-            *told[:2],
+            *told[:3],
             pb.BenchmarkEvent(
                 result=pb.ArtifactResult(sha256=DIGESTS[0], error=pb.Error(kind=pb.BUSY))
             ),
-            *told[2:],
+            *told[3:],
         ],
         "a second result of aaaa",
     ),
@@ -184,19 +184,20 @@ WRONG_BATCHES: dict[str, tuple[Change, str]] = {
     "shouted": (digest("A" * 64), "a result of 'AAAA.*', which was not asked for"),
     "without a digest": (digest(""), "a result of '', which was not asked for"),
     "escaped digest": (digest(ESCAPED), f"a result of '{HARMLESS}', which was not asked for"),
-    "a result after the end": (lambda told: [*told, told[1]], "'result' after the end"),
+    "a result after the end": (lambda told: [*told, told[2]], "'result' after the end"),
     "another end": (lambda told: [*told, told[-1]], "'finished' after the end of a batch"),
     "progress after the end": (lambda told: [*told, told[0]], "'progress' after the end"),
     "an early end": (lambda told: told[:-1], "the end of a batch without 0 of 2 results"),
-    "an early end with one result": (lambda told: told[:2], "without 1 of 2 results"),
+    "an early end with one result": (lambda told: told[:3], "without 1 of 2 results"),
+    "no conditions": (lambda told: [told[0], *told[2:]], "a result without the conditions"),
     "nothing": (lambda told: [], "the end of a batch without 2 of 2 results"),
     "bytes that are none": (lambda told: [b"\xff" * 40, *told], "bytes that are no BenchmarkEvent"),
     "cut off": (
-        lambda told: [told[1].SerializeToString()[:-3], *told[2:]],
+        lambda told: [told[2].SerializeToString()[:-3], *told[3:]],
         "bytes that are no BenchmarkEvent",
     ),
     "text that is no text": (
-        lambda told: [told[1].SerializeToString().replace(b"fallback:cpu", b"fallback:\xff\xfe!")],
+        lambda told: [told[2].SerializeToString().replace(b"fallback:cpu", b"fallback:\xff\xfe!")],
         "bytes that are no BenchmarkEvent",
     ),
     "a message too large": (
@@ -274,7 +275,7 @@ def test_a_simulated_device_has_a_clock_of_its_own(word: str) -> None:
                 agent.benchmark(DIGESTS, TARGET, protocol=PROTOCOL)
 
 
-@pytest.mark.parametrize("availability", ["EMULATED", "ESTIMATED"])
+@pytest.mark.parametrize("availability", ["EMULATED", "ESTIMATED", "COMPILED"])
 def test_an_emulator_and_an_estimate_have_a_clock_of_their_own(availability: str) -> None:
     def told(request: Any) -> pb.DescribeResponse:
         answer = description()
@@ -307,7 +308,7 @@ def test_kinds_of_events_and_errors_of_a_newer_agent_are_no_breach() -> None:
 
     def change(told: Events) -> Events:
         event = b"\x1a" + bytes([len(raw)]) + raw
-        return [unknown, *told[:2], event, b"", told[-1], unknown]
+        return [unknown, *told[:3], event, b"", told[-1], unknown]
 
     with changing(change).serving() as address:
         results = measured(address)
@@ -330,7 +331,7 @@ def test_text_is_stripped_before_anybody_sees_it() -> None:
     def change(told: Events) -> Events:
         told[0].progress.step = ESCAPED
         told[0].progress.done = 10**6
-        told[2].result.error.CopyFrom(pb.Error(kind=pb.TIMED_OUT, message=ESCAPED * 10**4))
+        told[3].result.error.CopyFrom(pb.Error(kind=pb.TIMED_OUT, message=ESCAPED * 10**4))
         return conditions(governor=ESCAPED)(
             result(compute_unit=ESCAPED, flags=[ESCAPED, "-fallback: cpu-", "", "\x00", "ok"])(told)
         )

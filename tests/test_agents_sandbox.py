@@ -258,7 +258,8 @@ NONSENSE = [
     "zeros", "noise", "huge-header", "huge-payload", "half", "no-json", "deep-json",
     "long-number", "list", "empty", "object-array", "negative-shape", "endless-shape",
     "more-array-than-data", "less-array-than-data", "foreign-need", "path-need", "list-need",
-    "foreign-result", "bad-conditions", "endless-load", "negative-load", "many-flags",
+    "foreign-result", "bad-conditions", "no-object", "two-conditions", "no-conditions",
+    "endless-load", "negative-load", "many-flags",
     "two-results", "texts-for-numbers", "integers", "more-samples", "no-arrays", "negative-time",
     "no-number", "done-already", "error-of-no-kind",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hurricane.agents.backends import snpe_dsp
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.client import AgentClient, Protocol
 from hurricane.agents.errors import AgentError, BadRequest, ErrorKind
@@ -75,7 +76,7 @@ def archive(operator: str = "SEP_3") -> bytes:
 
 def test_a_phone_is_a_target_with_the_version_of_its_tools(bench: Bench) -> None:
     (target,) = (t for t in bench.client.describe().targets if t.name == TARGET)
-    assert target.availability == Availability.AVAILABLE
+    assert target.availability == Availability.SIMULATED  # the phone says so
     assert (target.runtime_version, target.formats) == ("2.37.0.250724", ("snpe",))
     assert not target.resident
     assert target.device_time
@@ -93,6 +94,36 @@ def test_times_are_those_of_the_graph_that_was_brought(bench: Bench) -> None:
     words = bench.snpe.arguments[-1]
     assert "--use_dsp" in words
     assert not [word for word in words if "fallback" in word or "cpu" in word]
+
+
+def test_times_of_layers_are_asked_for_once_and_no_latency_is_taken_from_them(bench: Bench) -> None:
+    rounds = Protocol(rounds=3, calls_per_visit=4, warmup_calls=1)
+    result = bench.measure(archive(), rounds)
+    assert set(result.device_ms.ravel()) == {true_us(export_operator("SEP_3", SHAPE)) / 1e3}
+    levels = [
+        word.partition("=")[2]
+        for words in bench.snpe.arguments
+        for word in words
+        if word.startswith("--profiling_level")
+    ]
+    assert levels[0] == "detailed"
+    assert set(levels[1:]) == {"basic"}
+
+
+def test_the_throughput_tool_times_by_its_own_clock(bench: Bench) -> None:
+    digest = bench.client.upload(archive())
+    options = {"tool": "snpe-throughput-net-run"}
+    result = bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)[digest]
+    assert result.error is None
+    assert result.device_ms is None
+    expected = (true_us(export_operator("SEP_3", SHAPE)) + CALL_US) / 1e3
+    assert result.wall_ms == pytest.approx(expected)
+    assert bench.snpe.arguments[-1][0].startswith("--container=")
+    bench.snpe.fails = THROUGHPUT_402
+    digest = bench.client.upload(archive("SEP_5"))
+    result = bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)[digest]
+    assert result.error is not None
+    assert result.error.kind == ErrorKind.UNSUPPORTED_OPERATOR
 
 
 def test_outputs_are_those_of_the_tool(bench: Bench) -> None:
@@ -182,11 +213,21 @@ def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -
     assert bench.measure(archive()).error is None
 
 
-def test_nothing_is_left_on_the_phone(bench: Bench) -> None:
-    assert bench.measure(archive()).error is None
+def test_what_runs_leave_on_the_phone_does_not_pile_up(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = snpe_dsp.open_target(Context(adb=bench.phone.serial), TARGET, {}, 1)
+    graph = session.load(archive(), "snpe")
     place = bench.phone.path("/data/local/tmp/hurricane")
-    left = [path for path in place.rglob("*") if path.name.startswith("run-")]
-    assert left == []
+    left = []
+    for _ in range(20):
+        graph.timed_calls(1)
+        left.append(sum(1 for _ in place.glob("*/run-*")))
+    assert max(left) == 15
+    assert min(left) == 0
+    session.close()
+    assert not list(place.glob("*/*"))
 
 
 def test_a_table_of_a_phone_has_the_truth_in_it(bench: Bench, tmp_path, monkeypatch) -> None:
@@ -200,6 +241,7 @@ def test_a_table_of_a_phone_has_the_truth_in_it(bench: Bench, tmp_path, monkeypa
     made = profile([session], rows, tmp_path / "t.csv", protocol)
     assert made.failed == 0
     table = LookupTable.load(tmp_path / "t.csv")
+    assert {row.target.origin for row in table} == {"simulated"}
     by_name = {row.operator: row for row in table}
     for planned in rows:
         truth = np.mean(
@@ -256,8 +298,6 @@ def test_on_the_board_itself_the_tools_on_its_path_are_used(board: AgentClient) 
 
 
 def test_without_tools_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hurricane.agents.backends import snpe_dsp
-
     monkeypatch.setenv("PATH", "/nowhere")
     (target,) = snpe_dsp.targets(Context())
     assert target.availability == Availability.UNAVAILABLE

@@ -27,10 +27,12 @@ from .board_output import (
     THROUGHPUT_402,
 )
 
+DIAGVIEW_BASIC = DIAGVIEW_2_37[: DIAGVIEW_2_37.index("\n  Per-Subnet")]
 READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "diagview 2.9": (snpe.read_diagview, DIAGVIEW_2_9),
     "diagview 2.37": (snpe.read_diagview, DIAGVIEW_2_37),
     "diagview cpu": (snpe.read_diagview, DIAGVIEW_CPU),
+    "diagview basic": (lambda text: snpe.read_diagview(text, False), DIAGVIEW_BASIC),
     "throughput": (snpe.read_throughput, THROUGHPUT),
     "viewer": (qnn.read_viewer, QNN_VIEWER),
     "profile": (qnn.read_profile, QNN_BASIC),
@@ -58,6 +60,15 @@ def test_both_forms_of_diagview_are_read() -> None:
     assert older.layers[1] == snpe.Layer(1, "", 171717, "cycles", "DSP")
     assert newer.layers[1] == snpe.Layer(1, "0/body/Conv:OpId_18 (cycles)", 9191, "cycles", "DSP")
     assert older.runtimes == newer.runtimes == ("DSP",)
+
+
+def test_a_log_without_times_of_layers_is_read_only_where_none_were_asked_for() -> None:
+    found = snpe.read_diagview(DIAGVIEW_BASIC, layers_told=False)
+    assert (found.total_us, found.accelerator_us, found.layers) == (1741, 333, ())
+    with pytest.raises(BadOutput, match="no times of layers"):
+        snpe.read_diagview(DIAGVIEW_BASIC)
+    with pytest.raises(BadOutput, match="has times of layers"):
+        snpe.read_diagview(DIAGVIEW_2_37, layers_told=False)
 
 
 def test_where_layers_ran_is_told() -> None:

@@ -506,7 +506,7 @@ def edits(draw: st.DrawFn) -> list[tuple[float, int, bytes]]:
 
 
 @pytest.mark.parametrize("loader", marked(sorted(set(LOADERS) - {"report of config", "demo"})))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(changes=edits())
 def test_a_damaged_file_gives_a_value_or_one_error(
     world: World, loader: str, changes: list[tuple[float, int, bytes]]

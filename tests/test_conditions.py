@@ -14,7 +14,7 @@ from hurricane.agents import conditions, wire
 from hurricane.agents.backends.base import Loaded, Session
 from hurricane.agents.client import AgentClient
 from hurricane.agents.conditions import Conditions, read_conditions, since
-from hurricane.agents.results import ArtifactResult, Protocol, summarise
+from hurricane.agents.results import ArtifactResult, BatchConditions, Protocol
 from hurricane.agents.worker import Heartbeat
 
 from .agents_stand_ins import FORMAT, OneMillisecond, bench_of
@@ -283,17 +283,17 @@ def test_a_disturbed_batch_is_flagged_and_says_by_how_much(
 ) -> None:
     after = replace(EARLIER, ticks=ticks_of(steal, others), throttle_events=events)
     bench = bench_of(ScriptedBoard(EARLIER, EARLIER, after), heartbeat)
-    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
-    assert result["flags"] == flags
-    assert result["before"]["busy_share"] == 0.0
-    assert result["after"]["busy_share"] == pytest.approx(others)
-    assert result["after"]["steal_share"] == pytest.approx(steal)
+    found = bench.measure(["a"], FORMAT, Protocol(), True)["conditions"]
+    assert found["flags"] == flags
+    assert found["before"]["busy_share"] == 0.0
+    assert found["after"]["busy_share"] == pytest.approx(others)
+    assert found["after"]["steal_share"] == pytest.approx(steal)
 
 
 def test_what_was_stolen_since_boot_flags_no_short_batch(heartbeat: Heartbeat) -> None:
     bench = bench_of(ScriptedBoard(EARLIER, EARLIER, EARLIER), heartbeat)
-    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
-    assert result["flags"] == []
+    found = bench.measure(["a"], FORMAT, Protocol(), True)["conditions"]
+    assert found["flags"] == []
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_a_batch_whose_interference_could_not_be_watched_is_flagged(
     before: Conditions, after: Conditions, flags: list[str], heartbeat: Heartbeat
 ) -> None:
     bench = bench_of(ScriptedBoard(before, before, after), heartbeat)
-    (result,) = bench.measure(["a"], FORMAT, Protocol(), True)["results"]
-    assert result["flags"] == flags
+    found = bench.measure(["a"], FORMAT, Protocol(), True)["conditions"]
+    assert found["flags"] == flags
 
 
 def test_conditions_survive_the_wire_without_their_ticks() -> None:
@@ -321,11 +321,15 @@ def test_conditions_survive_the_wire_without_their_ticks() -> None:
     wall_ms = np.ones((1, 1))
     unwatched = ("load", "steal")
     after = Conditions(40.5, 1800.0, 0.5, 0.01, 7, "schedutil", 0.25, LATER.ticks, unwatched)
-    result = ArtifactResult("ab", wall=summarise(wall_ms), wall_ms=wall_ms, after=after)
-    back = wire.event_from_wire(wire.event_to_wire(result), protocol)
-    assert isinstance(back, ArtifactResult)
+    told = BatchConditions(after=after, flags=("busy",))
+    back = wire.event_from_wire(wire.event_to_wire(told), protocol)
+    assert isinstance(back, BatchConditions)
     assert back.after == replace(after, ticks=Conditions().ticks)
     assert back.before == Conditions()
+    assert back.flags == ("busy",)
+    result = ArtifactResult("ab", wall_ms=wall_ms, flags=("fallback:cpu", "busy"))
+    assert result.under(back).after == back.after
+    assert result.under(back).flags == ("fallback:cpu", "busy")
 
 
 BACKEND = """

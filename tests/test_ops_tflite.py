@@ -669,7 +669,7 @@ def test_what_is_no_canonical_graph_is_refused(content, message):
         write_tflite(content)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),

@@ -208,7 +208,7 @@ def test_a_difference_below_the_noise_is_flagged_and_never_negative():
     st.lists(st.floats(0.1, 10), min_size=2, max_size=12),
     st.lists(st.floats(0.1, 10), min_size=2, max_size=12),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_kendalls_tau_is_that_of_scipy(a: list[float], b: list[float]):
     from scipy.stats import kendalltau
 

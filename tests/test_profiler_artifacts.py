@@ -18,7 +18,7 @@ from hurricane.agents.conditions import Conditions
 from hurricane.agents.errors import UnsupportedOperator
 from hurricane.agents.results import ArtifactResult, Finished, Protocol
 from hurricane.agents.supervisor import discover
-from hurricane.lookup_tables.table import STATUSES, LookupTable, Row, Target
+from hurricane.lookup_tables.table import STATUSES, WITHOUT_LATENCY, LookupTable, Row, Target
 from hurricane.ops.artifacts import Recipe, cache, prepare
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, UnsupportedNode
@@ -47,6 +47,7 @@ ORIGINS = {
     Availability.EMULATED: "emulated",
     Availability.SIMULATED: "simulated",
     Availability.ESTIMATED: "estimated",
+    Availability.COMPILED: "compiled",
 }
 LITERT_TORCH = importlib.util.find_spec("litert_torch") is not None
 KNOWN = {target.name: target for target in discover(Context()).targets}
@@ -213,8 +214,8 @@ def test_a_session_is_what_its_agent_says_of_the_target(
 ) -> None:
     version = {"runtime_version": "1.2", "defaults": ("spinning=1",)}
     agent = Agent("cpu-onnxruntime-int8", availability=availability, resident=False, **version)
-    if origin == "emulated":
-        with pytest.raises(BadRequest, match="an emulator has no latency"):
+    if origin in WITHOUT_LATENCY:
+        with pytest.raises(BadRequest, match=f"is {origin} here, and {WITHOUT_LATENCY[origin]}"):
             session_of(agent, "cpu-onnxruntime-int8")
         return
     session = session_of(agent, "cpu-onnxruntime-int8")

@@ -105,11 +105,14 @@ def times(field: str, value: float) -> Change:
 
 
 def after(**fields: Any) -> Change:
-    def change(result: pb.ArtifactResult) -> None:
-        for name, value in fields.items():
-            setattr(result.after, name, value)
+    def change(told: Events) -> Events:
+        for event in told:
+            if event.HasField("conditions"):
+                for name, value in fields.items():
+                    setattr(event.conditions.after, name, value)
+        return told
 
-    return to_results(change)
+    return change
 
 
 def without_one_result(told: Events) -> Events:
@@ -386,10 +389,16 @@ def test_text_from_an_agent_reaches_a_table_without_its_escapes(
     def change(result: pb.ArtifactResult) -> None:
         result.compute_unit = "\x1b]0;x\x07HTP \u202e "
         result.flags[:] = ["\x1b[31msimulated\x1b[0m", "odd flag;x", ""]
-        result.after.governor = result.before.governor = "a\nb\x9b2J"
+
+    def governor(told: Events) -> Events:
+        for event in to_results(change)(told):
+            if event.HasField("conditions"):
+                event.conditions.after.governor = "a\nb\x9b2J"
+                event.conditions.before.governor = "a\nb\x9b2J"
+        return told
 
     path = tmp_path / "t.csv"
-    with meddling(honest, to_results(change)).serving() as address:
+    with meddling(honest, governor).serving() as address:
         result = run(profile_ops, *WORDS, "--agent", address, "-o", str(path))
     assert result.exit_code == 0
     assert "\x1b" not in result.output

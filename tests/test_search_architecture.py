@@ -18,6 +18,7 @@ from hurricane.lookup_tables.architecture import (
     backbone_reference,
     package_versions,
 )
+from hurricane.lookup_tables.proportion import wilson_interval
 from hurricane.ops.backbone import load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.search.summary import describe_architecture
@@ -33,7 +34,10 @@ def architecture() -> Architecture:
         predicted_ms=1.9375,
         measured_ms=1.95,
         measured_halves_ms=(1.94, 1.96),
-        accuracy=(Accuracy(0.97, "validation", "supernet"), Accuracy(0.96, "test", "retrained")),
+        accuracy=(
+            Accuracy(0.97, "validation", "supernet", 300),
+            Accuracy(0.96, "test", "retrained"),
+        ),
         seed=3,
         versions=package_versions(),
     )
@@ -67,6 +71,8 @@ BREAKAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c.update(seed=1.5), "seed must be a whole number"),
     (lambda c: c["accuracy"][0].update(value=97.0), "value must be a share between 0 and 1"),
     (lambda c: c["accuracy"][0].update(split="train"), "split must be one of"),
+    (lambda c: c["accuracy"][0].update(images=0), "images must be a whole number of at least 1"),
+    (lambda c: c["accuracy"][0].update(images=301), "value must be a share of 301 images"),
     (lambda c: c["table"].pop("sha256"), "table lacks the field sha256"),
     (lambda c: c.update(accuracy={}), "accuracy must be a list"),
 ]
@@ -99,6 +105,32 @@ def test_what_is_no_json_object_is_refused(content: bytes, words: str, tmp_path:
     path.write_bytes(content)
     with pytest.raises(BadRequest, match=words):
         Architecture.load(path)
+
+
+def test_a_figure_is_written_with_its_images_and_what_they_can_tell(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    path = tmp_path / "architecture.json"
+    architecture.save(path)
+    known, unknown = json.loads(path.read_text())["accuracy"]
+    assert known["images"] == 300
+    assert (known["low"], known["high"]) == wilson_interval(291, 300)
+    assert (unknown["images"], unknown["low"], unknown["high"]) == (None, None, None)
+    validation, test = architecture.accuracy
+    assert validation.text == "97.0% (94.4–98.4%, 300 images; supernet)"
+    assert test.text == "96.0% (retrained)"
+
+
+def test_a_file_of_an_earlier_version_tells_no_number_of_images(
+    architecture: Architecture, tmp_path: Path
+) -> None:
+    path = tmp_path / "architecture.json"
+    content = architecture.to_dict()
+    for figure in content["accuracy"]:
+        for name in ("images", "low", "high"):
+            del figure[name]
+    path.write_text(json.dumps(content))
+    assert [f.images for f in Architecture.load(path).accuracy] == [None, None]
 
 
 def test_a_missing_file_is_a_bad_request(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ def test_a_run_holds_everything_that_was_made(bench: Path, finished: Path) -> No
     assert winner.operators == Architecture.load(finished / "winner-2.json").operators
     assert {(f.split, f.how.split(" ")[0]) for f in winner.accuracy} == {
         ("validation", "supernet"),
+        ("test", "supernet"),
         ("validation", "trained"),
         ("test", "trained"),
     }

@@ -62,6 +62,59 @@ def test_where_nothing_fits_the_fastest_measured_one_is_kept_and_said_to_miss():
     assert len(set(log)) == len(log)
 
 
+def test_as_many_as_are_wanted_must_meet_the_budget():
+    found = confirm(CANDIDATES, 10.0, device(1.1), wanted=3)
+    assert [a.met for a in found.attempts] == [False, True, True, True]
+    assert found.finalists == [a.candidate for a in found.attempts[1:]]
+    assert found.candidate == found.finalists[0]
+    best = [c for c in CANDIDATES if c.predicted_ms * 1.1 <= 10.0]
+    assert found.finalists == best[:3]
+
+
+def test_fewer_than_wanted_meet_the_budget_where_there_are_no_more():
+    fast = 1.001 * 10.0 / CANDIDATES[-1].predicted_ms
+    found = confirm(CANDIDATES, 10.0, device(fast), wanted=3)
+    assert not any(a.met for a in found.attempts)
+    assert found.finalists == [found.candidate]
+    close = 0.999 * 10.0 / CANDIDATES[-2].predicted_ms
+    found = confirm(CANDIDATES, 10.0, device(close), wanted=3)
+    assert found.finalists == CANDIDATES[-2:]
+    assert len(confirm(CANDIDATES, 10.0, device(0.5), wanted=50).finalists) == len(CANDIDATES)
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_timing_ends_after_so_many_attempts(wanted: int):
+    """Each misses a little more than was learnt from those before."""
+    log: list[Candidate] = []
+
+    def measure(candidate: Candidate) -> Measurement:
+        log.append(candidate)
+        ms = 10.0 + 0.001 * len(log)
+        return Measurement(ms, ms, ms)
+
+    few = [Candidate((f"op{i}",), 0.9, 9.99 * 0.999**i) for i in range(40)]
+    confirm(few, 10.0, measure, wanted)
+    assert len(log) == ATTEMPTS * wanted
+
+
+def test_of_networks_that_all_miss_the_fastest_as_measured_is_taken():
+    """Which is not the one that was predicted to be, and timed last."""
+    candidates = [Candidate(("a",), 0.9, 10.0), Candidate(("b",), 0.8, 9.5)]
+    times = {"a": 11.0, "b": 12.0}
+
+    def measure(candidate: Candidate) -> Measurement:
+        ms = times[candidate.operators[0]]
+        return Measurement(ms, ms, ms)
+
+    found = confirm(candidates, 10.0, measure)
+    assert [a.candidate for a in found.attempts] == candidates
+    assert found.candidate == candidates[0]
+
+
+def test_a_network_at_the_budget_meets_it():
+    assert confirm(CANDIDATES[:1], 10.0, device(1.0)).attempts[0].met
+
+
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(HurricaneError, match="nothing"):
         confirm([], 1.0, device(1.0))

@@ -17,7 +17,8 @@ from PIL import Image
 
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
-from hurricane.search.data import Augmentation, load_data
+from hurricane.search.data import Augmentation, ImageData, Split, load_data
+from hurricane.search.images import StoredImages, read_ahead, take
 
 DIGITS = load_backbone("digits32")
 SMALL = replace(load_backbone("cifar32"), input_height=8, input_width=8, classes=2)
@@ -104,6 +105,43 @@ def test_a_folder_with_validation_images_keeps_its_splits(photos: Path):
     data = load_data(f"folder:{photos}", SMALL)
     assert (len(data.train), len(data.validation), len(data.test)) == (40, 6, 10)
     assert (data.validation.images[:, 2] == len("validation")).all()
+
+
+def test_photographs_are_mirrored_in_training_and_digits_are_not(photos: Path):
+    assert load_data(f"folder:{photos}", SMALL).augmentation == Augmentation(1, flip=True)
+    assert load_data("digits", DIGITS).augmentation == Augmentation(2, flip=False)
+
+
+def test_a_balanced_draw_takes_the_classes_in_turn():
+    labels = torch.tensor([0] * 30 + [1] * 6 + [2] * 2)
+    split = Split(torch.arange(38, dtype=torch.uint8).view(-1, 1, 1, 1), labels)
+    assert split.balanced(6).labels.bincount().tolist() == [2, 2, 2]
+    assert split.balanced(14).labels.bincount().tolist() == [6, 6, 2]
+    drawn = split.balanced(10)
+    assert torch.equal(labels[drawn.images.flatten().long()], drawn.labels)
+    assert torch.equal(split.balanced(10).images, drawn.images)
+    assert len(split.balanced(100)) == 38
+
+
+def test_the_middle_of_a_wide_photograph_is_taken_and_it_is_not_squeezed(photos: Path):
+    wide = Image.new("RGB", (24, 8), "black")
+    wide.paste((200, 200, 200), (8, 0, 16, 8))
+    for path in photos.rglob("*.png"):
+        wide.save(path)
+    assert (load_data(f"folder:{photos}", SMALL).train.images == 200).all()
+
+
+def test_a_photograph_stands_as_it_was_taken(photos: Path):
+    """A camera held on its side stores the sensor's rows and says how it was held."""
+    image = Image.new("RGB", (8, 8), "black")
+    image.paste((200, 200, 200), (0, 0, 4, 8))  # left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise, so that left becomes top
+    for path in photos.rglob("*.png"):
+        image.save(path, exif=exif)
+    images = load_data(f"folder:{photos}", SMALL).train.images
+    assert (images[:, :, :4] == 200).all()
+    assert (images[:, :, 4:] == 0).all()
 
 
 def test_a_zip_with_a_folder_around_it_reads_like_the_folder(photos: Path, tmp_path: Path):
@@ -201,6 +239,96 @@ def test_splits_with_different_classes_are_refused(photos: Path):
     (photos / "test" / "dog").rename(photos / "test" / "wolf")
     with pytest.raises(BadRequest, match="only one of train/ and test/"):
         load_data(f"folder:{photos}", SMALL)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_validation_folder_has_the_names_that_people_give_it(photos: Path, name: str):
+    write_images(photos, name, 3)
+    data = load_data(f"folder:{photos}", SMALL)
+    assert (len(data.train), len(data.validation), len(data.test)) == (40, 6, 10)
+    assert (data.validation.images[:, 2] == len(name)).all()
+
+
+def test_without_a_test_folder_the_validation_folder_is_the_test_split(tmp_path: Path):
+    """ImageNet's own layout: the labels of its test images are secret."""
+    write_images(tmp_path, "train", 20)
+    write_images(tmp_path, "val", 5)
+    data = load_data(f"folder:{tmp_path}", SMALL)
+    assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 10)
+    assert (data.test.images[:, 2] == len("val")).all()
+    assert (data.validation.images[:, 2] == len("train")).all()
+
+
+def test_class_folders_alone_are_split_by_class(tmp_path: Path):
+    write_images(tmp_path / "photos", ".", 20)
+    data = load_data(f"folder:{tmp_path}/photos", SMALL)
+    assert data.classes == CLASSES
+    for split, count in ((data.train, 14), (data.validation, 2), (data.test, 4)):
+        assert split.labels.bincount().tolist() == [count] * 2
+        assert (split.images[:, 0, 0, 0] == split.labels * 100).all()
+    parts = [keys(split.images) for split in (data.train, data.validation, data.test)]
+    assert len(set().union(*parts)) == sum(map(len, parts)) == 40
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for path in (tmp_path / "photos").rglob("*.png"):
+            file.write(path, path.relative_to(tmp_path))
+    zipped = load_data(f"folder:{tmp_path}/photos.zip", SMALL)
+    assert torch.equal(zipped.test.images, data.test.images)
+
+
+def on_the_disk(spec: str, monkeypatch: pytest.MonkeyPatch) -> ImageData:
+    with monkeypatch.context() as patch:
+        patch.setattr("hurricane.search.data.IN_MEMORY_BYTES", 0)
+        return load_data(spec, SMALL)
+
+
+def test_what_does_not_fit_into_memory_stays_on_the_disk(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = load_data(f"folder:{photos}", SMALL)
+    data = on_the_disk(f"folder:{photos}", monkeypatch)
+    for name in ("train", "validation", "test"):
+        stored, images = getattr(data, name).images, getattr(whole, name).images
+        assert isinstance(stored, StoredImages)
+        assert torch.equal(getattr(data, name).labels, getattr(whole, name).labels)
+        assert torch.equal(stored[:], images)
+        assert torch.equal(stored[torch.tensor([3, 1])], images[[3, 1]])
+        assert torch.equal(take(stored, torch.tensor([3, 1]))[:], images[[3, 1]])
+        batches = list(stored.split(3))
+        assert torch.equal(torch.cat(batches), images)
+        assert [len(b) for b in batches] == [len(b) for b in images.split(3)]
+    assert (data.mean, data.std) == (whole.mean, whole.std)
+    assert torch.equal(data.train.balanced(6).images[:], whole.train.balanced(6).images)
+    # Nothing is kept: what changes on the disk changes here.
+    write_images(photos, "test", 5, side=9)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(photos / "test" / "cat" / "000.png")
+    assert data.test.images[:1].flatten(2)[0, :, 0].tolist() == [1, 2, 3]
+
+
+def test_a_broken_image_on_the_disk_is_named_when_it_is_read(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = on_the_disk(f"folder:{photos}", monkeypatch)
+    (photos / "test" / "dog" / "004.png").write_bytes(b"not a picture")
+    with pytest.raises(BadRequest, match=r"cannot read image test/dog/004\.png"):
+        list(data.test.images.split(4))
+
+
+def test_reading_ahead_keeps_the_order_and_a_limit():
+    begun: list[int] = []
+
+    def fetch(number: int) -> int:
+        begun.append(number)
+        return 10 * number
+
+    found = read_ahead(fetch, iter(range(50)), depth=3)
+    assert [next(found) for _ in range(4)] == [0, 10, 20, 30]
+    assert len(begun) <= 7
+    assert list(found) == [10 * n for n in range(4, 50)]
+    assert begun == list(range(50))
+    stopped = read_ahead(fetch, iter(range(50)), depth=3)
+    next(stopped)
+    stopped.close()
+    assert len(begun) < 60
 
 
 def test_a_folder_without_test_images_is_refused(tmp_path: Path):

@@ -42,6 +42,8 @@ def test_counts_and_lists_what_brute_force_finds(
     assert [tuple(c) for c in listed.tolist()] == expected
     everything = np.array(list(itertools.product(*(range(len(x)) for x in layers))))
     assert feasible.contains(everything).sum() == len(expected)
+    sums = [fixed + sum(x[c] for x, c in zip(layers, codes, strict=True)) for codes in everything]
+    assert feasible.latency_ms(everything) == pytest.approx(sums)
     assert feasible.lowest_ms == pytest.approx(fixed + sum(map(min, layers)))
     assert feasible.highest_ms == pytest.approx(fixed + sum(map(max, layers)))
 
@@ -60,8 +62,14 @@ def test_samples_are_feasible_and_in_the_grid_too(
 
 
 @pytest.mark.parametrize("max_sums", [4_000_000, 1])
-def test_sampling_is_uniform(max_sums: int) -> None:
-    layers = [[0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [0.2, 0.3], [0.1, 0.5]]
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [[0.1, 0.2, 0.3], [0.1, 0.2, 0.4], [0.2, 0.3], [0.1, 0.5]],
+        [[0.1, 0.2]] * 6,  # many ways to the same sum
+    ],
+)
+def test_sampling_is_uniform(layers: list[list[float]], max_sums: int) -> None:
     feasible = FeasibleSet(layers, 0.05, 0.96, max_sums=max_sums)
     members = brute_force(layers, 0.05, 0.96)
     draws = 400 * len(members)
@@ -105,6 +113,17 @@ def test_more_architectures_than_an_integer_holds_are_sampled_by_the_grid() -> N
     assert not feasible.exact
     assert 0 < feasible.count < feasible.total == 32**20
     assert feasible.contains(feasible.sample(rng, 200)).all()
+
+
+def test_few_sums_of_more_architectures_than_an_integer_holds_are_not_counted_exactly() -> None:
+    feasible = FeasibleSet([[0.1, 0.2]] * 70, 0.0, 14.0)
+    assert not feasible.exact
+    assert feasible.count == pytest.approx(2**70)
+    half = FeasibleSet([[0.1, 0.2]] * 70, 0.0, 10.55)
+    assert half.count == pytest.approx(2**69 + math.comb(70, 35) / 2, rel=1e-3)
+    slow = half.sample(np.random.default_rng(1), 2000).sum(axis=1)
+    assert slow.max() <= 35
+    assert slow.mean() == pytest.approx(35 - 0.8 * math.sqrt(70 / 4), abs=1)
 
 
 def test_restricting_fixes_layers_and_keeps_the_budget() -> None:

@@ -10,9 +10,6 @@ import pytest
 import torch
 
 from hurricane.lookup_tables.architecture import Architecture
-from hurricane.lookup_tables.model import LatencyModel
-from hurricane.lookup_tables.table import LookupTable, Row, Target
-from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.ops.pool import POOL
 from hurricane.search.confirm import Confirmation
@@ -21,59 +18,19 @@ from hurricane.search.evaluation import PathScorer, evaluate_network
 from hurricane.search.measuring import Measurement
 from hurricane.search.pipeline import SearchSettings, run_search, run_training
 from hurricane.search.retrain import load_network
-from hurricane.search.space import SearchSpace, build_space
 from hurricane.search.training import Preset, TrainingSettings, build_supernet, load_weights
 from hurricane.search.two_stage import StageResult
 
+from .search_problem import Problem, make_problem, predicted
+
 pytestmark = pytest.mark.process
 
-BACKBONE = """
-classes = 10
-split = 1
-exploring_layers = 1
-[input]
-channels = 1
-height = 8
-width = 8
-[[stem]]
-channels = 8
-kernel = 3
-stride = 1
-[[stages]]
-channels = 16
-repeats = 3
-stride = 2
-[head]
-channels = 16
-"""
 SETTINGS = SearchSettings(training=0.05, evaluations=12, population=4, device="cpu")
-Problem = tuple[Backbone, SearchSpace]
 
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
     return make_problem(tmp_path_factory.mktemp("p") / "tiny.toml")
-
-
-def make_problem(path: Path, operators: list[str] | None = None) -> Problem:
-    """A small backbone in a file, and a space of these operators (all of them)."""
-    path.write_text(BACKBONE)
-    backbone = load_backbone(path)
-    target = Target("board", "dsp", "qnn", "1.0", precision="int8")
-    rows = []
-    fixed = [(backbone.stem_name, backbone.stem_shape), (backbone.head_name, backbone.head_shape)]
-    for name, shape in fixed:
-        values = {"latency_ms": 0.05, "call_ms": 0.01, "estimator": "made up"}
-        rows.append(Row.of(target, name, shape, status="ok", **values))
-    for shape in backbone.distinct_shapes:
-        for index, op in enumerate(POOL):
-            ms = 0.02 + op.macs(shape) / 3e6 + 0.001 * index
-            values = {"latency_ms": ms, "call_ms": 0.01, "estimator": "made up"}
-            rows.append(Row.of(target, op.name, shape, status="ok", **values))
-    model = LatencyModel(LookupTable(rows), backbone, operators=operators)
-    low, high = model.bounds()
-    budget_ms = low + 0.4 * (high - low)
-    return backbone, build_space(model, backbone, budget_ms, gate="hard-sigmoid")
 
 
 class Device:
@@ -88,12 +45,6 @@ class Device:
         self.asked.append(tuple(operators))
         ms = self.factor * self.model_ms(tuple(operators))
         return Measurement(ms, ms, ms)
-
-
-def predicted(space: SearchSpace, operators: tuple[str, ...]) -> float:
-    codes = [names.index(name) for names, name in zip(space.candidates, operators, strict=True)]
-    cells = zip(space.latency_ms, codes, strict=True)
-    return space.fixed_ms + sum(row[code] for row, code in cells)
 
 
 def test_a_winner_that_misses_its_budget_gives_way_before_it_is_trained(problem, tmp_path: Path):
@@ -196,6 +147,13 @@ def test_every_figure_of_a_run_is_that_of_its_own_network(tmp_path: Path):
         assert told == scores(space.gate)
         assert told != scores("h-swish")  # so the gate matters
         assert len(set(told)) > len(told) // 2  # and the order does
+
+    unseen = replace(data, validation=data.test)
+    for result, supernet in zip(outcome.stages.stages, supernets, strict=True):
+        kept = Architecture.load(folder / f"winner-{result.stage}.json")
+        code = [n.index(o) for n, o in zip(result.candidates, result.operators, strict=True)]
+        (tested,) = (a.value for a in kept.accuracy if a.split == "test")
+        assert [tested] == PathScorer(supernet, unseen, 100, 50, "cpu").score(np.array([code]))
 
     first, second = supernets
     inherited = [(first.stem, second.stem), (first.head, second.head)]

@@ -77,7 +77,7 @@ def test_auto_alpha_puts_the_budget_inside_the_space(
     assert space.alpha_mode == "auto"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 30),
     st.sampled_from(list(DEVICES)),

@@ -15,7 +15,12 @@ from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import GATES
 from hurricane.ops.shapes import LayerShape
 from hurricane.search.data import ImageData, Split, load_data
-from hurricane.search.evaluation import PathScorer, SupernetEvaluator, evaluate_network
+from hurricane.search.evaluation import (
+    PathScorer,
+    SupernetEvaluator,
+    calibration_batches,
+    evaluate_network,
+)
 from hurricane.search.supernet import Candidates, Supernet
 from hurricane.search.training import (
     PRESETS,
@@ -129,6 +134,9 @@ def test_stage_two_inherits_every_operator_that_stays():
     later = build_supernet(TINY, FIXED, "h-swish", 0)
     earlier = build_supernet(TINY, (FULL[0], ("SEP_5",), ("Choice_x",)), "h-swish", 1)
     assert earlier.inherit(later) == 3
+    for mine, theirs in ((earlier.stem, later.stem), (earlier.head, later.head)):
+        for one, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(one, other)
     pairs = [((0, 0), (0, 0)), ((1, 0), (1, 2)), ((2, 0), (2, 0))]
     for mine, theirs in pairs:
         other = later.operator(*theirs).state_dict()
@@ -224,6 +232,31 @@ def test_a_score_is_of_the_validation_split_and_sees_no_other_labels(digits: Ima
     assert scores("validation") != scores()
 
 
+def test_calibration_images_are_drawn_from_the_training_images_in_whole_batches(
+    digits: ImageData,
+):
+    training = digits.normalise(digits.train.images).flatten(1)
+
+    def drawn(images: int, batch: int, seed: int = 0) -> list[list[int]]:
+        data = replace(digits, seed=seed)
+        found = calibration_batches(data, images, batch, torch.device("cpu"))
+        assert found.images == sum(map(len, found))
+        same = [(part.flatten(1)[:, None] == training[None]).all(2) for part in found]
+        assert all(part.any(1).all() for part in same)
+        return [part.int().argmax(1).tolist() for part in same]
+
+    sixty = drawn(60, 20)
+    assert [len(part) for part in sixty] == [20] * 3
+    assert drawn(60, 20) == sixty
+    flat = [n for part in sixty for n in part]
+    assert len(set(flat)) > 50  # equal digits are told apart by none
+    assert flat != list(range(60))
+    assert drawn(60, 20, seed=1) != sixty
+    assert [len(part) for part in drawn(55, 20)] == [20] * 2
+    assert [len(part) for part in drawn(7, 20)] == [7]
+    assert sum(len(part) for part in drawn(10**6, 20)) == len(digits.train)
+
+
 def preset(**changes) -> Preset:
     short = TrainingSettings(
         **{"epochs": 1, "batch": 25, "learning_rate": 0.1, "checkpoint_steps": 2, **changes}
@@ -257,6 +290,31 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
     late = SupernetEvaluator(TINY, digits, tmp_path, preset(), GATES[1], seed=5, device="cpu")
     late.prepare(2, second, uniform(second), FIXED)
     assert late.evaluate(every_code(second)) == whole[1]
+
+
+def test_a_stages_networks_can_be_run_on_test_images_as_long_as_its_supernet_is_there(
+    digits: ImageData, tmp_path
+):
+    evaluator = SupernetEvaluator(TINY, digits, tmp_path, preset(epochs=3), device="cpu")
+    assert evaluator.test(1, FULL, [[0, 0, 0]]) is None
+    evaluator.prepare(1, FULL, uniform(FULL))
+    before = evaluator.evaluate(every_code(FULL))
+    found = evaluator.test(1, FULL, every_code(FULL).tolist())
+    swapped = replace(digits, validation=digits.test)
+    own = evaluator._supernet
+    assert own is not None
+    scorer = PathScorer(own, swapped, 50, 25, "cpu", kept_bytes=0)
+    assert found == scorer.score(every_code(FULL))
+    assert found != before
+    assert evaluator.evaluate(every_code(FULL)) == before
+    # A later process reads the checkpoint. As last bits can move an accuracy, its weights must lie
+    # in memory as trained ones do.
+    fresh = build_supernet(TINY, FULL, "h-swish", 0)
+    PathScorer(fresh, digits, 50, 25, "cpu")
+    for one, other in zip(own.parameters(), fresh.parameters(), strict=True):
+        assert one.stride() == other.stride()
+    later = SupernetEvaluator(TINY, digits, tmp_path, preset(epochs=3), device="cpu")
+    assert later.test(1, FULL, every_code(FULL).tolist()) == found
 
 
 def test_accuracies_come_in_the_order_of_the_architectures_asked(digits: ImageData):

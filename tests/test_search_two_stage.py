@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from hurricane.lookup_tables.proportion import wilson_interval
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
-from hurricane.search.evolution import Codes, EvolutionSearch
+from hurricane.search.evolution import Codes, Evaluated, EvolutionSearch, RandomSearch
+from hurricane.search.feasible import FeasibleSet
 from hurricane.search.rundir import RunDirectory, read_config
 from hurricane.search.space import SearchSpace, build_space
+from hurricane.search.summary import describe_stage
 from hurricane.search.two_stage import Candidates, Sampler, two_stage_search
 
 SPLIT = 3
@@ -112,6 +118,82 @@ def test_stage_2_compares_with_the_winner_of_stage_1(space: SearchSpace) -> None
     first = two.evaluated[0].codes
     assert tuple(c[i] for c, i in zip(two.candidates, first, strict=True)) == one.operators
     assert two.fitness >= one.fitness
+
+
+def test_networks_within_noise_are_those_in_the_winners_interval(space: SearchSpace) -> None:
+    one, _ = two_stage_search(space, Evaluator(), evaluations=60).stages
+    images = 20
+    low, high = wilson_interval(round(one.fitness * images), images)
+    alike = one.within_noise(images)
+    assert one.names(alike[0].codes) == one.operators
+    assert 1 < len(alike) < len(one.evaluated)
+    assert {e for e in one.evaluated if low <= e.fitness <= high} == set(alike)
+    assert len(one.within_noise(10**9)) == 1
+    text = describe_stage(one, images)
+    fastest = min(alike, key=lambda e: e.latency_ms)
+    assert f"({100 * low:.1f}–{high:.1%}, 20 images)" in text
+    assert f"{len(alike)} of them lie within that interval, the fastest at" in text
+    assert f"{fastest.latency_ms:.4g} ms with {fastest.fitness:.1%}" in text
+    assert "images" not in describe_stage(one)
+
+
+class Recording(RandomSearch):
+    """Random search that keeps the first number that each of its generations could draw."""
+
+    drawn: ClassVar[list[int]] = []
+
+    def propose(
+        self,
+        feasible: FeasibleSet,
+        history: Sequence[Evaluated],
+        rng: np.random.Generator,
+        wanted: int,
+    ) -> Codes:
+        self.drawn.append(int(copy.deepcopy(rng).integers(2**60)))
+        return super().propose(feasible, history, rng, wanted)
+
+
+def test_each_stage_and_seed_draws_its_own_numbers(space: SearchSpace) -> None:
+    def drawn(seed: int) -> list[int]:
+        Recording.drawn.clear()
+        two_stage_search(space, Evaluator(), strategy=Recording(3), evaluations=6, seed=seed)
+        return list(Recording.drawn)
+
+    first = drawn(0)
+    assert len(set(first)) == len(first) == 4  # two generations in each of two stages
+    assert drawn(0) == first
+    assert set(drawn(1)).isdisjoint(first)
+
+
+def test_progress_counts_what_there_is_from_where_it_was(
+    space: SearchSpace, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int, int]] = []
+    strategy = EvolutionSearch.of_population(10)
+
+    def search(evaluator: Evaluator, evaluations: int, log: RunDirectory | None = None):
+        told.clear()
+        return two_stage_search(
+            space,
+            evaluator,
+            strategy=strategy,
+            evaluations=evaluations,
+            log=log,
+            progress=lambda *news: told.append(news),
+        )
+
+    result = search(Evaluator(), 10**6)
+    for stage in result.stages:
+        assert stage.feasible == len(stage.evaluated)
+        counts = [(done, total) for number, done, total in told if number == stage.stage]
+        assert counts[0] == (0, stage.feasible)
+        assert counts[-1] == (stage.feasible, stage.feasible)
+    with RunDirectory.open(tmp_path / "run", CONFIG) as run, pytest.raises(KeyboardInterrupt):
+        search(Evaluator(25), 40, run)
+    assert told[-1] == (1, 20, 40)
+    with RunDirectory.open(tmp_path / "run", CONFIG) as run:
+        search(Evaluator(), 40, run)
+    assert told[:3] == [(1, 20, 40), (1, 30, 40), (1, 30, 40)]
 
 
 def test_one_stage_ends_with_its_winner(space: SearchSpace) -> None:

@@ -293,7 +293,7 @@ def test_the_deviation_is_what_its_definition_says() -> None:
         deviation(np.zeros(3), reference)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 1000), st.floats(1e-3, 1e3), st.floats(1e-4, 0.5))
 def test_the_deviation_does_not_depend_on_scale(seed: int, scale: float, noise: float) -> None:
     random = np.random.default_rng(seed)
@@ -786,6 +786,32 @@ def test_another_version_of_the_runtime_is_told(place: Place) -> None:
     place.write(target=replace(NPU, runtime_version="3"))
     result = place.space()
     assert "qnn 3), the table of npu-qnn-int8 (board, qnn 2.51)" in result.stderr
+
+
+WITHOUT_DEVICE = {"device": "npu-x", "runtime": "qnn_compiler", "options": "soc=X1"}
+
+
+@pytest.mark.parametrize("origin", ["emulated", "compiled"])
+def test_a_report_that_was_made_without_the_device_is_taken_and_told(
+    place: Place, origin: str
+) -> None:
+    other = replace(NPU, origin=origin, **WITHOUT_DEVICE)
+    name, shape = "SEP_3", place.backbone.layers[0]
+    place.write(row(name, shape, other, status="unsupported"), target=other)
+    result = place.space()
+    assert "is of npu-qnn_compiler-int8 (npu-x, qnn_compiler 2.51, soc=X1" in result.stderr
+    assert [(out.operator, out.reason) for out in place.load().support.left_out] == [  # type: ignore[union-attr]
+        (name, "unsupported")
+    ]
+
+
+@pytest.mark.parametrize("change", [{"precision": "fp16"}, {"processor": "gpu"}])
+def test_a_compilers_report_for_another_kind_of_processor_is_refused(
+    place: Place, change: dict
+) -> None:
+    other = replace(NPU, **{"origin": "compiled", **WITHOUT_DEVICE, **change})
+    place.write(target=other)
+    assert "of another target" in str(place.space(status=2).exception)
 
 
 def test_of_several_versions_the_tables_own_is_taken(place: Place) -> None:

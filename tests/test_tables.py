@@ -230,7 +230,7 @@ def test_a_row_comes_back_from_its_line(row):
     assert Row.from_line(line) == row
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(table=tables)
 def test_a_table_comes_back_from_its_file_and_is_written_as_the_same_bytes(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("round") / "table.csv"
@@ -240,7 +240,7 @@ def test_a_table_comes_back_from_its_file_and_is_written_as_the_same_bytes(tmp_p
     assert loaded.to_csv().encode() == path.read_bytes()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(table=tables)
 def test_a_table_comes_back_from_a_data_frame(table):
     assert LookupTable.from_frame(table.to_frame()) == table
@@ -493,6 +493,7 @@ def test_a_data_frame_with_other_columns_or_a_wrong_row_is_refused():
         (DSP, "sim-hexagon685-dsp"),
         (dataclasses.replace(DSP, threads=2), "sim-hexagon685-dsp-t2"),
         (Target("sm8550", "dsp", "qnn", precision="int8", origin="emulated"), "dsp-qnn-int8"),
+        (Target("stand-in", "dsp", "snpe", precision="int8", origin="simulated"), "dsp-snpe-int8"),
     ],
 )
 def test_targets_are_named_as_on_the_command_line(target, name):

@@ -154,7 +154,7 @@ def test_predictions_are_the_sums_of_the_rows(table, model):
     np.testing.assert_allclose(model.predict(codes), expected, rtol=0, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.integers(0, 300), st.sampled_from("bBhHiIlL"))
 def test_predictions_equal_a_plain_loop_for_every_integer_type(model, seed, count, kind):
     codes = draw(model, count, seed).astype(kind)
@@ -208,7 +208,7 @@ def test_bounds_are_the_extremes_over_all_architectures():
     assert small.bounds(small.mask(allowed)) == (min(inside), max(inside))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_no_architecture_lies_outside_the_bounds_by_any_rounding(model, seed):
     low, high = model.bounds()

@@ -53,6 +53,12 @@ class Availability(enum.IntEnum):
     SIMULATED = 3
     UNAVAILABLE = 4
     ESTIMATED = 5
+    COMPILED = 6
+
+    @property
+    def timed(self) -> bool:
+        """Whether calls have times: those of emulators, and of compilers alone, have none."""
+        return self not in (Availability.EMULATED, Availability.COMPILED, Availability.UNAVAILABLE)
 
 
 @dataclass(frozen=True)
@@ -172,10 +178,15 @@ class Session(abc.ABC):
     """One target, opened in this process with its options and threads.
 
     Attributes:
-        timed: whether calls can be timed; an emulator's are not.
+        timed: whether calls can be timed; those of an emulator or a compiler are not.
+        warms_up: whether calls make the next ones faster; not where `timed_calls` starts a
+            program, which has warmed up itself or never does.
+        ahead: how many artefacts it loads side by side, where it is told of them by `expect`.
     """
 
     timed: bool = True
+    warms_up: bool = True
+    ahead: int = 0
 
     @abc.abstractmethod
     def load(self, content: bytes, format: str) -> Loaded:
@@ -190,6 +201,13 @@ class Session(abc.ABC):
 
     def begin(self, seed: int) -> None:  # noqa: B027 - a hook, most backends need none
         """Called before each batch with the protocol's seed; simulated noise restarts here."""
+
+    def expect(self, content: bytes, format: str) -> None:  # noqa: B027 - a hook
+        """Called with each of the next `ahead` artefacts that `load` will be called with.
+
+        Where loading takes long and waits for most of it, it may begin here; what goes wrong is
+        raised by `load`.
+        """
 
     def renew(self) -> None:  # noqa: B027 - a hook, most backends need none
         """Called between passes of a batch, unless it takes too large a share of the time: memory
@@ -352,8 +370,7 @@ def runtime_version(module: str, extra: str) -> tuple[str, str]:
         Its version and "", or "" and why it cannot be used.
     """
     try:
-        # OpenVINO appends its build: 2026.4.1-22982-e213a147257-releases/2026/4.
-        return str(importlib.import_module(module).__version__).partition("-")[0], ""
+        return str(importlib.import_module(module).__version__), ""
     except ModuleNotFoundError as error:
         if error.name != module:
             return "", f"{module} does not import: {error}"

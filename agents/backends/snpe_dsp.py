@@ -4,7 +4,11 @@ The tools run on the board itself, where they are on its PATH, or on a phone ove
 serve --adb SERIAL``), where they lie in ``/data/local/tmp/snpe``. Each visit is a run of
 ``snpe-net-run`` on the DSP alone, with no fallback to the CPU, and ``snpe-diagview`` tells what the
 calls took: one mean over all of them, so that every call of a visit has that time and the flag
-``averaged``. SNPE reaches processors that QNN does not, down to Hexagon v65.
+``averaged``. A first run with times of layers, which slow it down, tells where each of them ran;
+no latency is taken from it. With the option ``tool=snpe-throughput-net-run`` the visit is a second
+of calls one after the other instead, as that program's own clock sees them.
+
+SNPE reaches processors that QNN does not, down to Hexagon v65.
 
 Written after SNPE's documentation and public logs of versions 2.9 and 2.37; it has met no board.
 """
@@ -15,7 +19,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Optional
 
 import numpy as np
 
@@ -32,9 +35,9 @@ from ..commands import (
 from ..conditions import Conditions, read_conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator
 from ..formats.snpe_file import SnpeArtifact, SnpeEdge, read
-from ..phone import PHONE_NEEDS, phone_conditions, phone_name
+from ..phone import PHONE_NEEDS, Phone
 from ..sandbox import Needs
-from ..tools.snpe import Diagnosis, read_diagview, snpe_error
+from ..tools.snpe import Diagnosis, Throughput, read_diagview, read_throughput, snpe_error
 from .base import (
     EIGHT_BITS,
     Availability,
@@ -59,7 +62,9 @@ PHONE_SNPE = "/data/local/tmp/snpe"
 
 _FORMATS = ("snpe",)
 _NET_RUN, _DIAGVIEW = "snpe-net-run", "snpe-diagview"
-_OPTIONS = ("perf_profile",)
+_THROUGHPUT = "snpe-throughput-net-run"
+_TIMERS = (_NET_RUN, _THROUGHPUT)
+_OPTIONS = ("perf_profile", "tool")
 _PROFILES = (
     "burst", "sustained_high_performance", "high_performance", "balanced", "default",
     "low_balanced", "high_power_saver", "power_saver", "low_power_saver", "extreme_power_saver",
@@ -68,6 +73,9 @@ _PROFILES = (
 _DOORS = ("/dev/adsprpc-smd", "/dev/fastrpc-cdsp", "/dev/fastrpc-adsp", "/dev/ion", "/dev/dma_heap")
 _SKELETONS = ("/system/lib/rfsa/adsp", "/system/vendor/lib/rfsa/adsp", "/dsp")
 _VERSION = re.compile(r"SNPE v(\d+(?:\.\d+)+)")
+_TIMED, _WITH_LAYERS = "basic", "detailed"  # levels of profiling
+_THROUGHPUT_S = 1
+_LEFT_AT_MOST = 16  # folders of runs, before they are removed: a command on a phone takes a while
 _LOG, _RESULTS = "SNPEDiag_0.log", "Result_0"
 _MOST_OUTPUT_BYTES = 2**28
 _UNIT = "DSP"
@@ -90,11 +98,13 @@ def _folder_of(tool: str) -> str:
 def targets(context: Context) -> list[TargetInfo]:
     """The one target, with the reason where it cannot be used."""
     version, device, reason = "", context.device_name, ""
+    availability = Availability.UNAVAILABLE
     try:
         board = Board(_runner(context), context.adb)
         try:
             version = board.version()
             device = board.name() or device
+            availability = board.availability()
         finally:
             board.close()
     except AgentError as error:
@@ -107,13 +117,13 @@ def targets(context: Context) -> list[TargetInfo]:
             runtime="snpe",
             runtime_version=version,
             precision="int8",
-            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            availability=availability,
             reason=reason,
             formats=_FORMATS,
             resident=False,
             device_time=True,
             options=_OPTIONS,
-            defaults=(f"perf_profile={_PROFILES[0]}",),
+            defaults=(f"perf_profile={_PROFILES[0]}", f"tool={_TIMERS[0]}"),
         )
     ]
 
@@ -124,16 +134,20 @@ def open_target(
     """Opens the DSP of this board, or of a phone.
 
     Args:
-        options: ``perf_profile``, by SNPE's names.
+        options: ``perf_profile``, by SNPE's names, and ``tool``, the program that times.
 
     Raises:
         BadRequest: an unknown option or value, more than one thread, or no tools.
-        DeviceLost: the phone does not answer.
+        Busy: the phone is in no state to be measured.
+        DeviceLost: it does not answer.
     """
     check_options(target, _OPTIONS, options)
     check_threads(target, threads, 1)
     profile = choice_of(options, "perf_profile", _PROFILES)
-    return SnpeSession(Board(_runner(context), context.adb), profile)
+    tool = choice_of(options, "tool", _TIMERS)
+    board = Board(_runner(context), context.adb)
+    board.check()
+    return SnpeSession(board, profile, tool)
 
 
 def _runner(context: Context) -> CommandRunner:
@@ -154,12 +168,17 @@ class Board:
     Args:
         runner: of commands there.
         serial: of a phone; empty: this machine.
+
+    Attributes:
+        placed: paths of the graphs there of which every layer is known to run on the DSP.
     """
 
     def __init__(self, runner: CommandRunner, serial: str) -> None:
         self.runner = runner
-        self._phone = bool(serial)
+        self.placed: set[str] = set()
+        self._phone = Phone(runner) if serial else None
         self._runs = 0
+        self._left: list[str] = []
 
     def version(self) -> str:
         """SNPE's version."""
@@ -173,14 +192,26 @@ class Board:
 
     def name(self) -> str:
         """What a phone calls itself; empty on this machine."""
-        return phone_name(self.runner) if self._phone else ""
+        return self._phone.name() if self._phone else ""
+
+    def availability(self) -> Availability:
+        """Whether its times are those of a processor."""
+        return self._phone.availability() if self._phone else Availability.AVAILABLE
+
+    def check(self) -> None:
+        """Raises Busy: a phone is in no state to be measured."""
+        if self._phone:
+            self._phone.check_battery()
 
     def put(self, content: bytes, suffix: str) -> str:
         """Brings a file to the board; its path there."""
         return self.runner.put(content, suffix)
 
-    def run(self, dlc: str, inputs: str, profile: str) -> RunFolder:
+    def run(self, dlc: str, inputs: str, profile: str, level: str) -> RunFolder:
         """Runs a network on the inputs of a list.
+
+        Args:
+            level: of profiling, by SNPE's names.
 
         Raises:
             AgentError: what the tool says went wrong.
@@ -194,24 +225,43 @@ class Board:
             f"--output_dir={folder}",
             "--use_dsp",
             f"--perf_profile={profile}",
-            "--profiling_level=detailed",
+            f"--profiling_level={level}",
             "--use_native_input_files",
             "--use_native_output_files",
         )
         self._tool(words, TOOL_S)
-        return RunFolder(self, folder)
+        return RunFolder(self, folder, level)
 
-    def diagnosis(self, log: str) -> Diagnosis:
+    def throughput(self, dlc: str, profile: str, seconds: int) -> Throughput:
+        """Runs a network again and again on inputs of the tool's own.
+
+        Raises:
+            AgentError: what the tool says went wrong.
+        """
+        words = (
+            _THROUGHPUT,
+            f"--container={dlc}",
+            f"--duration={seconds}",
+            "--use_dsp",
+            f"--perf_profile={profile}",
+        )
+        return read_throughput(self._tool(words, TOOL_S).text)
+
+    def diagnosis(self, log: str, layers_told: bool) -> Diagnosis:
         """What a log tells."""
-        return read_diagview(self._tool((_DIAGVIEW, f"--input_log={log}"), COMMAND_S).text)
+        output = self._tool((_DIAGVIEW, f"--input_log={log}"), COMMAND_S)
+        return read_diagview(output.text, layers_told)
 
     def conditions(self) -> Conditions:
         """Conditions of this machine, or of the phone."""
-        return phone_conditions(self.runner) if self._phone else read_conditions(children=True)
+        return self._phone.conditions() if self._phone else read_conditions(children=True)
 
     def remove(self, folder: str) -> None:
-        """Removes what a run left."""
-        self.runner.run(("rm", "-rf", folder), COMMAND_S)
+        """Removes what a run left, together with what others did."""
+        self._left.append(folder)
+        if len(self._left) >= _LEFT_AT_MOST:
+            self.runner.run(("rm", "-rf", *self._left), COMMAND_S)
+            self._left.clear()
 
     def close(self) -> None:
         """Removes everything that was brought there."""
@@ -228,10 +278,10 @@ class Board:
 
 
 class RunFolder:
-    """What a run left on the board; a context manager that removes it."""
+    """What a run left on the board; a context manager after which it may be removed."""
 
-    def __init__(self, board: Board, folder: str) -> None:
-        self._board, self._folder = board, folder
+    def __init__(self, board: Board, folder: str, level: str) -> None:
+        self._board, self._folder, self._level = board, folder, level
 
     def __enter__(self) -> RunFolder:
         return self
@@ -241,7 +291,7 @@ class RunFolder:
 
     def diagnosis(self) -> Diagnosis:
         """What its calls took."""
-        return self._board.diagnosis(f"{self._folder}/{_LOG}")
+        return self._board.diagnosis(f"{self._folder}/{_LOG}", self._level == _WITH_LAYERS)
 
     def output(self, name: str) -> bytes:
         """An output of its first call."""
@@ -250,11 +300,13 @@ class RunFolder:
 
 
 class SnpeSession(Session):
-    """The DSP of one board with one performance profile."""
+    """The DSP of one board with one performance profile and one program that times."""
 
-    def __init__(self, board: Board, profile: str) -> None:
+    warms_up = False
+
+    def __init__(self, board: Board, profile: str, tool: str) -> None:
         self._board = board
-        self._profile = profile
+        self._profile, self._tool = profile, tool
 
     def load(self, content: bytes, format: str) -> SnpeGraph:
         check_format(TARGET, _FORMATS, format)
@@ -262,7 +314,7 @@ class SnpeSession(Session):
         for edge in artifact.inputs:
             if edge.dtype not in EIGHT_BITS:
                 raise BadRequest(f"target '{TARGET}' takes 8 bits; '{edge.name}' is {edge.dtype}")
-        return SnpeGraph(self._board, self._profile, artifact)
+        return SnpeGraph(self._board, self._profile, self._tool, artifact)
 
     def conditions(self) -> Conditions:
         return self._board.conditions()
@@ -274,19 +326,35 @@ class SnpeSession(Session):
 class SnpeGraph(Loaded):
     """A network on the board."""
 
-    def __init__(self, board: Board, profile: str, artifact: SnpeArtifact) -> None:
+    def __init__(self, board: Board, profile: str, tool: str, artifact: SnpeArtifact) -> None:
         self.compute_unit, self.flags = _UNIT, ("averaged",)
-        self._board, self._profile = board, profile
+        self._board, self._profile, self._tool = board, profile, tool
         self._edges = artifact
         self._dlc = board.put(artifact.dlc, ".dlc")
         self._inputs = tuple(_tensor(edge) for edge in artifact.inputs)
-        self._preset: Optional[str] = None
+        self._preset = ""
 
     def timed_calls(self, count: int) -> list[Sample]:
-        if self._preset is None:
-            self._preset = self._line(random_inputs(self._inputs))
+        self._preset = self._preset or self._line(random_inputs(self._inputs))
+        if self._dlc not in self._board.placed:
+            self._check_placement()
+            self._board.placed.add(self._dlc)
+        # The one mean that SNPE tells.
+        return [self._mean(count)] * count
+
+    def _mean(self, count: int) -> Sample:
+        if self._tool == _THROUGHPUT:
+            found = self._board.throughput(self._dlc, self._profile, _THROUGHPUT_S)
+            return Sample(found.inference_us / 1e3)
         inputs = self._board.put((self._preset * count).encode(), ".txt")
-        with self._board.run(self._dlc, inputs, self._profile) as done:
+        with self._board.run(self._dlc, inputs, self._profile, _TIMED) as done:
+            diagnosis = done.diagnosis()
+        return Sample(diagnosis.total_us / 1e3, diagnosis.accelerator_us / 1e3)
+
+    def _check_placement(self) -> None:
+        """Refuses a graph of which a layer does not run on the DSP."""
+        inputs = self._board.put(self._preset.encode(), ".txt")
+        with self._board.run(self._dlc, inputs, self._profile, _WITH_LAYERS) as done:
             found = done.diagnosis()
         elsewhere = [runtime for runtime in found.runtimes if runtime != _UNIT]
         if elsewhere:
@@ -294,8 +362,6 @@ class SnpeGraph(Loaded):
             raise UnsupportedOperator(
                 f"SNPE ran {on} of {len(found.layers)} layers on {', '.join(elsewhere)}"
             )
-        # The one mean that SNPE tells.
-        return [Sample(found.total_us / 1e3, found.accelerator_us / 1e3)] * count
 
     def inputs(self) -> tuple[TensorInfo, ...]:
         return self._inputs
@@ -304,7 +370,7 @@ class SnpeGraph(Loaded):
         check_inputs(self._inputs, inputs)
         line = self._board.put(self._line(inputs).encode(), ".txt")
         found = {}
-        with self._board.run(self._dlc, line, self._profile) as done:
+        with self._board.run(self._dlc, line, self._profile, _TIMED) as done:
             for edge in self._edges.outputs:
                 content = done.output(edge.name)
                 size = int(np.prod(edge.shape)) * np.dtype(edge.dtype).itemsize

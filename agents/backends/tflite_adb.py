@@ -19,7 +19,7 @@ from ..commands import COMMAND_S, TOOL_S, AdbRunner, run_tool
 from ..conditions import Conditions
 from ..errors import AgentError, BadRequest, RuntimeCrashed
 from ..formats.tflite_file import inputs_of
-from ..phone import PHONE_NEEDS, phone_conditions, phone_name
+from ..phone import PHONE_NEEDS, Phone
 from ..sandbox import Needs
 from ..tools.tflite import Timing, read_benchmark, tflite_error
 from .base import (
@@ -61,12 +61,15 @@ def needs(context: Context) -> Needs:
 def targets(context: Context) -> list[TargetInfo]:
     """The one target, with the reason where it cannot be used."""
     reason, device = "it is for phones: agent serve --adb SERIAL", context.device_name
+    availability = Availability.UNAVAILABLE
     if context.adb:
         try:
             runner = AdbRunner(context.adb, os.getcwd())
             try:
-                device = phone_name(runner) or device
+                phone = Phone(runner)
+                device = phone.name() or device
                 reason = _missing(runner)
+                availability = availability if reason else phone.availability()
             finally:
                 runner.close()
         except AgentError as error:
@@ -79,7 +82,7 @@ def targets(context: Context) -> list[TargetInfo]:
             runtime="tflite",
             runtime_version="",
             precision="int8",
-            availability=Availability.UNAVAILABLE if reason else Availability.AVAILABLE,
+            availability=availability,
             reason=reason,
             formats=_FORMATS,
             resident=False,
@@ -100,7 +103,8 @@ def open_target(
 
     Raises:
         BadRequest: an unknown option or value, more than one thread, or no phone.
-        DeviceLost: the phone does not answer.
+        Busy: the phone is in no state to be measured.
+        DeviceLost: it does not answer.
     """
     check_options(target, _OPTIONS, options)
     check_threads(target, threads, 1)
@@ -140,10 +144,16 @@ class PhoneSession(Session):
         runner: of commands on it.
         delegate: path of the library there.
         settings: of the delegate, ``key:value;key:value``.
+
+    Raises:
+        Busy: the phone is in no state to be measured.
     """
 
+    warms_up = False  # the program's own --warmup_runs do
+
     def __init__(self, runner: AdbRunner, delegate: str, settings: str) -> None:
-        self._runner = runner
+        self._runner, self._phone = runner, Phone(runner)
+        self._phone.check_battery()
         self._delegate, self._settings = delegate, settings
 
     def load(self, content: bytes, format: str) -> PhoneGraph:
@@ -179,7 +189,7 @@ class PhoneSession(Session):
         return found
 
     def conditions(self) -> Conditions:
-        return phone_conditions(self._runner)
+        return self._phone.conditions()
 
     def close(self) -> None:
         self._runner.close()

@@ -29,6 +29,7 @@ class Availability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SIMULATED: _ClassVar[Availability]
     UNAVAILABLE: _ClassVar[Availability]
     ESTIMATED: _ClassVar[Availability]
+    COMPILED: _ClassVar[Availability]
 ERROR_KIND_UNSPECIFIED: ErrorKind
 BAD_REQUEST: ErrorKind
 UNSUPPORTED_OPERATOR: ErrorKind
@@ -45,6 +46,7 @@ EMULATED: Availability
 SIMULATED: Availability
 UNAVAILABLE: Availability
 ESTIMATED: Availability
+COMPILED: Availability
 
 class Error(_message.Message):
     __slots__ = ("kind", "message")
@@ -268,7 +270,7 @@ class Statistics(_message.Message):
     def __init__(self, median_ms: _Optional[float] = ..., p10_ms: _Optional[float] = ..., p90_ms: _Optional[float] = ..., mean_ms: _Optional[float] = ..., min_ms: _Optional[float] = ..., samples: _Optional[int] = ...) -> None: ...
 
 class ArtifactResult(_message.Message):
-    __slots__ = ("sha256", "error", "wall", "wall_ms", "device_ms", "load_ms", "first_call_ms", "compute_unit", "flags", "before", "after")
+    __slots__ = ("sha256", "error", "wall", "wall_ms", "device_ms", "load_ms", "first_call_ms", "compute_unit", "flags")
     SHA256_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     WALL_FIELD_NUMBER: _ClassVar[int]
@@ -278,8 +280,6 @@ class ArtifactResult(_message.Message):
     FIRST_CALL_MS_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_UNIT_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
-    BEFORE_FIELD_NUMBER: _ClassVar[int]
-    AFTER_FIELD_NUMBER: _ClassVar[int]
     sha256: str
     error: Error
     wall: Statistics
@@ -289,9 +289,17 @@ class ArtifactResult(_message.Message):
     first_call_ms: float
     compute_unit: str
     flags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, sha256: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., wall: _Optional[_Union[Statistics, _Mapping]] = ..., wall_ms: _Optional[_Iterable[float]] = ..., device_ms: _Optional[_Iterable[float]] = ..., load_ms: _Optional[float] = ..., first_call_ms: _Optional[float] = ..., compute_unit: _Optional[str] = ..., flags: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BatchConditions(_message.Message):
+    __slots__ = ("before", "after", "flags")
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     before: Conditions
     after: Conditions
-    def __init__(self, sha256: _Optional[str] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., wall: _Optional[_Union[Statistics, _Mapping]] = ..., wall_ms: _Optional[_Iterable[float]] = ..., device_ms: _Optional[_Iterable[float]] = ..., load_ms: _Optional[float] = ..., first_call_ms: _Optional[float] = ..., compute_unit: _Optional[str] = ..., flags: _Optional[_Iterable[str]] = ..., before: _Optional[_Union[Conditions, _Mapping]] = ..., after: _Optional[_Union[Conditions, _Mapping]] = ...) -> None: ...
+    flags: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, before: _Optional[_Union[Conditions, _Mapping]] = ..., after: _Optional[_Union[Conditions, _Mapping]] = ..., flags: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Queued(_message.Message):
     __slots__ = ("ahead",)
@@ -318,16 +326,18 @@ class Finished(_message.Message):
     def __init__(self, error: _Optional[_Union[Error, _Mapping]] = ..., elapsed_ms: _Optional[float] = ...) -> None: ...
 
 class BenchmarkEvent(_message.Message):
-    __slots__ = ("queued", "progress", "result", "finished")
+    __slots__ = ("queued", "progress", "result", "finished", "conditions")
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     queued: Queued
     progress: Progress
     result: ArtifactResult
     finished: Finished
-    def __init__(self, queued: _Optional[_Union[Queued, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ArtifactResult, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+    conditions: BatchConditions
+    def __init__(self, queued: _Optional[_Union[Queued, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[ArtifactResult, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., conditions: _Optional[_Union[BatchConditions, _Mapping]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")

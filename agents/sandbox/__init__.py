@@ -59,6 +59,8 @@ class Needs:
             0: nothing may be made there.
         processes: other programs may be started; they are in the same sandbox.
         network: sockets may be opened.
+        no_locks: taking a lock on a whole file does nothing, as far as the system has a filter for
+            calls: for a runtime that locks a device of this machine which it is not to use.
     """
 
     read: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class Needs:
     scratch_bytes: int = 0
     processes: bool = False
     network: bool = False
+    no_locks: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
             "graph; agent serve --user helps"
         )
     try:
-        seccomp.restrict(processes=needs.processes, network=needs.network)
+        seccomp.restrict(needs.processes, needs.network, needs.no_locks)
         means.append("seccomp")
     except OSError as error:
         missing.append(

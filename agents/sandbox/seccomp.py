@@ -66,6 +66,7 @@ _ABOUT_A_PROCESS: dict[str, tuple[int, int]] = {
     "prlimit64": (302, 261), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
     "sched_setattr": (314, 274), "setpgid": (109, 154),
 }  # fmt: skip
+_LOCK = (73, 32)  # flock
 # Signals by way of a file: F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP.
 _COMMANDS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "fcntl": (72, 25, (8, 10, 15)), "ioctl": (16, 29, (0x8901, 0x8902)),
@@ -89,19 +90,20 @@ _ALL_THREADS = 1 << 0
 _LEAVE_SPECULATION = 1 << 2
 
 
-def restrict(processes: bool, network: bool) -> None:
+def restrict(processes: bool, network: bool, no_locks: bool = False) -> None:
     """Sets the filter for all threads of this process.
 
     Args:
         processes: other programs may be started.
         network: sockets may be opened.
+        no_locks: ``flock`` succeeds and does nothing.
 
     Raises:
         OSError: the kernel refuses, or this is no 64-bit Linux on x86 or Arm.
     """
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"not on {sys.platform}, {platform.machine()}")
-    code = _program(platform.machine(), os.getpid(), processes, network)
+    code = _program(platform.machine(), os.getpid(), processes, network, no_locks)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -115,7 +117,9 @@ def restrict(processes: bool, network: bool) -> None:
         syscall(*set_filter, _ALL_THREADS, program)
 
 
-def _program(machine: str, process: int, processes: bool, network: bool) -> bytes:
+def _program(
+    machine: str, process: int, processes: bool, network: bool, no_locks: bool = False
+) -> bytes:
     """The filter's instructions, 8 bytes each.
 
     Args:
@@ -138,6 +142,8 @@ def _program(machine: str, process: int, processes: bool, network: bool) -> byte
         number = numbers[index]
         if number is not None:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, refuse)]
+    if no_locks:
+        code += [(_EQUAL, 0, 1, _LOCK[index]), (_RETURN, 0, 0, _ERROR)]  # with error 0: it is done
     if not processes:
         # A process that is no thread. Of the newer call the filter cannot read the flags; the C
         # library takes the older one where it is told that there is no newer one.

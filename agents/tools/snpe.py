@@ -81,7 +81,7 @@ class Diagnosis:
         forward_us: without what is done around the network.
         rpc_us: of the call to the processor and back.
         accelerator_us: on the processor itself. These two are 0 where no processor is called.
-        layers: in the log's order.
+        layers: in the log's order; none in a log without their times.
     """
 
     version: str
@@ -97,8 +97,12 @@ class Diagnosis:
         return tuple(sorted({layer.runtime for layer in self.layers}))
 
 
-def read_diagview(text: str) -> Diagnosis:
-    """Reads what snpe-diagview printed of a log with times of layers.
+def read_diagview(text: str, layers_told: bool = True) -> Diagnosis:
+    """Reads what snpe-diagview printed of a log.
+
+    Args:
+        layers_told: whether the log is one of ``--profiling_level=detailed``, with times of layers,
+            or of ``basic``, without.
 
     Raises:
         BadOutput: anything in it is unknown, is missing or stands twice.
@@ -142,8 +146,10 @@ def read_diagview(text: str) -> Diagnosis:
     ):
         lines.only(name, times.get(name, []))
     numbers = [layer.number for layer in layers]
-    if not layers:
+    if layers_told and not layers:
         raise lines.error("has no times of layers; is the log of --profiling_level=detailed?")
+    if layers and not layers_told:
+        raise lines.error("has times of layers; is the log of --profiling_level=basic?")
     if numbers != sorted(set(numbers)):
         raise lines.error("has layers that do not follow each other")
     found_times = {name: values[0] for name, values in times.items()}

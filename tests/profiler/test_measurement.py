@@ -609,6 +609,23 @@ def test_a_context_whose_neighbour_falls_back_is_left_out_where_there_is_another
         assert len(one.results[0]) == len(one.results[1]) == len(contexts)
 
 
+def test_a_row_that_another_device_lost_may_need_a_baseline_that_is_out_of_work():
+    plan = planned("SEP_5,MB_3_3", "digits32:1,3")
+    assert len({row.shape for row in plan}) == 2
+    first = [row for row in plan if row.shape == plan[0].shape]
+    late = [row for row in plan if row not in first]
+    bench = Bench(StandIn(), first, plan=plan, protocol=FOREVER)
+    bench.batch(BATCHES + 2)
+    assert not {graph for row in late for graph in row.baselines} & {
+        graph for graph, _ in bench.device.requests[-1][0]
+    }
+    bench.activate(late)
+    bench.batch()
+    timed = {graph for graph, _ in bench.device.requests[-1][0]}
+    for row in late:
+        assert {context.baseline for context in row.contexts} <= timed
+
+
 def test_a_graph_that_fails_ends_its_row_only():
     found = measured(StandIn(refused={"SEP_5": CANNOT}))
     assert found["SEP_5"].error is CANNOT

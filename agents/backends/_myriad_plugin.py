@@ -1,0 +1,50 @@
+"""What OpenVINO's MYRIAD plugin needs of its machine: libusb, which its wheel lacks, and a lock."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from contextlib import suppress
+
+LOCK = "/tmp/mvnc.mutex"
+"""File by which all processes with a plugin take turns: its place is fixed in the plugin, and the
+process ends where it cannot be opened."""
+
+_NO_DEVICE_DISCOVERY = 2  # LIBUSB_OPTION_NO_DEVICE_DISCOVERY
+
+
+def make_lock() -> None:
+    """Makes the lock where it is not there; to be called before a sandbox is closed."""
+    with suppress(OSError):
+        os.close(os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o660))
+
+
+def load_libusb() -> ctypes.CDLL:
+    """Makes libusb available to plugins that are loaded later.
+
+    It comes with the package ``libusb-package``, or is the system's.
+
+    Raises:
+        OSError: it cannot be had; the text says what to do.
+    """
+    with suppress(ImportError, OSError):
+        package = importlib.import_module("libusb_package")
+        return ctypes.CDLL(str(package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
+    with suppress(OSError):
+        return ctypes.CDLL("libusb-1.0.so.0", mode=ctypes.RTLD_GLOBAL)
+    raise OSError(
+        "libusb is not there, which OpenVINO's MYRIAD plugin needs; run: pip install libusb-package"
+    )
+
+
+def hide_devices(libusb: ctypes.CDLL) -> None:
+    """Makes libusb find no device, without a look at the machine: it opens no socket then.
+
+    Raises:
+        OSError: this libusb cannot.
+    """
+    if libusb.libusb_set_option(None, ctypes.c_int(_NO_DEVICE_DISCOVERY)):
+        raise OSError(
+            "libusb is too old for MYRIAD's compiler; run: pip install 'libusb-package>=1.0.30'"
+        )

@@ -1,0 +1,336 @@
+"""The compiler of OpenVINO's MYRIAD plugin without a stick: target ``vpu-myriad_compiler-fp16``.
+
+Nothing runs and nothing is timed. The plugin of OpenVINO 2021.4 compiles a graph for a Myriad X and
+dumps the stages that it would execute before it finds that there is no stick; a graph's flags count
+them. `docs/design/myriad-compiler.md` says what they are good for.
+
+The plugin looks for a stick for five seconds each time. That is made to find none, whatever is
+there; every graph is compiled in a process of its own, and some of them side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+
+from ..conditions import Conditions
+from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator, error_of
+from ..formats.onnx_file import opset_of
+from ..sandbox import Needs
+from ..sandbox.kernel import PR_SET_PDEATHSIG, prctl
+from ..tools.myriad import StageList, Unit, read_stages
+from ._myriad_plugin import LOCK, hide_devices, load_libusb, make_lock
+from .base import (
+    Availability,
+    Context,
+    Loaded,
+    Sample,
+    Session,
+    TargetInfo,
+    TensorInfo,
+    check_format,
+    check_options,
+    check_threads,
+    one_line,
+)
+
+TARGET = "vpu-myriad_compiler-fp16"
+AT_ONCE = 4
+"""Graphs that are compiled side by side: of a compilation's six seconds five are waiting."""
+
+_FORMATS = ("onnx",)
+_RELEASE, _MODULE = "2021.4.", "openvino.inference_engine"
+_DEVICE = "MYRIAD"
+_PLATFORM = "2480"  # Myriad X
+_NO_STICK = f"there is no available devices with platform {_PLATFORM}"
+_MOST_OPSET = 13
+"""Newer operator sets are read as if they were this one: some wrong, without a word."""
+
+
+def needs(context: Context) -> Needs:
+    """Files for graphs and dumps, a process for each graph, and the plugin's lock.
+
+    The lock is taken for the search for a stick. None is to be found, so it need not be waited for.
+    """
+    make_lock()
+    return Needs(write=(LOCK,), scratch_bytes=2**31, processes=True, no_locks=True)
+
+
+def targets(context: Context) -> list[TargetInfo]:
+    """The one target, with the reason where the compiler is not there."""
+    version, reason = _version()
+    return [
+        TargetInfo(
+            name=TARGET,
+            device="myriad-x",
+            processor="vpu",
+            runtime="myriad_compiler",
+            runtime_version=version,
+            precision="fp16",
+            availability=Availability.UNAVAILABLE if reason else Availability.COMPILED,
+            reason=reason,
+            formats=_FORMATS,
+        )
+    ]
+
+
+def _version() -> tuple[str, str]:
+    """OpenVINO's version and "", or "" and why its MYRIAD compiler is not there."""
+    advice = "it comes with OpenVINO 2021.4.2, for Python 3.6 to 3.9"
+    try:
+        version = importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return "", f"openvino is not installed, and with it MYRIAD's compiler; {advice}"
+    if not version.startswith(_RELEASE):
+        return "", f"openvino {version} has no MYRIAD compiler; {advice}"
+    if not sys.platform.startswith("linux"):
+        return "", "MYRIAD's compiler is used on Linux only"
+    try:
+        hide_devices(load_libusb())
+    except OSError as error:
+        return "", str(error)
+    try:
+        importlib.import_module(_MODULE).IECore().get_versions(_DEVICE)
+    except Exception as error:  # a broken installation may raise anything
+        return "", f"openvino {version} does not load its MYRIAD plugin: {one_line(str(error))}"
+    return version, ""
+
+
+def open_target(
+    context: Context, target: str, options: Mapping[str, str], threads: int
+) -> CompilerSession:
+    """Opens the compiler.
+
+    Raises:
+        BadRequest: an option, or more than one thread.
+    """
+    check_options(target, (), options)
+    check_threads(target, threads, 1)
+    return CompilerSession()
+
+
+class CompilerSession(Session):
+    """The compiler, with the graphs that are in work."""
+
+    timed = False
+    ahead = AT_ONCE
+
+    def __init__(self) -> None:
+        self._work: dict[str, _Compilation] = {}
+
+    def expect(self, content: bytes, format: str) -> None:
+        if format in _FORMATS:
+            self._begun(content)
+
+    def load(self, content: bytes, format: str) -> CompiledGraph:
+        check_format(TARGET, _FORMATS, format)
+        opset = opset_of(content)
+        if opset > _MOST_OPSET:
+            raise UnsupportedOperator(
+                f"the graph has opset {opset}, and OpenVINO 2021.4 reads up to {_MOST_OPSET}"
+            )
+        key = self._begun(content)
+        try:
+            return CompiledGraph(self._work[key].result())
+        finally:
+            self._work.pop(key).end()
+
+    def conditions(self) -> Conditions:
+        """None: no device is there, and this machine's are not its own."""
+        return Conditions()
+
+    def close(self) -> None:
+        for compilation in self._work.values():
+            compilation.end()
+        self._work.clear()
+
+    def _begun(self, content: bytes) -> str:
+        """Begins to compile a graph unless it is in work; what it is kept by."""
+        key = hashlib.sha256(content).hexdigest()
+        if key not in self._work:
+            self._work[key] = _Compilation(content, key)
+        return key
+
+
+class CompiledGraph(Loaded):
+    """What the compiler made of one graph."""
+
+    def __init__(self, found: Compiled) -> None:
+        self.compute_unit = _DEVICE
+        self.flags = flags_of(found.stages)
+        self._inputs = found.inputs
+
+    def timed_calls(self, count: int) -> list[Sample]:
+        """Raises BadRequest: there are no times."""
+        raise BadRequest("where a graph is only compiled there is no latency")
+
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        return self._inputs
+
+    def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raises BadRequest: there are none."""
+        raise BadRequest("where a graph is only compiled there are no outputs")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def flags_of(stages: StageList) -> tuple[str, ...]:
+    """What a report says of a graph's stages.
+
+    Returns:
+        ``hardware:N``, ``shave:N``, ``dma:N``: stages of each unit; ``cycles:N``: of those in
+        hardware; ``shave-bytes:N``, ``dma-bytes:N``: that these read and write; ``cmx-bytes:N``: of
+        memory on the chip; ``shave-Prod:N``: SHAVE stages of each kind.
+    """
+    shave, dma = stages.of(Unit.SHAVE), stages.of(Unit.DMA)
+    kinds = Counter(stage.type for stage in shave)
+    moved = {
+        name: sum(stage.ddr_bytes + stage.cmx_bytes for stage in some)
+        for name, some in (("shave", shave), ("dma", dma))
+    }
+    return (
+        f"hardware:{len(stages.of(Unit.HARDWARE))}",
+        f"shave:{len(shave)}",
+        f"dma:{len(dma)}",
+        f"cycles:{stages.cycles}",
+        f"shave-bytes:{moved['shave']}",
+        f"dma-bytes:{moved['dma']}",
+        f"cmx-bytes:{stages.cmx_bytes}",
+        *(f"shave-{kind}:{kinds[kind]}" for kind in sorted(kinds)),
+    )
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A graph that compiled: its stages and inputs."""
+
+    stages: StageList
+    inputs: tuple[TensorInfo, ...]
+
+
+class _Compilation:
+    """One graph in a process of its own."""
+
+    def __init__(self, content: bytes, key: str) -> None:
+        self._paths = [os.path.join(os.getcwd(), f"{key}{end}") for end in (".onnx", ".dot")]
+        graph, dump = self._paths
+        with open(graph, "wb") as file:
+            file.write(content)
+        # Forked, so that it is in the sandbox; the plugin is in no process but these.
+        fork: Any = multiprocessing.get_context("fork")
+        self._answer: Connection
+        self._answer, told = fork.Pipe(duplex=False)
+        self._process: BaseProcess = fork.Process(
+            target=_compile, args=(graph, dump, told, os.getpid()), daemon=True
+        )
+        self._process.start()
+        told.close()
+
+    def result(self) -> Compiled:
+        """Waits for what came of it.
+
+        Raises:
+            UnsupportedOperator: it does not compile.
+            BadRequest: it cannot be read, or an input has no fixed shape.
+            RuntimeCrashed: the compiler died, or its dump is not understood.
+        """
+        try:
+            kind, message, inputs = self._answer.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeCrashed(_death_of(self._process.exitcode)) from None
+        if kind:
+            raise error_of(kind, message)
+        with open(self._paths[1], encoding="utf-8") as file:
+            return Compiled(read_stages(file.read()), inputs)
+
+    def end(self) -> None:
+        """Ends the process, and removes its files."""
+        self._process.kill()
+        self._process.join()
+        self._answer.close()
+        for path in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _death_of(status: Any) -> str:
+    name = signal.Signals(-status).name if status and status < 0 else f"status {status}"
+    return f"MYRIAD's compiler died ({name})"
+
+
+def _compile(graph: str, dump: str, answer: Connection, parent: int) -> None:
+    """In the new process: compiles a graph, and tells an error's kind and text, and the inputs."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)  # the plugin prints warnings there
+    try:
+        answer.send((0, "", _compiled(graph, dump)))
+    except AgentError as error:
+        answer.send((int(error.kind), str(error), ()))
+    except Exception as error:
+        answer.send((int(RuntimeCrashed.kind), f"MYRIAD's compiler: {_said(error)}", ()))
+
+
+def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
+    """Compiles a graph into a dump; its inputs."""
+    hide_devices(load_libusb())  # no stick of this machine's is touched
+    core = importlib.import_module(_MODULE).IECore()
+    try:
+        network = core.read_network(model=graph)
+    except RuntimeError as error:
+        text = f"openvino cannot read the graph: {_said(error)}"
+        if "does not support the following" in text:
+            raise UnsupportedOperator(text) from error
+        raise BadRequest(text) from error
+    inputs = tuple(_inputs(network))
+    elsewhere = {
+        f"'{name}'": unit
+        for name, unit in core.query_network(network, _DEVICE).items()
+        if unit != _DEVICE
+    }
+    if elsewhere:
+        raise UnsupportedOperator(f"MYRIAD does not take {', '.join(elsewhere)}")
+    settings = {
+        "VPU_MYRIAD_PLATFORM": f"VPU_MYRIAD_{_PLATFORM}",
+        "MYRIAD_DUMP_INTERNAL_GRAPH_FILE_NAME": dump,
+        "MYRIAD_DUMP_ALL_PASSES": "NO",
+    }
+    try:
+        core.load_network(network, _DEVICE, settings)
+    except RuntimeError as error:
+        # It has compiled by then.
+        if _NO_STICK not in str(error):
+            raise UnsupportedOperator(f"MYRIAD's compiler: {_said(error)}") from error
+    return inputs
+
+
+def _inputs(network: Any) -> Iterator[TensorInfo]:
+    for name, entry in network.input_info.items():
+        shape = tuple(entry.input_data.shape)
+        if not shape:  # an open size takes all of them away
+            raise BadRequest(f"input '{name}' has no fixed shape; export it with fixed sizes")
+        yield TensorInfo(name, "float32" if entry.precision == "FP32" else entry.precision, shape)
+
+
+def _said(error: Exception) -> str:
+    """An error of the plugin without its sources' paths."""
+    words = [word for word in str(error).split() if "/jenkins/" not in word]
+    return one_line(" ".join(words).replace("[ GENERAL_ERROR ] ", ""))

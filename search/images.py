@@ -1,0 +1,79 @@
+"""Images that stay on the disk, where there are too many for memory, and reading them ahead.
+
+Decoding is a function of the image alone; all that is drawn is drawn by whoever asks for it. So it
+does not matter how far ahead images are read, and a training that resumes sees what it would have.
+
+Threads read ahead, not processes: decoders let go of the interpreter's lock, and a program that
+speaks gRPC or holds a GPU must not fork.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+AHEAD = 4
+"""Batches that are read before they are asked for."""
+
+DECODERS = min(16, os.cpu_count() or 1)
+"""Threads that decode the images of a batch."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StoredImages:
+    """Images by their numbers; indexing decodes them, as if they were a tensor [N, C, H, W].
+
+    Attributes:
+        fetch: from numbers int64 [n] to uint8 [n, channels, height, width].
+        numbers: int64 [N], what `fetch` knows the images by.
+    """
+
+    fetch: Callable[[Tensor], Tensor]
+    numbers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
+        return self.fetch(self.numbers[chosen])
+
+    def take(self, chosen: Tensor) -> StoredImages:
+        """Some of the images, not decoded yet."""
+        return StoredImages(self.fetch, self.numbers[chosen])
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """Batches in order, decoded ahead; the last may be smaller."""
+        return read_ahead(self.fetch, self.numbers.split(size))
+
+
+Images = Tensor | StoredImages
+"""uint8 [N, channels, height, width], in memory or on the disk."""
+
+
+def take(images: Images, chosen: Tensor) -> Images:
+    """Some images; those on the disk stay there."""
+    return images.take(chosen) if isinstance(images, StoredImages) else images[chosen]
+
+
+def read_ahead(fetch: Callable[[T], R], wanted: Iterable[T], depth: int = AHEAD) -> Iterator[R]:
+    """Results of a slow function in order, made in a thread up to `depth` before they are used."""
+    executor = ThreadPoolExecutor(1)
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in wanted:
+            waiting.append(executor.submit(fetch, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
