@@ -138,7 +138,7 @@ def main() -> None:
             result.update(against_truth(table, arguments.layers))
             seconds, verdict = run(
                 "hurricane", "--plugin", str(plugin), "verify", "--table", str(table),
-                "--backbone", backbone.name, "--random", "8", "--agent", address, "--json",
+                "--backbone", backbone.name, "--random", "12", "--agent", address, "--json",
                 allowed=(0, 1, 3),
             )  # fmt: skip
             result["verify_s"], result["verify"] = seconds, verdict

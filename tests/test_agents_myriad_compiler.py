@@ -7,7 +7,6 @@ import functools
 import importlib.metadata
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -40,14 +39,7 @@ from hurricane.ops.shapes import LayerShape
 from .agents_artifacts import BROKEN, convolutions
 from .agents_support import serving
 from .myriad_dumps import example
-from .python39_support import (
-    INSTALL_S,
-    PYTHON,
-    ROOT,
-    Environment,
-    _beside_the_code,
-    find_python,
-)
+from .python39_support import INSTALL_S, PYTHON, Environment, copy_of_the_code, find_python
 
 pytestmark = [
     pytest.mark.process,
@@ -314,8 +306,7 @@ def environment(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Enviro
         kept.fetch("--no-deps", OPENVINO)  # its metadata excludes the numpy that it runs with
         kept.fetch(*PACKAGES)
         ready.write_text(content)
-    tree = tmp_path_factory.mktemp("tree")
-    shutil.copytree(ROOT, tree, ignore=_beside_the_code, dirs_exist_ok=True)
+    tree = copy_of_the_code(tmp_path_factory.mktemp("tree"))
     kept.pip("uninstall", "--yes", "hurricane-nas")
     done = kept.pip("install", "--no-index", "--no-deps", "--no-build-isolation", str(tree))
     assert done.returncode == 0, done.stderr

@@ -370,8 +370,7 @@ def runtime_version(module: str, extra: str) -> tuple[str, str]:
         Its version and "", or "" and why it cannot be used.
     """
     try:
-        # OpenVINO appends its build: 2026.4.1-22982-e213a147257-releases/2026/4.
-        return str(importlib.import_module(module).__version__).partition("-")[0], ""
+        return str(importlib.import_module(module).__version__), ""
     except ModuleNotFoundError as error:
         if error.name != module:
             return "", f"{module} does not import: {error}"

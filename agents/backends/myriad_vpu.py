@@ -12,9 +12,6 @@ Written after OpenVINO's documentation and the plugin's messages; it has met no 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +30,7 @@ from ..errors import (
     UnsupportedOperator,
 )
 from ..sandbox import Needs
+from ._myriad_plugin import LOCK, load_libusb, make_lock
 from ._myriad_usb import (
     SUPER_SPEED_MBPS,
     Obstacle,
@@ -77,8 +75,7 @@ _FORMATS = ("onnx",)
 _OPTIONS = ("device",)
 _FIRST, _LAST = (2021, 4), (2022, 3)
 _REMEDY = "see docs/ncs2.md"
-_LOCK = "/tmp/mvnc.mutex"
-"""Processes with a stick take turns by it; the plugin has its name within it."""
+_GET_LIBUSB = "run: pip install libusb-package"
 
 _SETTINGS = {
     "PERF_COUNT": "YES",
@@ -113,9 +110,8 @@ def needs(context: Context) -> Needs:
     """USB, with the kernel's news of it by a socket; a folder for graphs; the plugin's lock."""
     read = ["/sys/bus/usb", "/run/udev"]
     if usb_sticks():
-        with contextlib.suppress(OSError):  # what is not there cannot be left open
-            os.close(os.open(_LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666))
-            read.append(_LOCK)
+        make_lock()  # what is not there cannot be left open
+        read.append(LOCK)
     write = ("/dev/bus/usb",)
     return Needs(tuple(read), write, scratch_bytes=LARGEST_FILE_BYTES, network=True)
 
@@ -188,7 +184,8 @@ def _open() -> Engine:
     Raises:
         BadRequest: there is no plugin, or it does not load.
     """
-    libusb = _load_libusb()
+    with contextlib.suppress(OSError):  # else the plugin says so
+        load_libusb()
     try:
         engine = open_engine()
         engine.plugin(_DEVICE)
@@ -196,33 +193,11 @@ def _open() -> Engine:
         if "is not registered" in str(error):
             reason = f"OpenVINO as it is installed here has no MYRIAD plugin; {_REMEDY}"
         elif "libusb" in str(error):
-            reason = (
-                f"the MYRIAD plugin needs libusb, and {libusb}; run: pip install libusb-package"
-            )
+            reason = f"the MYRIAD plugin needs libusb, which is not there; {_GET_LIBUSB}"
         else:
             reason = f"the MYRIAD plugin does not load: {reason_of(error)}"
         raise BadRequest(reason) from error
     return engine
-
-
-def _load_libusb() -> str:
-    """Makes libusb's symbols known to this process, or says why not.
-
-    The plugin is linked to it, and no wheel of OpenVINO brings it.
-    """
-    try:
-        path = importlib.import_module("libusb_package").get_library_path()
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        return ""
-    except ImportError:  # the distribution's, if there is one
-        why = "libusb-package is not installed"
-    except Exception as error:
-        why = one_line(str(error))
-    try:
-        ctypes.CDLL("libusb-1.0.so.0", mode=ctypes.RTLD_GLOBAL)
-    except OSError as error:
-        why += f", and {one_line(str(error))}"
-    return why
 
 
 def _names(engine: Engine) -> list[str]:
