@@ -150,7 +150,7 @@ def main() -> None:
             result["budget_ms"], result["space"] = float(budget), made
             if arguments.search:
                 seconds, searched = run(
-                    "hurricane", "--plugin", str(plugin), "search", *common, "--space", str(space),
+                    "hurricane", "--plugin", str(plugin), "search", "--space", str(space),
                     "--data", "digits", "--evaluations", "20", "--training", "0.02",
                     "--agent", address, "-o", str(folder / "run"), "--json",
                 )  # fmt: skip
