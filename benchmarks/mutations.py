@@ -40,6 +40,7 @@ OTHER_CODE = 99
 """Exit status where the tests would import something else than the copy."""
 
 TESTS: dict[str, tuple[str, ...]] = {
+    "search/candidates.py": ("search_candidates", "search_space"),
     "search/confirm.py": ("search_confirm",),
     "search/data.py": ("search_data",),
     "search/distributed.py": ("search_steps", "search_training"),
@@ -763,8 +764,8 @@ MUTATIONS = (
     Mutation(
         "parents are the worst",
         "search/evolution.py",
-        "best_first(history)[: self.top]",
-        "best_first(history)[-self.top :]",
+        "best = History.of(history).best(self.top)",
+        "best = best_first(history)[-self.top :]",
     ),
     Mutation(
         "of equals the slower wins",
@@ -787,19 +788,19 @@ MUTATIONS = (
     Mutation(
         "children have one parent",
         "search/evolution.py",
-        "rng.random(mothers.shape) < 0.5",
-        "rng.random(mothers.shape) < 1",
+        "rng.integers(2, size=children.shape, dtype=np.bool_)",
+        "np.ones(children.shape, dtype=np.bool_)",
     ),
     Mutation(
         "children may miss the budget",
         "search/evolution.py",
-        "candidates[self._feasible.contains(candidates)].tolist()",
-        "candidates.tolist()",
+        "_keys(candidates[self._feasible.contains(candidates)])",
+        "_keys(candidates)",
     ),
     Mutation(
         "networks are evaluated twice",
         "search/evolution.py",
-        "self._seen = {e.codes for e in history}",
+        "self._seen = History.of(history).keys",
         "self._seen = set()",
     ),
     Mutation(
@@ -823,14 +824,14 @@ MUTATIONS = (
     Mutation(
         "a fitness that is no number is taken",
         "search/evolution.py",
-        "if not math.isfinite(fitness):",
-        "if False:",
+        "wrong = np.flatnonzero(~np.isfinite(found))",
+        "wrong = np.flatnonzero(np.zeros(found.shape))",
     ),
     Mutation(
         "the budget itself misses the budget",
         "search/feasible.py",
-        "return np.sum(surplus, axis=0) <= self._slack",
-        "return np.sum(surplus, axis=0) < self._slack",
+        "self._flat_surplus[self._places(codes)].sum(axis=1) <= self._slack",
+        "self._flat_surplus[self._places(codes)].sum(axis=1) < self._slack",
     ),
     Mutation(
         "listing misses the budget's edge",
@@ -871,8 +872,8 @@ MUTATIONS = (
     Mutation(
         "the fixed latency is not in a network's",
         "search/feasible.py",
-        "return self.fixed_ms + np.sum(latencies, axis=0)",
-        "return np.sum(latencies, axis=0)",
+        "return self.fixed_ms + self._flat_ms[self._places(codes)].sum(axis=1)",
+        "return self._flat_ms[self._places(codes)].sum(axis=1)",
     ),
     Mutation(
         "capacity is MACs alone",
@@ -894,39 +895,75 @@ MUTATIONS = (
     ),
     Mutation(
         "the explorer may miss the budget",
-        "search/space.py",
+        "search/candidates.py",
         "if column not in columns[layer] and own <= room:",
         "if column not in columns[layer] and own == own:",
     ),
     Mutation(
         "the explorer is the smallest",
-        "search/space.py",
+        "search/candidates.py",
         'np.argsort(-capacity, kind="stable")',
         'np.argsort(capacity, kind="stable")',
     ),
     Mutation(
         "the first layers explore",
-        "search/space.py",
-        "for layer in range(n - exploring_layers, n):",
-        "for layer in range(exploring_layers):",
+        "search/candidates.py",
+        "for layer in range(n - self.exploring_layers, n):",
+        "for layer in range(self.exploring_layers):",
     ),
     Mutation(
         "alpha need not let stage 1 meet the budget",
-        "search/space.py",
-        "(self.budget_ms < high) & (stage1 <= self.budget_ms)",
-        "(self.budget_ms < high)",
+        "search/candidates.py",
+        "good &= stage1 <= self.budget_ms + TOLERANCE_MS",
+        "",
     ),
     Mutation(
         "alpha is the farthest",
-        "search/space.py",
-        "best = int(np.argmin(distance))",
-        "best = int(np.argmax(np.where(good, distance, -1)))",
+        "search/candidates.py",
+        "return distance <= distance.min() + _SAME_SHARE * budget_ms",
+        "return among & (distance >= np.where(among, distance, -1).max())",
     ),
     Mutation(
         "breakpoints of one layer count",
-        "search/space.py",
+        "search/candidates.py",
         ("for layer in self._first:\n            known"),
         ("for layer in self._first[:1]:\n            known"),
+    ),
+    Mutation(
+        "the price is of the last step",
+        "search/candidates.py",
+        "            price = -steps[start][0]\n",
+        "",
+    ),
+    Mutation(
+        "the network at the price takes what does not fit",
+        "search/candidates.py",
+        "if used > budget_ms + TOLERANCE_MS:",
+        "if used > 2 * budget_ms + TOLERANCE_MS:",
+    ),
+    Mutation(
+        "prices below the budget's alone are looked at",
+        "search/candidates.py",
+        "np.geomspace(1 / PRICE_RANGE, PRICE_RANGE, PRICES)",
+        "np.geomspace(1 / PRICE_RANGE, 1, PRICES)",
+    ),
+    Mutation(
+        "the best at the budget's price is no candidate",
+        "search/candidates.py",
+        "chosen = [base]",
+        "chosen = [int(np.argmax(known))]",
+    ),
+    Mutation(
+        "operators that fit nowhere are candidates",
+        "search/candidates.py",
+        "tau = np.where(tau - np.nanmin(tau, axis=1)[:, None] <= room + TOLERANCE_MS, tau, np.nan)",
+        "tau = tau + 0 * room",
+    ),
+    Mutation(
+        "rounding decides which alpha is taken",
+        "search/candidates.py",
+        "return distance <= distance.min() + _SAME_SHARE * budget_ms",
+        "return distance <= distance.min()",
     ),
     Mutation(
         "a budget at the lowest latency is taken",
@@ -936,8 +973,8 @@ MUTATIONS = (
     ),
     Mutation(
         "a fixed alpha may leave stage 1 nothing",
-        "search/space.py",
-        "        scored.require_stage1(exponent)\n",
+        "search/candidates.py",
+        "            scored.require_stage1(exponent)\n",
         "",
     ),
     Mutation(

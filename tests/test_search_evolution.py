@@ -183,6 +183,25 @@ def test_children_come_from_the_best(feasible: FeasibleSet) -> None:
     assert ((children != best).sum(axis=1) <= 5).all()
 
 
+def test_children_of_two_parents_have_layers_of_both() -> None:
+    free = FeasibleSet([[0.1, 0.1, 0.1]] * 20, 0.0, 3.0)
+    strategy = EvolutionSearch(population=10, top=2, crossover=10, mutation=0)
+    parents = [Evaluated((code,) * 20, 1.0, 2.0, 0) for code in (0, 1)]
+    children = strategy.propose(free, parents, np.random.default_rng(0), 10)
+    assert len(children) == 10
+    assert ((children == 0).any(axis=1) & (children == 1).any(axis=1)).all()
+    assert (children < 2).all()  # no parent's
+
+
+def test_the_few_that_are_left_are_found(strategy: Strategy) -> None:
+    free = FeasibleSet([[0.1, 0.1]] * 12, 0.0, 3.0)
+    everything = free.enumerate(2**12)
+    assert everything is not None
+    known = [Evaluated(tuple(codes), 0.5, 1.2, 0) for codes in everything[:-1].tolist()]
+    found = strategy.propose(free, known, np.random.default_rng(0), 10)
+    assert found.tolist() == everything[-1:].tolist()
+
+
 def test_the_last_generation_can_win(feasible: FeasibleSet) -> None:
     order: list[float] = []
 
