@@ -204,6 +204,16 @@ def test_candidates_reach_from_small_to_large_operators() -> None:
         assert between
 
 
+def test_auto_alpha_leaves_stage_1_a_network_where_the_nearest_mean_would_not() -> None:
+    latency = open_latency("imagenet224-sim-hexagon685-dsp", accept_table=True)
+    low, high = reachable_ms(latency.model)
+    budget = low + 0.7 * (high - low)
+    space = build_space(latency.model, latency.backbone, budget, "hurricane")
+    assert space.stage1_set.count > 0
+    with pytest.raises(BadRequest, match="too high"):
+        build_space(latency.model, latency.backbone, budget, "hurricane", alpha=6.57)
+
+
 @pytest.mark.parametrize("table", [t for t in shipped_tables() if t.startswith("imagenet224-")])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9, 0.999])
 def test_there_is_a_space_for_every_shipped_table(table: str, share: float) -> None:
