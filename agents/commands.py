@@ -274,6 +274,8 @@ class AdbRunner(CommandRunner):
             raise TimedOut(
                 f"{_name(words[0])} took longer than {timeout_s:g} s on the phone {self._named}"
             )
+        if begin is None and end is not None:
+            raise DeviceLost(f"the phone {self._named} does not tell since when it runs")
         if begin is None or end is None:
             raise self._failure(_text(captured.err), "the link to it was lost during a command")
         printed = text[: begin.start()] + text[begin.end() : end.start()]
@@ -355,8 +357,11 @@ _PHONE_NAME = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f
 
 
 def _this_machine() -> str:
-    """This machine's name, in a form that a file's name can hold."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    """This machine, as far as its process ids reach, in a form that a file's name can hold."""
+    known = socket.gethostname()
+    with contextlib.suppress(OSError):  # containers share the name, and not the ids
+        known += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:

@@ -115,7 +115,7 @@ class TimingProtocol:
         """
         if resident:
             return replace(self, min_rounds=min(self.min_rounds, self.max_rounds))
-        most = -(-self.max_rounds // 4)
+        most = max(2, -(-self.max_rounds // 4))  # one round tells no error
         return replace(
             self,
             min_rounds=min(5, self.min_rounds, most),

@@ -79,6 +79,8 @@ class FakeSnpe:
         change: what becomes of each text that diagview prints; may be anything.
         fails: what snpe-net-run says instead of running; empty: it runs.
         runs: how many times it ran.
+        calls: in each run.
+        runtime: that the throughput tool says it ran on.
         root: folder that stands for a phone's file system; empty: this machine's own.
     """
 
@@ -86,7 +88,9 @@ class FakeSnpe:
     fails: str = ""
     runs: int = 0
     root: str = ""
+    runtime: str = "dsp_fixed8_tf"
     arguments: list[list[str]] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
 
     def programs(self) -> dict[str, Callable[[Sequence[str]], tuple[int, str]]]:
         """The tools by name; each takes its arguments, and gives its status and what it prints."""
@@ -126,6 +130,7 @@ class FakeSnpe:
         (folder / "SNPEDiag_0.log").write_text(json.dumps({"us": us, "level": level}))
         (folder / "Result_0" / "output.raw").write_bytes(self.output(model))
         self.runs += 1
+        self.calls.append(len(lines))
         return 0, "-" * 20 + "\nModel String: N/A\n"
 
     def throughput(self, words: Sequence[str]) -> tuple[int, str]:
@@ -139,7 +144,7 @@ class FakeSnpe:
             us = true_us(archive.read("model")) + CALL_US
         count = 10**6 * int(given["--duration"]) // us
         return 0, (
-            f"[Thread 0 - dsp_fixed8_tf] {1e6 / us:.2f} infs/sec - Number of images processed: "
+            f"[Thread 0 - {self.runtime}] {1e6 / us:.2f} infs/sec - Number of images processed: "
             f"{count} - Build time: 650001 microseconds - Elapsed time: {count * us} microseconds "
             f"- Real time: {count * us - 9} microseconds - Teardown time: 10001 microseconds - "
             f"Batch : 1\nTotal throughput: {1e6 / us:.2f} infs/sec     \n"

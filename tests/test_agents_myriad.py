@@ -107,7 +107,14 @@ def test_several_sticks_are_told_apart_by_name(plugin: FakeOpenvino) -> None:
         graph.close()
         del graph
     with pytest.raises(BadRequest, match=r"option 'device' is one of 1\.2-ma2480, 3\.1-ma2480"):
+        opened(device="the left one")
+    with pytest.raises(DeviceLost, match="stick 7-ma2480 is not there; there are 1"):
         opened(device="7-ma2480")
+    (target,) = myriad_vpu.targets(Context())
+    assert target.defaults == ("device=1.2-ma2480",)  # each stick fills a table of its own
+    plugin.be(sticks=("1.2-ma2480",))
+    (target,) = myriad_vpu.targets(Context())
+    assert target.defaults == ()
 
 
 # Times.

@@ -171,7 +171,7 @@ def test_another_precision_than_the_targets_is_flagged() -> None:
     assert graph_on(Core(precisions=["FP32"]), GPU32).flags == ()
     assert graph_on(Core(precisions=["f16", "FP32"])).flags == ("precision:f32-1/2",)
     assert graph_on(Core(hint="f32")).flags == ("precision:f32",)
-    assert graph_on(Core(precisions=None)).flags == ("precision:untold",)
+    assert graph_on(Core(precisions=None)).flags == ("precision:unknown",)
 
 
 def test_an_int8_target_takes_quantised_graphs_alone() -> None:

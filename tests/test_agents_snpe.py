@@ -14,7 +14,13 @@ import pytest
 from hurricane.agents.backends import snpe_dsp
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.client import AgentClient, Protocol
-from hurricane.agents.errors import AgentError, BadRequest, ErrorKind
+from hurricane.agents.errors import (
+    AgentError,
+    BadRequest,
+    Busy,
+    ErrorKind,
+    UnsupportedOperator,
+)
 from hurricane.agents.formats import checker_of, snpe_file
 from hurricane.agents.server import AgentServer
 from hurricane.lookup_tables.table import LookupTable
@@ -106,8 +112,8 @@ def test_times_of_layers_are_asked_for_once_and_no_latency_is_taken_from_them(be
         for word in words
         if word.startswith("--profiling_level")
     ]
-    assert levels[0] == "detailed"
-    assert set(levels[1:]) == {"basic"}
+    assert levels == ["detailed", "basic", "basic", "basic"]
+    assert bench.snpe.calls == [1, 4, 4, 4]
 
 
 def test_the_throughput_tool_times_by_its_own_clock(bench: Bench) -> None:
@@ -119,6 +125,10 @@ def test_the_throughput_tool_times_by_its_own_clock(bench: Bench) -> None:
     expected = (true_us(export_operator("SEP_3", SHAPE)) + CALL_US) / 1e3
     assert result.wall_ms == pytest.approx(expected)
     assert bench.snpe.arguments[-1][0].startswith("--container=")
+    bench.snpe.runtime = "cpu_float32"
+    error = bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)[digest].error
+    assert error is not None
+    assert "ran the graph on cpu_float32" in str(error)
     bench.snpe.fails = THROUGHPUT_402
     digest = bench.client.upload(archive("SEP_5"))
     result = bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)[digest]
@@ -151,6 +161,19 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
         lambda bench: setattr(bench.snpe, "change", lambda text: text.replace(": DSP", ": GPU")),
         ErrorKind.UNSUPPORTED_OPERATOR,
         "2 of 2 layers on GPU",
+    ),
+    "no time on the DSP": (
+        lambda bench: setattr(
+            bench.snpe,
+            "change",
+            lambda text: (
+                text
+                if "Per-Layer" in text
+                else re.sub(r"(RPC Execute|Accelerator) Time: \d+ us", r"\1 Time: 0 ", text)
+            ),
+        ),
+        ErrorKind.UNSUPPORTED_OPERATOR,
+        "SNPE tells of no time on the DSP",
     ),
     "a cut log": (
         lambda bench: setattr(bench.snpe, "change", lambda text: text[:300]),
@@ -211,6 +234,25 @@ def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -
     assert error.kind == ErrorKind.DEVICE_LOST
     assert "has restarted" in str(error)
     assert bench.measure(archive()).error is None
+
+
+def test_outputs_of_a_graph_that_runs_elsewhere_are_refused(bench: Bench) -> None:
+    bench.snpe.change = lambda text: text.replace(": DSP", ": CPU")
+    digest = bench.client.upload(archive())
+    with pytest.raises(UnsupportedOperator, match="layers on CPU"):
+        bench.client.run(digest, TARGET, {"input": np.zeros((1, 32, 8, 8), np.uint8)})
+
+
+def test_a_low_battery_is_refused_and_leaves_nothing_on_the_phone(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench.phone.charge(9)
+    place = bench.phone.path("/data/local/tmp/hurricane")
+    before = sorted(place.iterdir()) if place.is_dir() else []
+    with pytest.raises(Busy, match="at 9%"):
+        snpe_dsp.open_target(Context(adb=bench.phone.serial), TARGET, {}, 1)
+    assert sorted(place.iterdir()) == before
 
 
 def test_what_runs_leave_on_the_phone_does_not_pile_up(

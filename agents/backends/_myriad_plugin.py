@@ -5,19 +5,44 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 from contextlib import suppress
 
 LOCK = "/tmp/mvnc.mutex"
 """File by which all processes with a plugin take turns: its place is fixed in the plugin, and the
 process ends where it cannot be opened."""
 
+_NOT_TAKEN = re.compile(r'Failed to compile layer "(.*?)".*unsupported layer type "(.*?)"')
 _NO_DEVICE_DISCOVERY = 2  # LIBUSB_OPTION_NO_DEVICE_DISCOVERY
 
 
 def make_lock() -> None:
-    """Makes the lock where it is not there; to be called before a sandbox is closed."""
+    """Makes the lock where it is not there; to be called before a sandbox is closed.
+
+    Whoever makes it, all users take turns by it.
+    """
     with suppress(OSError):
-        os.close(os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o660))
+        lock = os.open(LOCK, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            os.fchmod(lock, 0o666)  # the umask is not asked
+        finally:
+            os.close(lock)
+
+
+def lock_problem() -> str:
+    """Why the plugin could not take its lock; empty: it can."""
+    if os.access(LOCK, os.R_OK):
+        return ""
+    return (
+        f"{LOCK}, by which processes with the MYRIAD plugin take turns, is another user's and "
+        "cannot be opened; remove it, or run the agent as that user"
+    )
+
+
+def layer_not_taken(text: str) -> str:
+    """That the plugin does not take a layer, where its message says so; else empty."""
+    found = _NOT_TAKEN.search(text)
+    return f"MYRIAD does not take {found[2]} '{found[1]}'" if found else ""
 
 
 def load_libusb() -> ctypes.CDLL:

@@ -37,7 +37,7 @@ FORMATS = {"fp32": ("onnx",), "fp16": ("onnx",), "int8": ("onnx-qdq",)}
 
 _WEIGHTED = ("Convolution", "Deconvolution", "FullyConnected", "Gemm", "MatMul")
 _PRECISIONS = {"fp32": ("f32",), "fp16": ("f16",), "int8": ("u8", "i8")}  # of what these read
-_UNTOLD = "precision:untold"
+_UNKNOWN = "precision:unknown"
 """Flag of a graph whose runtime does not tell the precision of its nodes."""
 
 _NO_MEMORY = ("bad_alloc", "CL_MEM_OBJECT_ALLOCATION_FAILURE", "CL_OUT_OF_HOST_MEMORY",
@@ -52,7 +52,8 @@ NO_NPU_COMPILER = (
 def installed_version() -> tuple[str, str]:
     """OpenVINO's version, or why there is none that these backends drive."""
     remedy = "run: pip install 'hurricane-nas[openvino]'"
-    return openvino_version((2024, 0), None, "2024.0 or newer", remedy)
+    elsewhere = "install it in another environment: one has one OpenVINO"
+    return openvino_version((2024, 0), None, "2024.0 or newer", remedy, elsewhere)
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _precision_flags(compiled: Any, placement: Placement) -> tuple[str, ...]:
         flags = () if hint == wanted else (f"precision:{hint}",)
     precisions = _precisions(compiled)
     if precisions is None:
-        return (*flags, _UNTOLD)
+        return (*flags, _UNKNOWN)
     return flags + precision_flags(precisions, _PRECISIONS[placement.precision])
 
 

@@ -16,7 +16,7 @@ _TELLING = ("openvino", "openvino.runtime", "openvino.inference_engine")
 
 
 def openvino_version(
-    first: Release, last: Optional[Release], wanted: str, remedy: str
+    first: Release, last: Optional[Release], wanted: str, remedy: str, elsewhere: str = ""
 ) -> tuple[str, str]:
     """The version of the OpenVINO that is installed, if it is one of those that a target takes.
 
@@ -24,6 +24,7 @@ def openvino_version(
         first, last: releases that it takes; None: every one from the first on.
         wanted: what these are called in a sentence.
         remedy: what to do where there is none of them.
+        elsewhere: what to do where there is another one instead; empty: the same.
 
     Returns:
         Its version and "", or "" and why it cannot be used.
@@ -38,7 +39,8 @@ def openvino_version(
         return "", f"openvino does not import: {one_line(str(error))}{advice(error)}"
     release = release_of(version)
     if release < first or (last is not None and release > last):
-        return "", f"openvino {version} is installed, and this target takes {wanted}; {remedy}"
+        mend = elsewhere or remedy
+        return "", f"openvino {version} is installed, and this target takes {wanted}; {mend}"
     return version, ""
 
 

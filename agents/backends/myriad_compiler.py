@@ -28,12 +28,26 @@ from typing import Any
 import numpy as np
 
 from ..conditions import Conditions
-from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator, error_of
+from ..errors import (
+    AgentError,
+    BadRequest,
+    OutOfMemory,
+    RuntimeCrashed,
+    UnsupportedOperator,
+    error_of,
+)
 from ..formats.onnx_file import opset_of
 from ..sandbox import Needs
 from ..sandbox.kernel import PR_SET_PDEATHSIG, prctl
 from ..tools.myriad import StageList, Unit, read_stages
-from ._myriad_plugin import LOCK, hide_devices, load_libusb, make_lock
+from ._myriad_plugin import (
+    LOCK,
+    hide_devices,
+    layer_not_taken,
+    load_libusb,
+    lock_problem,
+    make_lock,
+)
 from .base import (
     Availability,
     Context,
@@ -67,7 +81,7 @@ def needs(context: Context) -> Needs:
     The lock is taken for the search for a stick. None is to be found, so it need not be waited for.
     """
     make_lock()
-    return Needs(write=(LOCK,), scratch_bytes=2**31, processes=True, no_locks=True)
+    return Needs(read=(LOCK,), scratch_bytes=2**31, processes=True, no_locks=True)
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -103,6 +117,8 @@ def _version() -> tuple[str, str]:
         hide_devices(load_libusb())
     except OSError as error:
         return "", str(error)
+    if problem := lock_problem():
+        return "", problem
     try:
         importlib.import_module(_MODULE).IECore().get_versions(_DEVICE)
     except Exception as error:  # a broken installation may raise anything
@@ -133,7 +149,7 @@ class CompilerSession(Session):
         self._work: dict[str, _Compilation] = {}
 
     def expect(self, content: bytes, format: str) -> None:
-        if format in _FORMATS:
+        if format in _FORMATS and opset_of(content) <= _MOST_OPSET:
             self._begun(content)
 
     def load(self, content: bytes, format: str) -> CompiledGraph:
@@ -301,13 +317,6 @@ def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
             raise UnsupportedOperator(text) from error
         raise BadRequest(text) from error
     inputs = tuple(_inputs(network))
-    elsewhere = {
-        f"'{name}'": unit
-        for name, unit in core.query_network(network, _DEVICE).items()
-        if unit != _DEVICE
-    }
-    if elsewhere:
-        raise UnsupportedOperator(f"MYRIAD does not take {', '.join(elsewhere)}")
     settings = {
         "VPU_MYRIAD_PLATFORM": f"VPU_MYRIAD_{_PLATFORM}",
         "MYRIAD_DUMP_INTERNAL_GRAPH_FILE_NAME": dump,
@@ -318,8 +327,20 @@ def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
     except RuntimeError as error:
         # It has compiled by then.
         if _NO_STICK not in str(error):
-            raise UnsupportedOperator(f"MYRIAD's compiler: {_said(error)}") from error
+            raise _failed(_said(error)) from error
     return inputs
+
+
+def _failed(text: str) -> AgentError:
+    """What a failure to compile stands for, by the plugin's words."""
+    if not_taken := layer_not_taken(text):
+        return UnsupportedOperator(not_taken)
+    kind = RuntimeCrashed
+    if "Failed to compile" in text:
+        kind = UnsupportedOperator
+    elif "bad_alloc" in text:
+        kind = OutOfMemory
+    return kind(f"MYRIAD's compiler: {text}")
 
 
 def _inputs(network: Any) -> Iterator[TensorInfo]:

@@ -30,7 +30,7 @@ from ..errors import (
     UnsupportedOperator,
 )
 from ..sandbox import Needs
-from ._myriad_plugin import LOCK, load_libusb, make_lock
+from ._myriad_plugin import LOCK, layer_not_taken, load_libusb, lock_problem, make_lock
 from ._myriad_usb import (
     SUPER_SPEED_MBPS,
     Obstacle,
@@ -102,7 +102,6 @@ _GONE = (
 )
 _FULL = ("NC_OUT_OF_MEMORY", "bad_alloc")
 _MISSING = ("is not registered", "Cannot load library")
-_NOT_TAKEN = re.compile(r'Failed to compile layer "(.*?)".*unsupported layer type "(.*?)"')
 _OTHER_STICK = re.compile(r"no available devices with platform|Myriad device: \S+ not found")
 
 
@@ -126,10 +125,12 @@ def targets(context: Context) -> list[TargetInfo]:
         try:
             engine = _open()
             names = _names(engine)
-            reason = obstacle(names, usb_sticks()).words
+            sticks = usb_sticks()
+            reason = obstacle(names, sticks).words or (lock_problem() if sticks else "")
             device = "" if reason else _full_name(engine, names)
         except AgentError as error:
             reason = str(error)
+    several = [name for name in names if is_myriad_x(name)]
     simulated = device.startswith(SIMULATED)
     found = Availability.SIMULATED if simulated else Availability.AVAILABLE
     return [
@@ -146,6 +147,8 @@ def targets(context: Context) -> list[TargetInfo]:
             resident=True,
             device_time=True,
             options=_OPTIONS,
+            # Each stick fills a table of its own.
+            defaults=(f"device={several[0]}",) if len(several) > 1 else (),
         )
     ]
 
@@ -156,8 +159,8 @@ def open_target(
     """Opens a stick; nothing is loaded on it yet.
 
     Args:
-        options: ``device``: the name that OpenVINO gives a stick, such as ``1.4-ma2480``; needed
-            where there are several.
+        options: ``device``: the name that OpenVINO gives a stick, such as ``1.4-ma2480``; else
+            the first.
 
     Raises:
         BadRequest: an unknown option, no such stick, more than one thread, or no plugin.
@@ -169,6 +172,8 @@ def open_target(
     names = [name for name in _names(engine) if is_myriad_x(name)]
     asked = options.get("device")
     if asked is not None and names and asked not in names:
+        if is_myriad_x(asked):
+            raise DeviceLost(f"the stick {asked} is not there; there are {', '.join(names)}")
         raise BadRequest(f"option 'device' is one of {', '.join(names)}, not '{asked}'")
     found = obstacle(names, usb_sticks())
     if found.words:
@@ -419,8 +424,8 @@ def _typed(error: Exception, otherwise: type[AgentError] = RuntimeCrashed) -> Ag
     if isinstance(error, AgentError):
         return error
     text = reason_of(error)
-    if found := _NOT_TAKEN.search(text):
-        return UnsupportedOperator(f"MYRIAD does not take {found[2]} '{found[1]}'")
+    if not_taken := layer_not_taken(text):
+        return UnsupportedOperator(not_taken)
     if isinstance(error, MemoryError) or any(words in text for words in _FULL):
         return OutOfMemory(f"the stick has no memory left: {text}")
     if any(words in text for words in _MISSING):

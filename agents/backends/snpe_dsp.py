@@ -78,7 +78,7 @@ _THROUGHPUT_S = 1
 _LEFT_AT_MOST = 16  # folders of runs, before they are removed: a command on a phone takes a while
 _LOG, _RESULTS = "SNPEDiag_0.log", "Result_0"
 _MOST_OUTPUT_BYTES = 2**28
-_UNIT = "DSP"
+_UNIT, _RUNTIME = "DSP", "dsp"
 
 
 def needs(context: Context) -> Needs:
@@ -86,7 +86,8 @@ def needs(context: Context) -> Needs:
     if context.adb:
         return PHONE_NEEDS
     folders = tuple(filter(None, (_folder_of(tool) for tool in (_NET_RUN, _DIAGVIEW))))
-    read = (*PROGRAMS, *folders, *_SKELETONS)
+    skeletons = re.split("[;:]", os.environ.get("ADSP_LIBRARY_PATH", ""))
+    read = (*PROGRAMS, *folders, *_SKELETONS, *filter(os.path.isabs, skeletons))
     return Needs(read=read, write=_DOORS, scratch_bytes=2**30, processes=True)
 
 
@@ -146,7 +147,11 @@ def open_target(
     profile = choice_of(options, "perf_profile", _PROFILES)
     tool = choice_of(options, "tool", _TIMERS)
     board = Board(_runner(context), context.adb)
-    board.check()
+    try:
+        board.check()
+    except AgentError:
+        board.close()
+        raise
     return SnpeSession(board, profile, tool)
 
 
@@ -336,24 +341,32 @@ class SnpeGraph(Loaded):
 
     def timed_calls(self, count: int) -> list[Sample]:
         self._preset = self._preset or self._line(random_inputs(self._inputs))
-        if self._dlc not in self._board.placed:
-            self._check_placement()
-            self._board.placed.add(self._dlc)
+        self._check_placement(self._preset)
         # The one mean that SNPE tells.
         return [self._mean(count)] * count
 
     def _mean(self, count: int) -> Sample:
         if self._tool == _THROUGHPUT:
             found = self._board.throughput(self._dlc, self._profile, _THROUGHPUT_S)
+            if not found.runtime.startswith(_RUNTIME):
+                raise UnsupportedOperator(f"{_THROUGHPUT} ran the graph on {found.runtime}")
             return Sample(found.inference_us / 1e3)
         inputs = self._board.put((self._preset * count).encode(), ".txt")
         with self._board.run(self._dlc, inputs, self._profile, _TIMED) as done:
             diagnosis = done.diagnosis()
+        if not diagnosis.accelerator_us:
+            raise UnsupportedOperator("SNPE tells of no time on the DSP, so it ran elsewhere")
         return Sample(diagnosis.total_us / 1e3, diagnosis.accelerator_us / 1e3)
 
-    def _check_placement(self) -> None:
-        """Refuses a graph of which a layer does not run on the DSP."""
-        inputs = self._board.put(self._preset.encode(), ".txt")
+    def _check_placement(self, line: str) -> None:
+        """Refuses a graph of which a layer does not run on the DSP; asks once for each graph.
+
+        Args:
+            line: of an input list.
+        """
+        if self._dlc in self._board.placed:
+            return
+        inputs = self._board.put(line.encode(), ".txt")
         with self._board.run(self._dlc, inputs, self._profile, _WITH_LAYERS) as done:
             found = done.diagnosis()
         elsewhere = [runtime for runtime in found.runtimes if runtime != _UNIT]
@@ -362,15 +375,17 @@ class SnpeGraph(Loaded):
             raise UnsupportedOperator(
                 f"SNPE ran {on} of {len(found.layers)} layers on {', '.join(elsewhere)}"
             )
+        self._board.placed.add(self._dlc)
 
     def inputs(self) -> tuple[TensorInfo, ...]:
         return self._inputs
 
     def outputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         check_inputs(self._inputs, inputs)
-        line = self._board.put(self._line(inputs).encode(), ".txt")
-        found = {}
-        with self._board.run(self._dlc, line, self._profile, _TIMED) as done:
+        line = self._line(inputs)
+        self._check_placement(line)
+        listed, found = self._board.put(line.encode(), ".txt"), {}
+        with self._board.run(self._dlc, listed, self._profile, _TIMED) as done:
             for edge in self._edges.outputs:
                 content = done.output(edge.name)
                 size = int(np.prod(edge.shape)) * np.dtype(edge.dtype).itemsize

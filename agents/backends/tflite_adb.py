@@ -153,7 +153,11 @@ class PhoneSession(Session):
 
     def __init__(self, runner: AdbRunner, delegate: str, settings: str) -> None:
         self._runner, self._phone = runner, Phone(runner)
-        self._phone.check_battery()
+        try:
+            self._phone.check_battery()
+        except AgentError:
+            runner.close()
+            raise
         self._delegate, self._settings = delegate, settings
 
     def load(self, content: bytes, format: str) -> PhoneGraph:
