@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ _COMPILED_FOR = re.compile(rb"soc_type=(\w+);arch=(\d+);")
 _OWN = argparse.ArgumentParser(add_help=False)
 _OWN.add_argument("--soc", default="SM8650")
 _OWN.add_argument("--precision", choices=("int8", "fp16"), default="int8")
-OWN, sys.argv[1:] = _OWN.parse_known_args()
+OWN, _ = _OWN.parse_known_args()
 onnxruntime.register_execution_provider_library(
     onnxruntime_qnn.get_ep_name(), onnxruntime_qnn.get_library_path()
 )
@@ -73,7 +72,10 @@ def on_htp(content: bytes, x: np.ndarray) -> tuple[np.ndarray, float, str]:
         compile_s = time.perf_counter() - started
         found = _COMPILED_FOR.search(binary.read_bytes())
     y = np.asarray(session.run(None, {"input": x})[0])
-    return y, compile_s, b"v".join(found.groups()).decode() if found else "nothing"
+    chip = b"v".join(found.groups()).decode() if found else "nothing"
+    if not chip.startswith(f"{OWN.soc}v"):
+        raise SystemExit(f"compiled for {chip} instead of {OWN.soc}")
+    return y, compile_s, chip
 
 
 def figures(name: str, content: bytes) -> dict[str, Any]:
@@ -128,4 +130,4 @@ if __name__ == "__main__":
         "soc": OWN.soc,
         "precision": OWN.precision,
     }
-    run(__doc__, figures, line, summary, versions)
+    run(__doc__, figures, line, summary, versions, _OWN)

@@ -57,6 +57,7 @@ def run(
     line: Callable[[dict[str, Any]], str],
     summary: Callable[[list[dict[str, Any]]], dict[str, Any]],
     versions: Mapping[str, str],
+    own: argparse.ArgumentParser | None = None,
 ) -> None:
     """Goes through the graphs that the command line asks for, and prints a JSON object.
 
@@ -66,8 +67,9 @@ def run(
         line: figures in words, printed as they come unless only the object is wanted.
         summary: of the figures of all operators, stem and head.
         versions: of the runtimes.
+        own: options of the benchmark's own, without help.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, parents=[own] if own else [])
     parser.add_argument("--backbone", default="imagenet224")
     parser.add_argument("--gate", choices=GATES, default=GATES[0])
     parser.add_argument("--networks", type=int, default=3)

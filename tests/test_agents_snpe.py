@@ -136,6 +136,14 @@ def test_the_throughput_tool_times_by_its_own_clock(bench: Bench) -> None:
     assert result.error.kind == ErrorKind.UNSUPPORTED_OPERATOR
 
 
+def test_a_tool_that_is_asked_for_and_missing_ends_the_request(bench: Bench) -> None:
+    (bench.phone.path(PLACE) / "snpe-throughput-net-run").unlink()
+    digest = bench.client.upload(archive())
+    options = {"tool": "snpe-throughput-net-run"}
+    with pytest.raises(BadRequest, match="snpe-throughput-net-run is not on the phone"):
+        bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)
+
+
 def test_outputs_are_those_of_the_tool(bench: Bench) -> None:
     digest = bench.client.upload(archive())
     x = np.zeros((1, 32, 8, 8), np.uint8)
@@ -192,7 +200,7 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
     "a tool is missing": (
         lambda bench: (bench.phone.path(PLACE) / "snpe-diagview").unlink(),
         ErrorKind.BAD_REQUEST,
-        "snpe-diagview cannot be run on the phone",
+        "snpe-diagview is not on the phone",
     ),
     "unplugged": (
         lambda bench: (bench.phone.unplug(), adb("disconnect", bench.phone.serial)),
@@ -224,7 +232,7 @@ def test_what_goes_wrong_is_a_typed_error_with_advice(bench: Bench, fault: str) 
 
 def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -> None:
     def once(command: str) -> None:
-        if "snpe-net-run" in command:
+        if "snpe-net-run --container" in command:
             bench.phone.when = lambda command: None
             bench.phone.restart()
 

@@ -105,6 +105,7 @@ def targets(context: Context) -> list[TargetInfo]:
         try:
             version = board.version()
             device = board.name() or device
+            board.check(_DIAGVIEW)
             availability = board.availability()
         finally:
             board.close()
@@ -148,7 +149,7 @@ def open_target(
     tool = choice_of(options, "tool", _TIMERS)
     board = Board(_runner(context), context.adb)
     try:
-        board.check()
+        board.check(_DIAGVIEW, tool)
     except AgentError:
         board.close()
         raise
@@ -203,8 +204,21 @@ class Board:
         """Whether its times are those of a processor."""
         return self._phone.availability() if self._phone else Availability.AVAILABLE
 
-    def check(self) -> None:
-        """Raises Busy: a phone is in no state to be measured."""
+    def check(self, *tools: str) -> None:
+        """Looks at what a measurement needs there.
+
+        Raises:
+            BadRequest: one of these tools is missing.
+            Busy: a phone is in no state to be measured.
+        """
+        for tool in tools:
+            if self._phone is None and shutil.which(tool) is None:
+                raise BadRequest(f"{tool} is not on this board's PATH (docs/snapdragon.md)")
+            path = f"{PHONE_SNPE}/bin/{tool}"
+            if self._phone and self.runner.run(("test", "-x", path), COMMAND_S).status:
+                raise BadRequest(
+                    f"{tool} is not on the phone, or is no program (docs/snapdragon.md)"
+                )
         if self._phone:
             self._phone.check_battery()
 
