@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def environment(request: pytest.FixtureRequest, wheel: Path) -> Environment:
         if done.returncode and any(words in done.stderr for words in NO_INDEX):
             pytest.skip(f"packages for {PYTHON} cannot be had: {done.stderr.strip()[-300:]}")
         assert done.returncode == 0, done.stderr
-        assert f"{TARGET}  available" in done.stdout
+        assert re.search(rf"^{TARGET} +available", done.stdout, re.MULTILINE)
         ready.write_text(content)
     done = kept.pip("install", "--no-index", "--no-deps", "--force-reinstall", str(wheel))
     assert done.returncode == 0, done.stderr
