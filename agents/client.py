@@ -73,10 +73,6 @@ __all__ = [
     "private_agent",
 ]
 
-# Their times are not those of this world's clock.
-_ON_ANOTHER_CLOCK = (
-    Availability.SIMULATED, Availability.EMULATED, Availability.ESTIMATED, Availability.COMPILED
-)  # fmt: skip
 _CONNECT_TIMEOUT_S = 5.0
 # Upload, Missing: short work on the agent's side, but boards and networks are slow.
 _CALL_TIMEOUT_S = 120.0
@@ -357,8 +353,9 @@ class AgentClient:
             protocol=wire.protocol_to_wire(protocol),
             format=format,
         )
-        availability = self._availability.get(target)
-        virtual = availability in _ON_ANOTHER_CLOCK
+        # Times of what is simulated or computed are not those of this world's clock.
+        known = self._availability.get(target, Availability.AVAILABLE)
+        virtual = known == Availability.SIMULATED or known.computed
         batch = _Batch(unique, protocol, virtual or target.startswith("sim-"))
         patience_s = _SILENT_STEPS * protocol.artifact_timeout_s + _SILENCE_S
         with self._typed_errors():

@@ -429,13 +429,8 @@ class AgentService(pb_grpc.AgentServicer):
         # waits as a board would hardly is.
         simulated = target.availability == Availability.SIMULATED
         virtual = simulated and self._context.pace == "virtual"
-        here = target.availability in (
-            Availability.EMULATED,
-            Availability.ESTIMATED,
-            Availability.COMPILED,
-        )
         own = target.name if simulated else target.processor
-        key = "cpu" if virtual or here else own
+        key = "cpu" if virtual or target.availability.computed else own
         with self._lanes_mutex:
             return self._lanes.setdefault(key, Lane(self._context))
 

@@ -16,7 +16,7 @@ from ..ops.backbone import Backbone, load_backbone, shipped_backbones
 from ..ops.errors import BadRequest
 from ..ops.jsonfile import Fields, write_json
 from ..ops.pool import GATES
-from .proportion import interval_text, wilson_interval
+from .proportion import interval_of, interval_text, wilson_interval
 from .spread import QUIET, STATISTICS
 from .table import COMPUTING, ORIGINS
 from .verdict import Verdict
@@ -77,7 +77,7 @@ class Accuracy:
         """Between which shares the true one lies, 95%, as far as the number of images goes."""
         if self.images is None:
             return None
-        return wilson_interval(round(self.value * self.images), self.images)
+        return interval_of(self.value, self.images)
 
     @property
     def inherited(self) -> bool:

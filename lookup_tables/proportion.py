@@ -32,6 +32,11 @@ def wilson_interval(right: int, images: int, deviations: float = NORMAL_95) -> t
     return low, high
 
 
+def interval_of(share: float, images: int) -> tuple[float, float]:
+    """The 95% interval of a share of images: `wilson_interval` of as many as it stands for."""
+    return wilson_interval(round(share * images), images)
+
+
 def interval_text(low: float, high: float, images: int) -> str:
     """An interval and the number of images behind it."""
     return f"{100 * low:.1f}–{high:.1%}, {images:,} images"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..lookup_tables.architecture import Architecture, TableSource
-from ..lookup_tables.proportion import interval_text, wilson_interval
+from ..lookup_tables.proportion import interval_of, interval_text
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
 from ..ops.shapes import format_ranges
@@ -67,8 +67,7 @@ def describe_stage(result: StageResult, images: int | None = None) -> str:
     """
     best, others = f"{result.fitness:.1%}", ""
     if images is not None:
-        ends = wilson_interval(round(result.fitness * images), images)
-        best += f" ({interval_text(*ends, images)})"
+        best += f" ({interval_text(*interval_of(result.fitness, images), images)})"
         alike = result.within_noise(images)
         fastest = min(alike, key=lambda e: e.latency_ms)
         if len(alike) > 1:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..lookup_tables.proportion import wilson_interval
+from ..lookup_tables.proportion import interval_of
 from ..ops.errors import BadRequest
 from .evolution import Codes, Evaluated, EvolutionSearch, Strategy, best_first, run_strategy
 from .feasible import FeasibleSet
@@ -97,7 +97,7 @@ class StageResult:
         Args:
             images: that the accuracies are of.
         """
-        low, _ = wilson_interval(round(self.fitness * images), images)
+        low, _ = interval_of(self.fitness, images)
         return [e for e in best_first(self.evaluated) if e.fitness >= low]
 
     def names(self, codes: Sequence[int]) -> tuple[str, ...]:

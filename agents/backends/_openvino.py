@@ -121,7 +121,7 @@ class OpenvinoGraph(Loaded):
         self._counters = placement.counters
         self.compute_unit = _execution_device(compiled, placement.device)
         self.flags = _precision_flags(compiled, placement)
-        self._inputs = tuple(_tensor_info(port) for port in compiled.inputs)
+        self._inputs = tuple(tensor_info(port) for port in compiled.inputs)
         self._request = compiled.create_infer_request()
         # Into the request's own memory, as benchmark_app does: it is aligned, numpy's is not.
         arrays = random_inputs(self._inputs)
@@ -210,7 +210,12 @@ def _nodes_ms(request: Any) -> Optional[float]:
     return total_ms if total_ms > 0 else None
 
 
-def _tensor_info(port: Any) -> TensorInfo:
+def tensor_info(port: Any) -> TensorInfo:
+    """Name, dtype and shape of an input of a compiled graph.
+
+    Raises:
+        BadRequest: the shape is not fixed.
+    """
     name = port.get_any_name()
     if port.get_partial_shape().is_dynamic:
         raise BadRequest(

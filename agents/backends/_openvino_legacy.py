@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import BadRequest, UnsupportedOperator
 from ..formats.onnx_file import opset_of
+from ._openvino import tensor_info
 from .base import TensorInfo, one_line
 
 MOST_OPSET = 13
@@ -150,8 +151,23 @@ def onnx_file(content: bytes) -> Iterator[str]:
         yield file.name
 
 
-def _tensor(name: str, dtype: str, shape: tuple[int, ...]) -> TensorInfo:
-    return TensorInfo(name, np.dtype(dtype).name, shape)
+def network_inputs(network: Any) -> tuple[TensorInfo, ...]:
+    """The inputs of a graph of 2021.4, compiled or not.
+
+    Raises:
+        BadRequest: a shape is not fixed.
+        UnsupportedOperator: an input is of a type that numpy lacks.
+    """
+    found = []
+    for name, entry in network.input_info.items():
+        shape = tuple(entry.input_data.shape)
+        if not shape:  # what is open, and a single number, has no shape here
+            raise BadRequest(f"input '{name}' has no fixed shape; export it with fixed sizes")
+        dtype = _DTYPES.get(entry.precision)
+        if dtype is None:
+            raise UnsupportedOperator(f"input '{name}' is {entry.precision}")
+        found.append(TensorInfo(name, dtype, shape))
+    return tuple(found)
 
 
 class _InferenceEngine(Engine):
@@ -182,16 +198,7 @@ class _ExecutableNetwork(Compiled):
         self._request = network.requests[0]
 
     def inputs(self) -> tuple[TensorInfo, ...]:
-        found = []
-        for name, entry in self._network.input_info.items():
-            data = entry.input_data
-            if not data.shape:  # what is open, and a single number, has no shape here
-                raise BadRequest(f"input '{name}' has no fixed shape; export it with fixed sizes")
-            dtype = _DTYPES.get(entry.precision)
-            if dtype is None:
-                raise UnsupportedOperator(f"input '{name}' is {entry.precision}")
-            found.append(_tensor(name, dtype, tuple(data.shape)))
-        return tuple(found)
+        return network_inputs(self._network)
 
     def preset(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
@@ -240,17 +247,7 @@ class _CompiledModel(Compiled):
         self._request = model.create_infer_request()
 
     def inputs(self) -> tuple[TensorInfo, ...]:
-        found = []
-        for port in self._model.inputs:
-            name = port.get_any_name()
-            if port.get_partial_shape().is_dynamic:
-                raise BadRequest(
-                    f"input '{name}' has no fixed shape ({port.get_partial_shape()}); "
-                    "export it with fixed sizes"
-                )
-            dtype = port.get_element_type().to_dtype()
-            found.append(_tensor(name, dtype, tuple(port.get_shape())))
-        return tuple(found)
+        return tuple(tensor_info(port) for port in self._model.inputs)
 
     def preset(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():

@@ -56,6 +56,11 @@ class Availability(enum.IntEnum):
     COMPILED = 6
 
     @property
+    def computed(self) -> bool:
+        """Whether this machine's own processor works it out, by an emulator or a compiler."""
+        return self in (Availability.EMULATED, Availability.ESTIMATED, Availability.COMPILED)
+
+    @property
     def timed(self) -> bool:
         """Whether calls have times: those of emulators, and of compilers alone, have none."""
         return self not in (Availability.EMULATED, Availability.COMPILED, Availability.UNAVAILABLE)

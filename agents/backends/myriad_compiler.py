@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -48,6 +48,7 @@ from ._myriad_plugin import (
     lock_problem,
     make_lock,
 )
+from ._openvino_legacy import MOST_OPSET, network_inputs, reason_of
 from .base import (
     Availability,
     Context,
@@ -71,8 +72,6 @@ _RELEASE, _MODULE = "2021.4.", "openvino.inference_engine"
 _DEVICE = "MYRIAD"
 _PLATFORM = "2480"  # Myriad X
 _NO_STICK = f"there is no available devices with platform {_PLATFORM}"
-_MOST_OPSET = 13
-"""Newer operator sets are read as if they were this one: some wrong, without a word."""
 
 
 def needs(context: Context) -> Needs:
@@ -149,15 +148,15 @@ class CompilerSession(Session):
         self._work: dict[str, _Compilation] = {}
 
     def expect(self, content: bytes, format: str) -> None:
-        if format in _FORMATS and opset_of(content) <= _MOST_OPSET:
+        if format in _FORMATS and opset_of(content) <= MOST_OPSET:
             self._begun(content)
 
     def load(self, content: bytes, format: str) -> CompiledGraph:
         check_format(TARGET, _FORMATS, format)
         opset = opset_of(content)
-        if opset > _MOST_OPSET:
+        if opset > MOST_OPSET:
             raise UnsupportedOperator(
-                f"the graph has opset {opset}, and OpenVINO 2021.4 reads up to {_MOST_OPSET}"
+                f"the graph has opset {opset}, and OpenVINO 2021.4 reads up to {MOST_OPSET}"
             )
         key = self._begun(content)
         try:
@@ -302,7 +301,7 @@ def _compile(graph: str, dump: str, answer: Connection, parent: int) -> None:
     except AgentError as error:
         answer.send((int(error.kind), str(error), ()))
     except Exception as error:
-        answer.send((int(RuntimeCrashed.kind), f"MYRIAD's compiler: {_said(error)}", ()))
+        answer.send((int(RuntimeCrashed.kind), f"MYRIAD's compiler: {reason_of(error)}", ()))
 
 
 def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
@@ -312,11 +311,11 @@ def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
     try:
         network = core.read_network(model=graph)
     except RuntimeError as error:
-        text = f"openvino cannot read the graph: {_said(error)}"
+        text = f"openvino cannot read the graph: {reason_of(error)}"
         if "does not support the following" in text:
             raise UnsupportedOperator(text) from error
         raise BadRequest(text) from error
-    inputs = tuple(_inputs(network))
+    inputs = network_inputs(network)
     settings = {
         "VPU_MYRIAD_PLATFORM": f"VPU_MYRIAD_{_PLATFORM}",
         "MYRIAD_DUMP_INTERNAL_GRAPH_FILE_NAME": dump,
@@ -327,7 +326,7 @@ def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
     except RuntimeError as error:
         # It has compiled by then.
         if _NO_STICK not in str(error):
-            raise _failed(_said(error)) from error
+            raise _failed(reason_of(error)) from error
     return inputs
 
 
@@ -341,17 +340,3 @@ def _failed(text: str) -> AgentError:
     elif "bad_alloc" in text:
         kind = OutOfMemory
     return kind(f"MYRIAD's compiler: {text}")
-
-
-def _inputs(network: Any) -> Iterator[TensorInfo]:
-    for name, entry in network.input_info.items():
-        shape = tuple(entry.input_data.shape)
-        if not shape:  # an open size takes all of them away
-            raise BadRequest(f"input '{name}' has no fixed shape; export it with fixed sizes")
-        yield TensorInfo(name, "float32" if entry.precision == "FP32" else entry.precision, shape)
-
-
-def _said(error: Exception) -> str:
-    """An error of the plugin without its sources' paths."""
-    words = [word for word in str(error).split() if "/jenkins/" not in word]
-    return one_line(" ".join(words).replace("[ GENERAL_ERROR ] ", ""))
