@@ -511,11 +511,11 @@ MUTATIONS = (
         "search/evaluation.py",
         (
             "supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)\n"
-            "        settings"
+            "            if previous"
         ),
         (
             "supernet = build_supernet(self._backbone, candidates, GATES[0], self._seed)\n"
-            "        settings"
+            "            if previous"
         ),
     ),
     Mutation(
@@ -527,8 +527,44 @@ MUTATIONS = (
     Mutation(
         "stage 2 resumes stage 1's checkpoint",
         "search/evaluation.py",
-        'self._directory / f"supernet-{stage}.pt"',
-        'self._directory / "supernet-1.pt"',
+        "self._directory / SUPERNET_FILE.format(stage)",
+        "self._directory / SUPERNET_FILE.format(1)",
+    ),
+    Mutation(
+        "a part of a supernet that is used again has fresh weights",
+        "search/evaluation.py",
+        "        part.inherit(supernet)\n",
+        "",
+    ),
+    Mutation(
+        "paths of a front are drawn from the highest budget alone",
+        "search/front.py",
+        "space.within(ms).feasible_set for ms in space.budgets_ms",
+        "space.feasible_set for ms in space.budgets_ms",
+    ),
+    Mutation(
+        "a budget's search starts from nothing",
+        "search/front.py",
+        "np.array([e.codes for e in best], dtype=np.int64) if best else None",
+        "None",
+    ),
+    Mutation(
+        "a budget takes what meets the highest",
+        "search/front.py",
+        "        feasible = space.within(budget_ms).feasible_set\n        meets",
+        "        feasible = space.feasible_set\n        meets",
+    ),
+    Mutation(
+        "a network is given to several budgets",
+        "search/front.py",
+        "if candidate.operators not in given",
+        "if given is not None",
+    ),
+    Mutation(
+        "the supernet of a front is trained for every budget",
+        "search/front.py",
+        "            self._ready = True\n",
+        "",
     ),
     Mutation(
         "validation is taken for test",
@@ -956,7 +992,7 @@ MUTATIONS = (
     Mutation(
         "operators that fit nowhere are candidates",
         "search/candidates.py",
-        "tau = np.where(tau - np.nanmin(tau, axis=1)[:, None] <= room + TOLERANCE_MS, tau, np.nan)",
+        "tau = np.where(tau - fastest[:, None] <= room + TOLERANCE_MS, tau, np.nan)",
         "tau = tau + 0 * room",
     ),
     Mutation(

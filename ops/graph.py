@@ -218,8 +218,12 @@ def _trace(piece: Piece) -> bytes:
 def _trace_to_cache(piece: Piece) -> bytes:
     import torch
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    content = _trace(piece)
+    try:
+        content = _trace(piece)
+    finally:
+        torch.set_num_threads(threads)  # a training's last bits depend on it
     write_cached(_template_file(piece), content, "traced graphs")
     return content
 

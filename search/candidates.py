@@ -23,11 +23,13 @@ the highest possible by no more than the sum of its operators' gaps and λ times
 it leaves unused. Kept are, at each layer, the operator that is best at that price, and those that
 together have the smallest gap over a range of prices around it: small, middle and large ones,
 each the best of its size. Latencies and budget multiplied by one number give the same choice.
+For several budgets the range is all of theirs together.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -43,6 +45,10 @@ from .scoring import LatencySource, ScoreLines, rank, score_lines
 DEFAULT_TOPS = {"pareto": 5, "hurricane": 4}
 """Operators kept at each layer, by method; the paper's p is 4, and has 4 or 5 with those that
 explore."""
+
+FRONT_TOP = 7
+"""Operators kept at each layer for several budgets: with 7, one space for 10 to 90% of a table's
+range loses no more than spaces of 5 that are made for each budget (`benchmarks/spaces.py`)."""
 
 METHODS = tuple(DEFAULT_TOPS)
 DEFAULT_METHOD = METHODS[0]
@@ -82,14 +88,14 @@ class CandidateMethod(Protocol):
     """Chooses candidates; its options are its fields."""
 
     def choose(
-        self, model: LatencySource, backbone: Backbone, budget_ms: float, split: int
+        self, model: LatencySource, backbone: Backbone, budgets_ms: Sequence[float], split: int
     ) -> Choice:
-        """The candidates for a budget that something meets.
+        """The candidates for budgets that something meets.
 
         Args:
             model: latencies of the operators at the backbone's layers.
             backbone: where the operators stand.
-            budget_ms: that networks are to meet.
+            budgets_ms: that networks are to meet, the lowest first.
             split: t, the first layers, which a first stage fixes to their best candidates; the
                 fastest network of that stage meets the budget. 0: no layer is fixed.
 
@@ -113,31 +119,34 @@ class ParetoCandidates:
     top: int
 
     def choose(
-        self, model: LatencySource, backbone: Backbone, budget_ms: float, split: int
+        self, model: LatencySource, backbone: Backbone, budgets_ms: Sequence[float], split: int
     ) -> Choice:
         if self.top < 2:
             raise BadRequest(f"top must be at least 2, got {self.top}")
         lines = score_lines(model, backbone)
         tau = np.asarray(model.latency_ms, dtype=np.float64)
+        fastest = np.nanmin(tau, axis=1)
         highest = model.fixed_ms + math.fsum(np.nanmax(tau, axis=1))
-        if budget_ms >= highest:
+        if budgets_ms[-1] >= highest:
             raise BadRequest(
-                f"{budget_ms:g} ms is no constraint: the slowest network takes {highest:.4g} ms; "
-                "choose --latency below that"
+                f"{budgets_ms[-1]:g} ms is no constraint: the slowest network takes "
+                f"{highest:.4g} ms; choose --latency below that"
             )
         # What does not fit beside the fastest operators of all other layers can never be chosen.
-        room = budget_ms - model.fixed_ms - math.fsum(np.nanmin(tau, axis=1))
-        tau = np.where(tau - np.nanmin(tau, axis=1)[:, None] <= room + TOLERANCE_MS, tau, np.nan)
-        price, base = budget_price(lines.capacity, tau, budget_ms - model.fixed_ms)
-        prices = price * np.geomspace(1 / PRICE_RANGE, PRICE_RANGE, PRICES)
+        room = budgets_ms[-1] - model.fixed_ms - math.fsum(fastest)
+        tau = np.where(tau - fastest[:, None] <= room + TOLERANCE_MS, tau, np.nan)
+        priced = [budget_price(lines.capacity, tau, ms - model.fixed_ms) for ms in budgets_ms]
+        around = np.geomspace(1 / PRICE_RANGE, PRICE_RANGE, PRICES)
+        prices = np.concatenate([price * around for price, _ in priced])
         columns = []
         known: dict[bytes, tuple[int, ...]] = {}  # layers of one shape have equal rows
-        for capacity, ms, column in zip(lines.capacity, tau, base.tolist(), strict=True):
+        # The first candidates make a network that meets every budget.
+        for capacity, ms, column in zip(lines.capacity, tau, priced[0][1].tolist(), strict=True):
             row = capacity.tobytes() + ms.tobytes()
             if row not in known:
                 known[row] = covering(_gaps(capacity, ms, prices), column, self.top)
             columns.append(known[row])
-        return Choice(tuple(columns), (None,) * len(columns), price_per_ms=price)
+        return Choice(tuple(columns), (None,) * len(columns), price_per_ms=priced[-1][0])
 
 
 def budget_price(
@@ -263,8 +272,11 @@ class ScoredCandidates:
     score_latency: str
 
     def choose(
-        self, model: LatencySource, backbone: Backbone, budget_ms: float, split: int
+        self, model: LatencySource, backbone: Backbone, budgets_ms: Sequence[float], split: int
     ) -> Choice:
+        if len(budgets_ms) > 1:
+            raise BadRequest("the score of the method hurricane is for one budget; give one")
+        (budget_ms,) = budgets_ms
         n, alpha = len(backbone.layers), self.alpha
         if not 0 <= self.exploring_layers <= n:
             raise BadRequest(

@@ -30,6 +30,7 @@ from .trainings import SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
     from ..lookup_tables.architecture import TableSource
+    from .front import TrainedSupernet
     from .measuring import TargetMeasurer
     from .pipeline import MeasureAccuracy, RunOutcome, SearchSettings
     from .scoring import LatencySource
@@ -105,11 +106,31 @@ class _AlphaType(click.ParamType):
             self.fail(f"{value!r} is neither auto nor a number", param, ctx)
 
 
+class _BudgetsType(click.ParamType):
+    """One number of ms, or several with commas between them."""
+
+    name = "ms"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no number of ms, nor several as in 10,15,20", param, ctx)
+
+
 _space_options = together(
     click.option(
         "--table", metavar="TABLE", help="Lookup table: a path, or a shipped table's name."
     ),
-    click.option("--latency", "latency_ms", type=float, metavar="MS", help="Latency budget."),
+    click.option(
+        "--latency",
+        "latency_ms",
+        type=_BudgetsType(),
+        metavar="MS[,MS…]",
+        help="Latency budget, or several that are searched with one supernet.",
+    ),
     click.option("--backbone", help="Name or TOML file [the one that the table covers]."),
     click.option("--target", help="One of the table's targets [the only one]."),
     click.option(
@@ -222,17 +243,22 @@ _SPACE_HELP = """Builds the search space for a budget: the operators to choose f
 \b
 Examples:
   hurricane space --table cpu.csv --latency 17
+  hurricane space --table cpu.csv --latency 10,15,20
   hurricane space --table cpu.csv --latency 17 --method hurricane --alpha 0.42 -o space.json
   hurricane space --table dsp.csv --latency 9 --support dsp.support.csv --min-sqnr 25
 """
 
 _SEARCH_HELP = """Finds the most accurate network within a latency budget, trains and exports it.
 
-A run that was stopped is resumed by the same command.
+Given several budgets it finds networks for each with one supernet, times them on the target and
+trains none: pick one, and train it with hurricane train. A run that was stopped is resumed by the
+same command.
 
 \b
 Examples:
   hurricane search --table cpu.csv --latency 4 --backbone digits32 -o runs/mine
+  hurricane search --table cpu.csv --latency 2,3,4,6 -o runs/front
+  hurricane search --table dsp.csv --latency 1,2 --reuse runs/front -o runs/front-dsp
   hurricane search --space space.json --data cifar10:cifar-10-python.tar.gz -o runs/cifar
 """
 
@@ -297,22 +323,36 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     default=1,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Best networks trained from scratch; the most accurate on the validation split is taken.",
+    help="Best networks trained from scratch; the most accurate on the validation split is taken. "
+    "With several budgets: networks given for each.",
+)
+@click.option(
+    "--reuse",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Search with the supernet of an earlier run, for other budgets or another target; it must "
+    "have all layers in one stage.",
 )
 @_agent_options
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's directory."
 )
 @json_option
-def search(space_file: Path | None, output: Path, as_json: bool, **options: Any) -> None:
+def search(
+    space_file: Path | None, reuse: Path | None, output: Path, as_json: bool, **options: Any
+) -> None:
+    from .front import TrainedSupernet
     from .pipeline import SearchSettings, accepted, run_search
     from .rundir import disconnect, leads
     from .space import SearchSpace
     from .summary import describe_architecture, describe_space, describe_stage
 
     settings = _settings(SearchSettings, options)
+    supernet = None if reuse is None else TrainedSupernet.of_run(reuse)
     if space_file is None:
-        made = _make_space(options)
+        made = _make_space(options, supernet)
+    elif supernet is not None:
+        raise BadRequest("--reuse has the space of its run: leave out --space")
     else:
         given = [name for name in _SPACE_NAMES if options[name] is not None]
         if given:
@@ -324,6 +364,9 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
     measure = _measurer(made.table, options)
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
+    if made.lower_ms or supernet is not None:
+        _search_front(made, settings, output, measure, supernet, as_json)
+        return
     with progress_bars() as watch:
         outcome = run_search(
             made, settings, output, measure=measure, watch=watch, test=_test(measure)
@@ -366,6 +409,26 @@ def search(space_file: Path | None, output: Path, as_json: bool, **options: Any)
     text = [describe_stage(stage, images) for stage in outcome.stages.stages]
     text += [describe_architecture(outcome.architecture), *_last_lines(outcome)]
     emit(result, as_json, "\n".join(text))
+
+
+def _search_front(
+    space: SearchSpace,
+    settings: SearchSettings,
+    output: Path,
+    measure: TargetMeasurer | None,
+    supernet: TrainedSupernet | None,
+    as_json: bool,
+) -> None:
+    """A search for several budgets, or with a supernet that is there."""
+    from .front import run_front
+    from .rundir import disconnect, leads
+    from .summary import describe_front
+
+    with progress_bars() as watch:
+        outcome = run_front(space, settings, output, measure=measure, watch=watch, reuse=supernet)
+    disconnect()
+    if leads():
+        emit(outcome.to_dict(), as_json, describe_front(outcome))
 
 
 @cli.command(help=_TRAIN_HELP, short_help="Trains an architecture from scratch.")
@@ -423,15 +486,17 @@ _BUILD_NAMES = _SPACE_NAMES[_SPACE_NAMES.index("method") :]
 """Those of them that `build_space` takes."""
 
 
-def _make_space(options: dict[str, Any]) -> SearchSpace:
-    """The space that the options ask for."""
+def _make_space(options: dict[str, Any], reuse: TrainedSupernet | None = None) -> SearchSpace:
+    """The space that the options ask for; of a trained supernet's operators, if there is one."""
     from ..lookup_tables.support import SupportReport
     from .pipeline import open_latency
-    from .space import build_space
+    from .space import build_space, retime
     from .supported import keep_supported
 
     if options["table"] is None or options["latency_ms"] is None:
         raise BadRequest("name a table with --table and a budget in ms with --latency")
+    if reuse is not None and options["backbone"] is None:
+        options["backbone"] = reuse.space.backbone
     opened = open_latency(
         options["table"],
         options["backbone"],
@@ -449,15 +514,15 @@ def _make_space(options: dict[str, Any]) -> SearchSpace:
         notes += supported.notes
     elif options["min_sqnr"] is not None:
         raise BadRequest("--min-sqnr needs a report to look at: name one with --support")
-    made = build_space(
-        model,
-        opened.backbone,
-        options["latency_ms"],
-        gate=opened.gate,
-        table=opened.source,
-        support=support,
-        **rest,
-    )
+    frame, budgets, about = opened.backbone, options["latency_ms"], (opened.gate, opened.source)
+    if reuse is not None:
+        if rest:
+            first = next(iter(rest)).replace("_", "-")
+            raise BadRequest(f"--reuse has the operators of its run: leave out --{first}")
+        made = retime(reuse.space, model, frame, budgets, *about, support)
+    else:
+        gate, table = about
+        made = build_space(model, frame, budgets, gate=gate, table=table, support=support, **rest)
     _tell([*notes, *made.notes()])
     return made
 

@@ -27,6 +27,7 @@ from ..ops.pool import GATES
 from .data import ImageData, Split
 from .distributed import choose_device, join_world
 from .images import Images, take
+from .rundir import SUPERNET_FILE
 from .supernet import Candidates, Supernet
 from .training import (
     Preset,
@@ -309,6 +310,16 @@ class SupernetEvaluator:
         self._progress = progress
         self._supernet: Supernet | None = None
         self._scorer: PathScorer | None = None
+        self._reused: tuple[Path, Candidates] | None = None
+
+    def reuse(self, weights: Path, candidates: Candidates) -> None:
+        """Takes stage 1's weights from a supernet that was trained before; nothing is trained.
+
+        Args:
+            weights: its checkpoint.
+            candidates: of that supernet; a stage's are among them.
+        """
+        self._reused = weights, candidates
 
     def prepare(
         self,
@@ -331,15 +342,18 @@ class SupernetEvaluator:
             NoSupernet: the stage before left no checkpoint.
             HurricaneError: training diverged.
         """
-        supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
         settings = self._preset.supernet
-        if previous is not None:
-            supernet.inherit(self._trained(stage - 1, previous).cpu())
-            settings = self._preset.stage_2
         self._scorer = None
-        train_supernet(
-            supernet, self._data, sampler, settings, self._checkpoint(stage), self._progress
-        )
+        if self._reused is not None:
+            supernet = self._trained(stage, candidates)
+        else:
+            supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
+            if previous is not None:
+                supernet.inherit(self._trained(stage - 1, previous).cpu())
+                settings = self._preset.stage_2
+            train_supernet(
+                supernet, self._data, sampler, settings, self._checkpoint(stage), self._progress
+            )
         self._supernet = supernet
         self._scorer = PathScorer(
             supernet,
@@ -395,18 +409,22 @@ class SupernetEvaluator:
         return scorer.score(np.asarray(codes))
 
     def _checkpoint(self, stage: int) -> Path | None:
-        return self._directory / f"supernet-{stage}.pt" if self._directory else None
+        return self._directory / SUPERNET_FILE.format(stage) if self._directory else None
 
     def _trained(self, stage: int, candidates: Candidates) -> Supernet:
         """A stage's supernet: at hand, or read from its checkpoint."""
         if self._supernet is not None and self._supernet.candidates == candidates:
             return self._supernet
-        path = self._checkpoint(stage)
+        path, trained = self._reused or (self._checkpoint(stage), candidates)
         if path is None or not path.exists():
             raise NoSupernet(
                 f"stage {stage} has no trained supernet{f' at {path}' if path else ''}; "
                 "prepare it first"
             )
-        supernet = build_supernet(self._backbone, candidates, self._gate, self._seed)
+        supernet = build_supernet(self._backbone, trained, self._gate, self._seed)
         load_weights(supernet, path)
-        return supernet
+        if trained == candidates:
+            return supernet
+        part = build_supernet(self._backbone, candidates, self._gate, self._seed)
+        part.inherit(supernet)
+        return part

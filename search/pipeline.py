@@ -343,9 +343,9 @@ def run_search(
     begun = (Path(directory) / "config.json").exists()
     if not begun and (words := refusal(space)):
         raise BadRequest(words)
-    config = {"command": "search", **space_facts(space), **_settings_facts(settings, preset)}
+    config = {"command": "search", **space_facts(space), **settings_facts(settings, preset)}
     with RunDirectory.open(directory, config) as run:
-        workshop = _open_workshop(run, space.backbone, space.gate, settings, preset, watch)
+        workshop = open_workshop(run, space.backbone, space.gate, settings, preset, watch)
         run.save_space(space)
 
         def described(result: StageResult) -> Architecture:
@@ -410,10 +410,10 @@ def run_training(
         "backbone": architecture.backbone,
         "operators": list(architecture.operators),
         "gate": architecture.gate,
-        **_settings_facts(settings, preset),
+        **settings_facts(settings, preset),
     }
     with RunDirectory.open(directory, config) as run:
-        workshop = _open_workshop(
+        workshop = open_workshop(
             run, architecture.backbone, architecture.gate, settings, preset, watch
         )
         # Figures of an earlier training or measurement are not this run's.
@@ -432,7 +432,7 @@ def run_training(
 
 def _confirmed(
     run: RunDirectory,
-    workshop: _Workshop,
+    workshop: Workshop,
     space: SearchSpace,
     stages: TwoStageResult,
     measure: Measure | None,
@@ -489,7 +489,7 @@ def _finalists(stages: TwoStageResult) -> list[StageResult]:
 
 def _best_finalist(
     run: RunDirectory,
-    workshop: _Workshop,
+    workshop: Workshop,
     finalists: Sequence[Architecture],
     settings: SearchSettings,
 ) -> Architecture:
@@ -561,22 +561,23 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
     }
 
 
-def _settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
+def settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
+    """What a run's configuration keeps of its settings."""
     facts = asdict(settings)
     if settings.finalists == 1:
         del facts["finalists"]  # as in runs of earlier versions, which can be carried on
     return {**facts, "preset": asdict(preset) if preset else None}
 
 
-def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
+def open_workshop(run: RunDirectory, *request: Any) -> Workshop:
     """The workshop of a run; a new run whose data or device does not fit leaves nothing behind.
 
     Args:
         run: just opened.
-        request: the rest of what `_Workshop` takes.
+        request: the rest of what `Workshop` takes.
     """
     try:
-        workshop = _Workshop(run, *request)
+        workshop = Workshop(run, *request)
         if not run.resumed:
             workshop.check()
     except BaseException:
@@ -585,7 +586,7 @@ def _open_workshop(run: RunDirectory, *request: Any) -> _Workshop:
     return workshop
 
 
-class _Workshop:
+class Workshop:
     """Everything that needs torch and data, set up when first used."""
 
     def __init__(
@@ -656,6 +657,10 @@ class _Workshop:
         """Scores paths of the stage's supernet (`two_stage.StageEvaluator`)."""
         return self._supernets.evaluate(codes)
 
+    def reuse(self, weights: Path, candidates: Any) -> None:
+        """Searches with a supernet that was trained before (`evaluation.SupernetEvaluator`)."""
+        self._supernets.reuse(weights, candidates)
+
     def figures(self, result: StageResult) -> list[Accuracy]:
         """Accuracies of a network with its stage's weights, each with what its images chose."""
         how = f"{SUPERNET} {result.stage}, BatchNorm recalibrated, on {self._settings.data}"
@@ -686,7 +691,7 @@ class _Workshop:
 
 def _finish(
     run: RunDirectory,
-    workshop: _Workshop,
+    workshop: Workshop,
     architecture: Architecture,
     settings: SearchSettings,
     measure: Measure | None,
@@ -760,7 +765,7 @@ def _finish(
 
 
 def _train(
-    workshop: _Workshop,
+    workshop: Workshop,
     architecture: Architecture,
     settings: SearchSettings,
     folder: Path,
@@ -794,7 +799,7 @@ def _train(
 
 def _deploy(
     run: RunDirectory,
-    workshop: _Workshop,
+    workshop: Workshop,
     trained_on: TrainingData,
     model: bytes,
     recipe: Recipe,

@@ -28,6 +28,9 @@ from .space import SearchSpace
 
 FORMAT_VERSION = 1
 CONFIRMED = "confirmed.json"
+SUPERNET_FILE = "supernet-{}.pt"
+"""Checkpoint of a stage's supernet."""
+
 EVALUATED_COLUMNS = ("evaluation", "generation", "accuracy", "predicted_ms", "operators")
 
 
@@ -120,6 +123,14 @@ class RunDirectory:
     def finalist_path(self, number: int) -> Path:
         """The folder of a finalist, from 1: its training, its weights and its figures."""
         return self.path / f"finalist-{number}"
+
+    def confirmed_path_of(self, number: int) -> Path:
+        """What was timed for the n-th budget of a front, from 1."""
+        return self.path / f"confirmed-{number}.json"
+
+    def point_path(self, number: int) -> Path:
+        """A network of a front, from 1."""
+        return self.path / f"point-{number}.json"
 
     def save_space(self, space: SearchSpace) -> None:
         if leads():

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..lookup_tables.architecture import TableSource, backbone_reference, read_table_source
 from ..lookup_tables.table import MAX_LATENCY_MS
@@ -22,13 +24,15 @@ from ..ops.pool import GATES
 from .candidates import (
     DEFAULT_METHOD,
     DEFAULT_TOPS,
+    FRONT_TOP,
     METHODS,
     CandidateMethod,
     ParetoCandidates,
     ScoredCandidates,
+    budget_price,
 )
 from .feasible import FeasibleSet
-from .scoring import SCORE_LATENCIES, LatencySource
+from .scoring import SCORE_LATENCIES, LatencySource, score_lines
 from .supported import SupportSource, read_support_source
 
 FORMAT_VERSION = 1
@@ -42,11 +46,11 @@ _NEARLY_ALL = 0.99
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Candidates for each layer of a backbone under a latency budget.
+    """Candidates for each layer of a backbone under a latency budget, or under several.
 
     Attributes:
         backbone: name of a shipped backbone, or path of a backbone file.
-        budget_ms: the latency that a network may take.
+        budget_ms: the latency that a network may take; the highest of several.
         fixed_ms: latency of everything but the learnable layers; a calibration's offset can
             bring it below 0.
         candidates: for each layer, operator names, the best by the method first; an exploring
@@ -67,6 +71,7 @@ class SearchSpace:
         gate: of squeeze-and-excitation, that the latencies were taken with.
         table: where the latencies came from.
         support: the report that left candidates out; None: all that have a latency are there.
+        lower_ms: the other budgets, the lowest first, that the space was made for as well.
     """
 
     backbone: str
@@ -87,10 +92,20 @@ class SearchSpace:
     gate: str = GATES[0]
     table: TableSource | None = None
     support: SupportSource | None = None
+    lower_ms: tuple[float, ...] = ()
 
     @property
     def layers(self) -> int:
         return len(self.candidates)
+
+    @property
+    def budgets_ms(self) -> tuple[float, ...]:
+        """All budgets, the lowest first."""
+        return (*self.lower_ms, self.budget_ms)
+
+    def within(self, budget_ms: float) -> SearchSpace:
+        """The same candidates under one budget."""
+        return replace(self, budget_ms=budget_ms, lower_ms=())
 
     @property
     def a_win0(self) -> tuple[str, ...]:
@@ -132,6 +147,9 @@ class SearchSpace:
 
     def notes(self) -> list[str]:
         """What a user should know of the choice that the space leaves, one sentence each."""
+        if self.lower_ms:
+            each = {ms: self.within(ms).notes() for ms in self.budgets_ms}
+            return [f"{ms:g} ms: {note}" for ms, notes in each.items() for note in notes]
         first = self.stage1_set
         place = "stage 1" if self.split else "the search"
         share = first.count / first.total
@@ -157,6 +175,7 @@ class SearchSpace:
             "table": asdict(self.table) if self.table else None,
             "support": self.support.to_dict() if self.support else None,
             "budget_ms": self.budget_ms,
+            **({"lower_ms": list(self.lower_ms)} if self.lower_ms else {}),
             "fixed_ms": self.fixed_ms,
             "reachable_ms": list(self.reachable_ms),
             "method": self.method,
@@ -227,6 +246,7 @@ class SearchSpace:
             gate=fields.choice("gate", GATES),
             table=read_table_source(table) if table else None,
             support=read_support_source(support) if support else None,
+            lower_ms=fields.numbers("lower_ms") if "lower_ms" in fields.as_dict() else (),
         )
         space._check(fields)
         return space
@@ -257,10 +277,15 @@ class SearchSpace:
                 backbone.check(column)
             except BadRequest as error:
                 raise BadRequest(f"{fields.where}: {error}") from error
-        if self.stage1_set.count == 0:
+        if list(self.budgets_ms) != sorted(set(self.budgets_ms)):
+            raise fields.fail("lower_ms", "different budgets below budget_ms, the lowest first")
+        if self.lower_ms and self.split:
+            raise fields.fail("split", "0 where there are several budgets")
+        first = self.within(self.budgets_ms[0]).stage1_set
+        if first.count == 0:
             raise BadRequest(
-                f"{fields.where}: no network of stage 1 meets {self.budget_ms:g} ms; "
-                f"the fastest takes {self.stage1_set.lowest_ms:.4g} ms"
+                f"{fields.where}: no network of stage 1 meets {first.budget_ms:g} ms; "
+                f"the fastest takes {first.lowest_ms:.4g} ms"
             )
 
 
@@ -269,6 +294,15 @@ def reachable_ms(model: LatencySource) -> tuple[float, float]:
     layers = np.asarray(model.latency_ms)
     low, high = np.nanmin(layers, axis=1), np.nanmax(layers, axis=1)
     return model.fixed_ms + math.fsum(low), model.fixed_ms + math.fsum(high)
+
+
+def ordered_budgets(latency_ms: float | Sequence[float]) -> list[float]:
+    """One budget, or several different ones, the lowest first."""
+    given = latency_ms if isinstance(latency_ms, Sequence) else [latency_ms]
+    budgets = sorted({float(ms) for ms in given})
+    if not budgets or not all(math.isfinite(ms) for ms in budgets):
+        raise BadRequest("a budget must be a finite number of ms, and there must be one")
+    return budgets
 
 
 def check_budget(model: LatencySource, budget_ms: float) -> None:
@@ -284,7 +318,7 @@ def check_budget(model: LatencySource, budget_ms: float) -> None:
 def build_space(
     model: LatencySource,
     backbone: Backbone,
-    latency_ms: float,
+    latency_ms: float | Sequence[float],
     method: str = DEFAULT_METHOD,
     top: int | None = None,
     alpha: float | str | None = None,
@@ -300,9 +334,10 @@ def build_space(
     Args:
         model: latencies of the operators at the backbone's layers.
         backbone: where the operators stand.
-        latency_ms: the budget.
+        latency_ms: the budget, or several that are to be searched with one supernet.
         method: ``pareto`` or the paper's, ``hurricane`` (`candidates`).
-        top: operators kept at each layer; None: the method's, see `DEFAULT_TOPS`.
+        top: operators kept at each layer; None: the method's, see `DEFAULT_TOPS`, or `FRONT_TOP`
+            for several budgets.
         alpha: of ``hurricane``, the score's exponent; None or ``auto``: the one whose space sits
             on the budget.
         exploring_layers: of ``hurricane``, last layers that get one more candidate; None: the
@@ -321,7 +356,9 @@ def build_space(
     if method not in METHODS:
         raise BadRequest(f"method must be one of {', '.join(METHODS)}, got {method}")
     n = len(backbone.layers)
-    top = DEFAULT_TOPS[method] if top is None else top
+    budgets = ordered_budgets(latency_ms)
+    if top is None:
+        top = FRONT_TOP if len(budgets) > 1 else DEFAULT_TOPS[method]
     chooser: CandidateMethod
     if method == "hurricane":
         split = backbone.split if split is None else split
@@ -344,12 +381,17 @@ def build_space(
         chooser = ParetoCandidates(top)
     if not 0 <= split < n:
         raise BadRequest(f"split must lie between 0 and {n - 1}, got {split}")
-    check_budget(model, latency_ms)
-    choice = chooser.choose(model, backbone, latency_ms, split)
+    if split and len(budgets) > 1:
+        raise BadRequest(
+            "several budgets are searched in one stage; leave out --split and --method hurricane"
+        )
+    check_budget(model, budgets[0])
+    choice = chooser.choose(model, backbone, budgets, split)
     names, tau = model.operators, np.asarray(model.latency_ms)
     return SearchSpace(
         backbone=backbone_reference(backbone),
-        budget_ms=float(latency_ms),
+        budget_ms=budgets[-1],
+        lower_ms=tuple(budgets[:-1]),
         fixed_ms=float(model.fixed_ms),
         candidates=tuple(tuple(names[c] for c in columns) for columns in choice.columns),
         latency_ms=tuple(
@@ -369,3 +411,73 @@ def build_space(
         table=table,
         support=support,
     )
+
+
+def retime(
+    space: SearchSpace,
+    model: LatencySource,
+    backbone: Backbone,
+    latency_ms: float | Sequence[float],
+    gate: str = GATES[0],
+    table: TableSource | None = None,
+    support: SupportSource | None = None,
+) -> SearchSpace:
+    """The candidates of a space for another target, or for other budgets.
+
+    Args:
+        space: gives the candidates; those without a latency in the model are left out.
+        model: latencies of the operators at the backbone's layers.
+        backbone: the space's.
+        latency_ms: one or several budgets.
+        gate: of squeeze-and-excitation, that the latencies were taken with; the space's.
+        table: where the model's latencies came from; recorded.
+        support: what left candidates out of the model; recorded.
+
+    Raises:
+        BadRequest: another backbone or gate, a layer without any latency, an impossible budget.
+    """
+    if load_backbone(space.backbone) != backbone:
+        raise BadRequest(f"the space is of {space.backbone}, not of {backbone.name}")
+    if space.gate != gate:
+        raise BadRequest(f"the space's operators have the gate {space.gate}, the table's {gate}")
+    columns = [
+        [model.operators.index(name) for name in names if name in model.operators]
+        for names in space.candidates
+    ]
+    tau = np.full(np.shape(model.latency_ms), np.nan)
+    for i, chosen in enumerate(columns):
+        tau[i, chosen] = np.asarray(model.latency_ms)[i, chosen]
+        columns[i] = [c for c in chosen if np.isfinite(tau[i, c])]
+        if not columns[i]:
+            raise BadRequest(f"layer {i}: the table has none of {', '.join(space.candidates[i])}")
+    left = _Latencies(tau, model.operators, model.fixed_ms)
+    budgets = ordered_budgets(latency_ms)
+    check_budget(left, budgets[0])
+    names = tuple(tuple(model.operators[c] for c in chosen) for chosen in columns)
+    capacity = score_lines(model, backbone).capacity
+    price, _ = budget_price(capacity, tau, budgets[-1] - model.fixed_ms)
+    return replace(
+        space,
+        budget_ms=budgets[-1],
+        lower_ms=tuple(budgets[:-1]),
+        fixed_ms=float(model.fixed_ms),
+        candidates=names,
+        latency_ms=tuple(tuple(tau[i, c].tolist() for c in cs) for i, cs in enumerate(columns)),
+        exploring=tuple(
+            e if e in kept else None for e, kept in zip(space.exploring, names, strict=True)
+        ),
+        price_per_ms=None if space.price_per_ms is None else price,
+        split=0,
+        reachable_ms=reachable_ms(left),
+        table=table,
+        support=support,
+    )
+
+
+@dataclass(frozen=True)
+class _Latencies:
+    """A `LatencySource` of a part of another's operators."""
+
+    latency_ms: NDArray[np.float64]
+    operators: Sequence[str]
+    fixed_ms: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..lookup_tables.architecture import Architecture, TableSource
 from ..lookup_tables.proportion import interval_of, interval_text
@@ -12,6 +13,9 @@ from ..ops.shapes import format_ranges
 from .space import FEW_NETWORKS, SearchSpace
 from .two_stage import StageResult
 
+if TYPE_CHECKING:
+    from .front import FrontOutcome
+
 
 def describe_space(space: SearchSpace) -> str:
     """A space: its range, how it was chosen, and the candidates of each stretch of equal layers."""
@@ -20,12 +24,14 @@ def describe_space(space: SearchSpace) -> str:
     stage1 = space.stage1_set
     low, high = space.reachable_ms
     place = f" on {space.table.target}" if space.table else ""
+    budgets = ", ".join(f"{ms:g}" for ms in space.budgets_ms)
     lines = [
-        f"{space.backbone}{place}: budget {space.budget_ms:g} ms{_statistic(space.table)}, "
+        f"{space.backbone}{place}: budget {budgets} ms{_statistic(space.table)}, "
         f"reachable {low:.4g} to {high:.4g} ms",
         f"method {space.method}, {choice_text(space)}: space of {space.lowest_ms:.4g} to "
         f"{space.highest_ms:.4g} ms, mean {space.mean_ms:.4g} ms",
-        f"within the budget: {_share(everything.count, everything.total, everything.exact)}"
+        f"within the {'highest ' if space.lower_ms else ''}budget: "
+        f"{_share(everything.count, everything.total, everything.exact)}"
         + (
             f"; stage 1 (first {space.split} layers at their first candidate): "
             f"{_share(stage1.count, stage1.total, stage1.exact)}"
@@ -81,6 +87,40 @@ def describe_stage(result: StageResult, images: int | None = None) -> str:
         f"{result.latency_ms:.4g} ms predicted{others}"
         + ("; next to nothing to choose from" if result.feasible <= FEW_NETWORKS else "")
     )
+
+
+def describe_front(outcome: FrontOutcome) -> str:
+    """The networks of a front, and how to train the one that is picked."""
+    evaluated = {e.codes for result in outcome.results for e in result.evaluated}
+    origin = outcome.space.table.origin if outcome.space.table else "measured"
+    rows = [("budget ms", "predicted ms", f"{origin} ms", "validation", "test", "network")]
+    images = set()
+    for point in outcome.points:
+        network = point.architecture
+        figures = {a.split: f"{a.value:.1%}" for a in network.accuracy}
+        images |= {f"{a.images:,} {a.split} images" for a in network.accuracy if a.images}
+        timed = "–" if network.measured_ms is None else f"{network.measured_ms:.4g}"
+        rows.append(
+            (
+                f"{network.budget_ms:g}",
+                f"{network.predicted_ms:.4g}",
+                timed + ("" if point.met in (None, True) else ", missed"),
+                figures.get("validation", "–"),
+                figures.get("test", "–"),
+                point.file.name,
+            )
+        )
+    lines = [
+        f"{len(evaluated):,} architectures evaluated for {len(outcome.results)} budgets with one "
+        f"supernet; accuracies with its weights, of {' and '.join(sorted(images))}:",
+        "",
+        *_columns(rows),
+        "",
+        *([f"not measured: {outcome.unmeasured}"] if outcome.unmeasured else []),
+        f"train the one you pick: hurricane train {outcome.points[-1].file} -o RUN",
+        f"everything is in {outcome.directory}",
+    ]
+    return "\n".join(lines)
 
 
 def describe_architecture(architecture: Architecture) -> str:

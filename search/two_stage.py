@@ -152,15 +152,15 @@ def two_stage_search(
         raise BadRequest(f"stages must be 1 or 2, got {stages}")
     strategy = strategy or EvolutionSearch()
     t = space.split
-    later = _Stage(
+    later = Stage(
         number=1,
         candidates=tuple((c[0],) if i < t else c for i, c in enumerate(space.candidates)),
         feasible=space.feasible_set.restrict(dict.fromkeys(range(t), 0)),
     )
     results: list[StageResult] = []
 
-    def run(stage: _Stage) -> StageResult:
-        result = _run_stage(stage, evaluator, strategy, evaluations, seed, log, progress)
+    def run(stage: Stage) -> StageResult:
+        result = run_stage(stage, evaluator, strategy, evaluations, seed, log, progress)
         results.append(result)
         if finished is not None:
             finished(result)
@@ -170,7 +170,7 @@ def two_stage_search(
     if min(stages, space.stages) == 2:
         fixed = {i: space.candidates[i].index(a_win1[i]) for i in range(t, space.layers)}
         run(
-            _Stage(
+            Stage(
                 number=2,
                 candidates=tuple(
                     c if i < t else (a_win1[i],) for i, c in enumerate(space.candidates)
@@ -185,8 +185,16 @@ def two_stage_search(
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """What a stage chooses from, and what it starts with."""
+class Stage:
+    """What a stage chooses from, and what it starts with.
+
+    Attributes:
+        number: from 1.
+        candidates: of every layer; one where it is fixed.
+        feasible: the architectures that meet the budget.
+        previous: candidates of the stage whose weights are inherited.
+        start: architectures that the first generation contains.
+    """
 
     number: int
     candidates: Candidates
@@ -195,8 +203,8 @@ class _Stage:
     start: Codes | None = None
 
 
-def _run_stage(
-    stage: _Stage,
+def run_stage(
+    stage: Stage,
     evaluator: StageEvaluator,
     strategy: Strategy,
     evaluations: int,
@@ -204,6 +212,7 @@ def _run_stage(
     log: SearchLog | None,
     progress: Callable[[int, int, int], None] | None,
 ) -> StageResult:
+    """Searches one stage; arguments as in `two_stage_search`."""
     feasible = stage.feasible
     feasible.require_members()
     recorded = log.read_evaluated(stage.number, stage.candidates) if log is not None else []

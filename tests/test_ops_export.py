@@ -177,6 +177,22 @@ def test_exporting_twice_gives_equal_bytes_even_without_the_cache(tmp_path, monk
     assert any(tmp_path.rglob("*.onnx"))
 
 
+def test_tracing_leaves_torchs_threads_as_they_were(tmp_path, monkeypatch):
+    """A training that follows would otherwise be slower, and end in other last bits."""
+    from hurricane.ops import graph
+
+    monkeypatch.setattr(graph, "_MEMORY", {})
+    monkeypatch.setenv("HURRICANE_CACHE", str(tmp_path))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        export_operator("SEP_3", LayerShape(8, 8, 8, 8, 1))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert any(tmp_path.rglob("*.onnx"))
+
+
 def test_copies_in_a_context_do_not_share_weights():
     piece = Piece("SEP_3", LayerShape(8, 8, 8, 8, 1))
     graph = onnx.load_from_string(export_context([piece, piece])).graph
