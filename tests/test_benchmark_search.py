@@ -153,3 +153,31 @@ def test_the_plain_loop_keeps_to_the_budget_and_to_its_calls(
     assert distinct == len(set(map(tuple, asked)))
     assert best == max(map(sum, asked))
     assert all(0.1 + sum(ms[i][c] for i, c in enumerate(code)) <= 1.5 + 1e-9 for code in asked)
+
+
+def test_variants_of_a_supernet_ranking_cost_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking = load("supernet_ranking", monkeypatch)
+    costs = set()
+    for variant in ranking.VARIANTS.values():
+        settings = variant.settings(40.0, 3, "cpu", "fp32")
+        assert settings.seed == 3
+        costs.add(round(settings.epochs * variant.paths, 6))
+        assert variant.paths == {"single-path": 1, "fair": 3, "sandwich": 4}[settings.strategy]
+    assert costs == {40.0}
+
+
+def test_a_ranking_is_judged_by_the_true_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking = load("supernet_ranking", monkeypatch)
+    truth = np.linspace(80, 90, 40)
+    trainings = np.stack([truth, truth, truth], axis=1)
+    networks = ranking.Networks(np.zeros((40, 8), dtype=np.int64), trainings, truth * 1e6)
+    right = networks.figures(truth)
+    assert right == {"tau": 1, "tau_best_half": 1, "tau_best_tenth": 1, "regret_points": 0}
+    assert networks.figures(-truth)["tau"] == -1
+    assert networks.figures(-truth)["regret_points"] == pytest.approx(10)
+    best_swapped = truth.copy()
+    best_swapped[-2:] = best_swapped[-2:][::-1]
+    swapped = networks.figures(best_swapped)
+    assert swapped["tau_best_tenth"] == pytest.approx(1 - 2 / 6)  # one of six pairs
+    assert swapped["regret_points"] == pytest.approx(truth[-1] - truth[-2])
+    assert networks.ceiling() == right
