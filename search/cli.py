@@ -21,6 +21,7 @@ from ..agents.console import (
 )
 from ..agents.version import agent_version
 from ..lookup_tables.spread import STATISTICS
+from ..ops.atomic import write_atomically
 from ..ops.errors import BadRequest
 from ..ops.pool import registered_operators
 from ..profiler.options import credential_options, together, use_plugins
@@ -63,7 +64,9 @@ _LAZY = {
     "export": LazyCommand(
         "hurricane.search.export_cli:export_command", "Writes an architecture as ONNX or TFLite."
     ),
-    "report": LazyCommand("hurricane.search.report:report_command", "Makes a run's report.html."),
+    "report": LazyCommand(
+        "hurricane.search.report_cli:report_command", "Makes a run's report.html."
+    ),
     "demo": LazyCommand(
         "hurricane.search.demo:demo_command", "Runs all steps in small, with a report."
     ),
@@ -428,6 +431,10 @@ def _search_front(
         outcome = run_front(space, settings, output, measure=measure, watch=watch, reuse=supernet)
     disconnect()
     if leads():
+        from .front_report import Front, render_fronts
+
+        page = render_fronts([Front.read(output)], output.resolve().name)
+        write_atomically(output / "report.html", page.encode())
         emit(outcome.to_dict(), as_json, describe_front(outcome))
 
 

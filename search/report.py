@@ -18,9 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import click
-
-from ..agents.console import emit, json_option
 from ..lookup_tables.architecture import (
     Accuracy,
     Architecture,
@@ -416,7 +413,7 @@ def gather_run(folder: str | Path) -> Run:
     if model is not None:
         run = replace(run, fixed_ms=model.fixed_ms)
     if found is not None:
-        winner = _figures("winner", found, backbone, model)
+        winner = network_figures("winner", found, backbone, model)
         if model is not None and found.predicted_ms is not None:
             now = sum(winner.layer_ms or ()) + model.fixed_ms
             if abs(now / found.predicted_ms - 1) > _SAME_MS:
@@ -426,7 +423,9 @@ def gather_run(folder: str | Path) -> Run:
                 )
         run = replace(run, winner=winner, seed=found.seed, versions=tuple(found.versions.items()))
         files = sorted(path.glob("finalist-*/architecture.json"))
-        finalists = [_figures(f.parent.name, Architecture.load(f), backbone, model) for f in files]
+        finalists = [
+            network_figures(f.parent.name, Architecture.load(f), backbone, model) for f in files
+        ]
         run = replace(run, finalists=tuple(finalists))
     run = _with_baseline(run, model, gaps)
     if searched:
@@ -663,9 +662,10 @@ def _table_facts(table: LookupTable, target: Target, model: LatencyModel | None)
     )
 
 
-def _figures(
+def network_figures(
     label: str, found: Architecture, backbone: Backbone, model: LatencyModel | None
 ) -> NetworkFigures:
+    """A network's figures, with the latency of each layer by a table where that is at hand."""
     layer_ms = None
     if model is not None and all(name in model.operators for name in found.operators):
         codes = [model.operators.index(name) for name in found.operators]
@@ -711,7 +711,7 @@ def _with_baseline(run: Run, model: LatencyModel | None, gaps: dict[str, str]) -
         )
     one = set(found.operators)
     label = f"uniform {found.operators[0]}" if len(one) == 1 else "baseline"
-    figures = _figures(label, found, run.backbone, model)
+    figures = network_figures(label, found, run.backbone, model)
     if figures.layer_ms is not None and model is not None:
         figures = replace(
             figures,
@@ -747,7 +747,7 @@ def _read_stages(path: Path, config: Mapping[str, Any], gaps: dict[str, str]) ->
     stages = []
     for number in range(1, (wanted if isinstance(wanted, int) else 2) + 1):
         file = path / f"evaluated-{number}.csv"
-        points = _read_evaluated(file) if file.exists() else ()
+        points = read_evaluated(file) if file.exists() else ()
         if not points:
             gaps["stages"] = f"Stage {number} has evaluated nothing yet."
             break
@@ -761,7 +761,7 @@ def _read_stages(path: Path, config: Mapping[str, Any], gaps: dict[str, str]) ->
     return tuple(stages)
 
 
-def _read_evaluated(path: Path) -> tuple[EvaluatedPoint, ...]:
+def read_evaluated(path: Path) -> tuple[EvaluatedPoint, ...]:
     """What a stage evaluated; a last line that is being written is not read."""
     content = read_bytes(path, "list of evaluated architectures")
     points = []
@@ -1059,7 +1059,7 @@ def stage_plot(stage: Stage, run: Run) -> StagePlot:
     y = Axis.over(accuracies, 196, 14, percent=True)
     generations = max(p.generation for p in stage.points) + 1
     shades = [
-        _dots(
+        dots(
             (x.at(p.predicted_ms), y.at(p.accuracy))
             for p in stage.points
             if p.generation * SHADES // generations == shade
@@ -1099,7 +1099,7 @@ def verification_plot(found: Verification) -> VerificationPlot | None:
     groups = tuple(
         (
             group,
-            _dots(
+            dots(
                 (x.at(n.whole_ms), y.at(n.predicted_ms)) for n in found.networks if n.group == group
             ),
         )
@@ -1108,7 +1108,7 @@ def verification_plot(found: Verification) -> VerificationPlot | None:
     return VerificationPlot(x, y, groups, tuple(lines))
 
 
-def _dots(places: Iterable[tuple[float, float]]) -> str:
+def dots(places: Iterable[tuple[float, float]]) -> str:
     """Dots as one path: lines of no length with round ends, a tenth of a circle's bytes."""
     return "".join(f"M{x:g} {y:g}h0" for x, y in places)
 
@@ -1141,8 +1141,13 @@ def write_report(
     return Path(output)
 
 
-def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
-    """The page as text."""
+def render(template: str, **values: Any) -> str:
+    """A page as text.
+
+    Args:
+        template: its file's name, beside this module.
+        values: that it shows.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -1166,11 +1171,18 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         tau=lambda value: "–" if value is None else f"{value:.3f}".replace("-", "−"),
         json=lambda value: json.dumps(value, ensure_ascii=False),
     )
+    page = environment.get_template(template).render(**values)
+    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
+
+
+def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) -> str:
+    """The page of runs as text."""
     together: dict[tuple[LayerShape, ...], list[Run]] = {}
     for run in runs:
         together.setdefault(run.backbone.layers, []).append(run)
     heats = list(dict.fromkeys(run.heat for run in runs if run.heat is not None))
-    page = environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         title=title,
         notes=notes,
         runs=runs,
@@ -1191,91 +1203,3 @@ def render_report(runs: Sequence[Run], title: str, notes: Sequence[str] = ()) ->
         + " -o report.html",
         reductions=reductions,
     )
-    return "\n".join(line.rstrip() for line in page.splitlines() if line.strip()) + "\n"
-
-
-def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """The runs that are meant: a run's directory itself, or all runs in a directory of runs.
-
-    Raises:
-        BadRequest: a path is no directory, or there is no run in it.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if (path / "config.json").exists():
-            found.append(path)
-            continue
-        if not path.is_dir():
-            raise BadRequest(f"{path} is not a run's directory: there is no such folder")
-        inside = sorted(
-            p for p in path.iterdir() if (p / "config.json").exists() and p.name != BASELINE
-        )
-        if not inside:
-            raise BadRequest(f"{path} holds no run: it has no config.json, nor has a folder in it")
-        found += inside
-    return list(dict.fromkeys(found))
-
-
-_HELP = """Writes one HTML page about a run, or several runs side by side.
-
-A folder of runs means all runs in it. The page needs no network and no scripts.
-
-\b
-Examples:
-  hurricane report runs/mine
-  hurricane report runs/demo -o demo.html
-  hurricane report runs/cpu runs/dsp -o both.html --title 'CPU and DSP'
-"""
-
-
-@click.command("report", help=_HELP)
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Page to write [report.html in the folder, if there is only one].",
-)
-@click.option("--title", help="Title of the page [the folders' names].")
-@json_option
-def report_command(
-    folders: tuple[Path, ...], output: Path | None, title: str | None, as_json: bool
-) -> None:
-    paths = find_runs(folders)
-    if output is None:
-        first, *others = folders
-        if others:
-            raise BadRequest("several folders are named: name the page with -o FILE")
-        output = first / "report.html"
-    runs = [gather_run(path) for path in paths]
-    named = title or "Hurricane: " + ", ".join(folder.resolve().name for folder in folders)
-    write_atomically(output, render_report(runs, named).encode(), make_folder=True)
-    result = {"output": str(output), "runs": [_summary(run) for run in runs]}
-    gaps = [f"  left out: {gap}" for run in runs for gap in run.gaps.values()]
-    emit(result, as_json, "\n".join([f"{output}: {len(runs)} run(s)", *gaps]))
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    winner, baseline = run.winner, run.baseline
-
-    def figures(network: NetworkFigures | None) -> dict[str, Any] | None:
-        return network and {
-            "operators": list(network.operators),
-            "predicted_ms": network.predicted_ms,
-            "predicted_interval_ms": network.predicted_interval_ms,
-            f"{run.whole_word}_ms": network.whole_ms,
-            "test_accuracy": network.test.value if network.test else None,
-            "accuracy": [figure.to_dict() for figure in network.accuracy],
-            "artifact_accuracy": network.artifact.to_dict() if network.artifact else None,
-        }
-
-    return {
-        "folder": str(run.folder),
-        "target": run.target_name,
-        "origin": run.origin,
-        "budget_ms": run.budget_ms,
-        "statistic": run.statistic,
-        "winner": figures(winner),
-        "baseline": figures(baseline),
-        "gaps": dict(run.gaps),
-    }

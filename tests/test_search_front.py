@@ -29,6 +29,7 @@ from hurricane.search.front import (
     mixed_sampler,
     run_front,
 )
+from hurricane.search.front_report import Front, render_fronts
 from hurricane.search.measuring import Measurement, NotMeasurable
 from hurricane.search.pipeline import SearchSettings
 from hurricane.search.rundir import RunDirectory
@@ -317,6 +318,14 @@ def test_a_run_gives_each_budget_networks_that_meet_it_as_measured(
     assert text.count("point-") == 7  # each, and the one in the command that trains one
     assert "missed" not in text
     assert json.dumps(outcome.to_dict())
+    # The page has each network with its figures, and the budgets.
+    page = render_fronts([Front.read(tmp_path / "run")], "five")
+    for point in outcome.points:
+        assert point.file.name in page
+        assert f"{point.architecture.accuracy[0].value:.1%}".rstrip("%") in page
+    assert page.count("✓ met") == 6
+    assert page.count('class="budget"') == 3
+    assert page.count('class="solid"') == 6
     # Done again it does nothing, and a file that was lost is made anew.
     before = files(tmp_path / "run")
     (tmp_path / "run" / "point-4.json").unlink()
@@ -383,6 +392,18 @@ def test_a_trained_supernet_is_searched_again_without_training(
         run_front(small, SETTINGS, tmp_path / "again")
 
 
+def test_a_page_is_of_one_kind_of_runs(small: SearchSpace, tmp_path: Path) -> None:
+    for name, command in (("front", "front"), ("train", "train")):
+        with RunDirectory.open(tmp_path / "runs" / name, {"command": command}) as run:
+            run.save_space(small)
+    assert "name those of one kind" in call("report", str(tmp_path / "runs"), status=2)
+    call("report", str(tmp_path / "runs" / "front"))
+    page = (tmp_path / "runs" / "front" / "report.html").read_text()
+    assert "has found no networks yet" in page
+    with pytest.raises(BadRequest, match="no search for several budgets"):
+        Front.read(tmp_path / "runs" / "train")
+
+
 def test_what_is_no_trained_supernet_of_all_layers_is_refused(
     small: SearchSpace, tmp_path: Path
 ) -> None:
@@ -446,6 +467,11 @@ def test_the_command_finds_a_front_and_uses_its_supernet_again(
     text = call("search", *made, *fast, "--latency", f"{low},{high}", "-o", str(run))
     assert "with one supernet" in text
     assert f"hurricane train {run / 'point-2.json'}" in text
+    page = (run / "report.html").read_text()
+    assert "point-2.json" in page
+    (run / "report.html").unlink()
+    call("report", str(run))
+    assert (run / "report.html").read_text().count("point-1.json") == page.count("point-1.json")
     again = [*made, *fast, "--reuse", str(run), "-o", str(tmp_path / "again"), "--json"]
     found = json.loads(call("search", *again, "--latency", middle))
     (point,) = found["points"]

@@ -45,17 +45,16 @@ from hurricane.search.report import (
     Stage,
     commands,
     count,
-    find_runs,
     gather_run,
     heat_map,
     interval,
     ms,
     read_verification,
     reductions,
-    report_command,
     signed_percent,
     write_report,
 )
+from hurricane.search.report_cli import find_runs, report_command
 from hurricane.search.rundir import RunDirectory
 from hurricane.search.space import SearchSpace, build_space
 
