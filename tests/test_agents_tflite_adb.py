@@ -157,6 +157,7 @@ def test_a_phone_without_the_program_says_what_to_do(adb_server, tmp_path: Path)
         finally:
             adb("disconnect", phone.serial)
     assert target.availability == Availability.UNAVAILABLE
-    assert "/data/local/tmp/tflite/benchmark_model is not on the phone" in target.reason
+    assert "benchmark_model is not on the phone" in target.reason
+    assert "push it to /data/local/tmp/tflite" in target.reason
     (target,) = tflite_adb.targets(Context())
     assert "agent serve --adb SERIAL" in target.reason
