@@ -22,7 +22,7 @@ from hurricane.agents.errors import (
     Unauthorised,
 )
 
-from .adb_support import adb
+from .adb_support import adb, connecting, ends, running
 from .fake_phone import FakePhone
 
 pytestmark = pytest.mark.process
@@ -130,9 +130,7 @@ def test_a_program_that_takes_too_long_is_ended(runner: CommandRunner) -> None:
     program = install(runner, f"#!/bin/sh\n# {marker}\nexec sleep 3{marker[-6:]}\n")
     with pytest.raises(TimedOut, match="longer than 1 s"):
         runner.run((program,), 1)
-    limit_s = time.monotonic() + 20
-    while running(f"sleep 3{marker[-6:]}"):
-        assert time.monotonic() < limit_s, "it still runs"
+    assert ends(f"sleep 3{marker[-6:]}")
     assert runner.run((install(runner, ECHO), "on"), 20).text == "<on>"
 
 
@@ -143,21 +141,8 @@ def test_what_a_program_leaves_in_the_background_ends_with_it(
     seconds = f"3{time.time_ns() % 10**6:06}"
     leaves = f"#!/bin/sh\nsleep {seconds} &\necho done\nexit {status}\n"
     assert runner.run((install(runner, leaves),), 20).text == "done\n"
-    assert not running(f"sleep {seconds}")
+    assert ends(f"sleep {seconds}")
     assert runner.run((install(runner, ECHO), "on"), 20).text == "<on>"
-
-
-def running(command: str) -> list[str]:
-    """Processes of this machine with such a command line."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if command in words:
-            found.append(words)
-    return found
 
 
 def test_output_without_end_is_refused(
@@ -205,15 +190,9 @@ def test_a_phone_that_hangs_is_lost(phone: FakePhone, monkeypatch: pytest.Monkey
 def test_a_phone_that_is_not_ready_is_told_with_what_to_do(
     adb_server: None, tmp_path: Path, mode: str, kind: type[Exception], words: str
 ) -> None:
-    with FakePhone(tmp_path.resolve() / "phone", mode=mode) as there:
-        subprocess.run(
-            ["adb", "connect", there.serial], capture_output=True, timeout=60, check=False
-        )
-        try:
-            with pytest.raises(kind, match=words):
-                AdbRunner(there.serial)
-        finally:
-            adb("disconnect", there.serial)
+    phone = FakePhone(tmp_path.resolve() / "phone", mode=mode)
+    with phone, connecting(phone.serial), pytest.raises(kind, match=words):
+        AdbRunner(phone.serial)
 
 
 def test_a_phone_that_is_unplugged_and_back_goes_on_and_one_that_restarted_does_not(
@@ -282,8 +261,7 @@ def test_what_a_process_that_was_killed_left_is_removed_by_the_next(phone: FakeP
     assert there.is_dir()
     AdbRunner(phone.serial).close()
     assert not there.exists()
-    while running(f"sleep {seconds}"):
-        assert time.monotonic() < limit_s, "it still runs"
+    assert ends(f"sleep {seconds}")
     assert phone.path(alive.folder).is_dir()
     assert other.is_dir()
     alive.close()
