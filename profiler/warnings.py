@@ -101,7 +101,8 @@ def _of_rows(result: ProfileResult, path: Path) -> Iterator[ProfileWarning]:
         )
     for first, count in first_of_each_kind(result.failures):
         row = first.row
-        cause = f"{count} rows {first.status} ({first.kind}), the first {row.name} at {row.shape}"
+        rows = "1 row" if count == 1 else f"{count} rows"
+        cause = f"{rows} {first.status} ({first.kind}), the first {row.name} at {row.shape}"
         yield ProfileWarning(first.kind, f"{cause}: {first.reason}")
     for flag, cause, remedy in _FLAGS:
         if count := counts.get(flag):
@@ -137,7 +138,7 @@ _FLAGS = (
     ),
     (
         "throttled",
-        "measured after the device had lowered its clock",
+        "measured while the device said that it throttles, or slower after it had",
         "cool it and --retry",
     ),
 )

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,15 +31,18 @@ from hurricane.lookup_tables.journal import journal_path, read_journal
 from hurricane.lookup_tables.raw import DRIFT
 from hurricane.lookup_tables.runs import load_runs, runs_path, save_runs
 from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.profiler import profile as module
 from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.groups import Outcome
 from hurricane.profiler.measurement import THROTTLED
 from hurricane.profiler.plan import PlannedRow, baseline_graphs, weight_bytes
 from hurricane.profiler.profile import ProfileResult, missing_rows, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.runner import Runner
 from hurricane.profiler.session import DeviceLog, TargetSession
+from hurricane.profiler.summary import lines_of, summary_of
 from hurricane.profiler.target import parse_target
 from hurricane.profiler.warnings import warnings_of
 
@@ -247,10 +251,18 @@ def test_why_rows_have_no_latency_is_told_once_for_each_kind(tmp_path):
     device.refused["MB_3_3"] = RuntimeCrashed("SIGSEGV while loading")
     result = fill(device, planned("SEP_3,SEP_5,MB_3_3,MB_7_6"), tmp_path / "t.csv")
     told = {warning.name: warning.cause for warning in warnings_of(result, tmp_path / "t.csv")}
-    assert "1 rows failed (runtime-crashed), the first MB_3_3 at" in told["runtime-crashed"]
+    assert "1 row failed (runtime-crashed), the first MB_3_3 at" in told["runtime-crashed"]
     assert told["runtime-crashed"].endswith(": SIGSEGV while loading")
     assert "2 rows unsupported (unsupported-operator)" in told["unsupported-operator"]
     assert told["unsupported-operator"].endswith(": no kernel for it")
+    group: Any = SimpleNamespace(target=result.target)
+    outcome = Outcome(group, tmp_path / "t.csv", 1.0, result)
+    summary = summary_of(outcome, 4, load_backbone("digits32"))
+    assert {(one["status"], one["rows"]): one["reason"] for one in summary["failures"]} == {
+        ("failed", 1): "SIGSEGV while loading",
+        ("unsupported", 2): "no kernel for it",
+    }
+    assert any("no kernel for it" in line for line in lines_of(outcome, summary))
     again = fill(device, planned("SEP_3,SEP_5,MB_3_3,MB_7_6"), tmp_path / "t.csv")
     assert again.failures == ()
 
@@ -320,7 +332,7 @@ def test_a_table_is_given_as_fast_as_the_device_was_for_its_reference(tmp_path):
     assert fill(StandIn(), rows, first).speed.reference == ""
     known = BASELINES.path(first).read_bytes()
     alone = fill(slower(1.04), rows, own)
-    assert (alone.reference, alone.slowdown) == ("", 1.0)
+    assert (alone.speed.reference, alone.speed.slowdown) == ("", 1.0)
     assert latencies(alone) == wanted(rows, 1.04)
     result = fill(slower(1.04), rows, second, reference=first)
     assert (result.speed.reference, result.speed.slowdown) == ("reference", pytest.approx(1.04))
