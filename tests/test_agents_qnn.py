@@ -303,6 +303,13 @@ def test_chips_that_cannot_be_compiled_for_are_refused_by_name(
     digest = agent.upload(made(target, "SEP_3"))
     with pytest.raises(BadRequest, match=words):
         agent.benchmark([digest], target, protocol=LOAD, options={"soc": soc})
+    asked = ["--layers", "digits32:1", "--operators", "SEP_3", "--target", target]
+    asked += ["--option", f"soc={soc}", "--agent", agent.address, "-o", str(tmp_path / "s.csv")]
+    if soc:
+        with pytest.raises(errors.BadRequest, match=words) as caught:
+            CliRunner().invoke(support, asked, catch_exceptions=False, standalone_mode=False)
+        assert caught.value.exit_status == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_and_names_are_one_chip() -> None:
