@@ -149,6 +149,22 @@ def test_a_tool_that_is_asked_for_and_missing_ends_the_request(bench: Bench) -> 
         bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)
 
 
+def test_a_batch_is_throttled_of_which_any_reading_says_so(bench: Bench) -> None:
+    for bad in (1, 2, 3, 0):  # before loading, before and after the calls; never
+        readings = 0
+
+        def read(command: str, bad: int = bad) -> None:
+            nonlocal readings
+            if "dumpsys thermalservice" in command:
+                readings += 1
+                bench.phone.throttle(2 if readings == bad else 0)
+
+        bench.phone.when = read
+        result = bench.measure(archive())
+        assert readings == 3
+        assert ("throttled" in result.flags) == (bad > 0)
+
+
 def test_outputs_are_those_of_the_tool(bench: Bench) -> None:
     digest = bench.client.upload(archive())
     x = np.zeros((1, 32, 8, 8), np.uint8)
