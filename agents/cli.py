@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import click
 
+from ..ops.cached_files import cache_folder
 from .backends.base import Availability, Context, TargetInfo
 from .client import Activity, AgentClient, TlsFiles
 from .commands import start_adb_server
@@ -149,7 +150,7 @@ def serve(
     token = sys.stdin.readline().strip() if private else _token(token_file)
     if adb:
         start_adb_server()  # a worker's sandbox would end with it
-    context = Context(device_name, simulate, seed, pace, user, allow_read, adb)
+    context = Context(device_name, simulate, seed, pace, user, allow_read, adb, _cache(user))
     security = Security(token, tls_cert, tls_key, tls_client_ca, insecure)
     hide_memory()
     server = AgentServer(listen, context, security, Limits(), store)
@@ -339,6 +340,18 @@ def _check_simulated(simulate: tuple[str, ...], targets: tuple[TargetInfo, ...])
     broken = [target for target in known if target.availability == Availability.UNAVAILABLE]
     if broken:
         raise BadRequest(f"'{broken[0].name}' cannot be simulated: {broken[0].reason}")
+
+
+def _cache(user: str) -> str:
+    """A folder in which workers may keep what takes time to make; empty: there is none."""
+    if user:  # who may not write there
+        return ""
+    try:
+        folder = cache_folder().resolve() / "agent"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # such as a user without a home
+        return ""
+    return str(folder)
 
 
 def _token(path: Optional[Path]) -> str:

@@ -29,6 +29,7 @@ from .errors import (
     AgentError,
     BadAnswer,
     BadRequest,
+    BoardNotReady,
     Busy,
     Internal,
     TimedOut,
@@ -102,6 +103,7 @@ _ERROR_OF_STATUS: dict[grpc.StatusCode, type[AgentError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthorised,
     grpc.StatusCode.PERMISSION_DENIED: Unauthorised,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
+    grpc.StatusCode.FAILED_PRECONDITION: BoardNotReady,
 }
 
 

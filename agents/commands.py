@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from .backends.base import one_line
-from .errors import AgentError, BadRequest, Busy, DeviceLost, RuntimeCrashed, TimedOut, Unauthorised
+from .errors import (
+    AgentError,
+    BadRequest,
+    BoardNotReady,
+    Busy,
+    DeviceLost,
+    RuntimeCrashed,
+    TimedOut,
+    Unauthorised,
+)
 
 MAX_OUTPUT_BYTES = 4 * 1024 * 1024
 """Of what a command may print."""
@@ -42,6 +51,7 @@ TOOL_S, COMMAND_S = 600.0, 30.0
 
 _SHORT_S = 20.0  # for adb's own commands
 _KILL_S = 5.0
+_ENDED_S = 0.25  # between two looks whether a program has ended that something else outlives
 _PUSH_BYTES_S = 1e6  # slower than that a push hangs
 
 
@@ -82,7 +92,7 @@ class CommandRunner(abc.ABC):
             environment: variables beside those that are set there.
 
         Raises:
-            BadRequest: there is no such program.
+            BoardNotReady: there is no such program, or it is of another kind of processor.
             TimedOut: it took too long; it is ended.
             DeviceLost: the board does not answer, or has restarted.
             AgentError: of another kind, as it says.
@@ -129,7 +139,10 @@ class LocalRunner(CommandRunner):
         _check(words, environment or {})
         program = words[0]
         if shutil.which(program) is None:
-            raise BadRequest(f"there is no program '{one_line(program, 80)}' on this board's PATH")
+            raise BoardNotReady(
+                f"there is no program '{one_line(program, 80)}' on this board's PATH; install it, "
+                "or start the agent with another PATH"
+            )
         variables = {**os.environ, **(environment or {})}
         captured = _capture(words, timeout_s, variables, self.folder, together=True)
         if captured.too_much:
@@ -164,7 +177,8 @@ class AdbRunner(CommandRunner):
 
     The exit status of `adb shell` is not trusted: it is 0 where the link was lost, and always 0
     on phones without ``shell_v2``. Every command begins with a mark that tells since when the phone
-    runs, and ends in one with its status.
+    runs, and ends in one with its status. Before that, whatever the program has left running in
+    the background is ended.
 
     The folder's name tells this machine and this process. What a process that has ended left on
     the phone, running or lying, is removed by the next one.
@@ -178,7 +192,7 @@ class AdbRunner(CommandRunner):
         if not serial or serial.startswith("-"):
             raise BadRequest(f"'{one_line(serial, 80)}' is no serial of a phone")
         if shutil.which("adb") is None:
-            raise BadRequest(_NO_ADB)
+            raise BoardNotReady(_NO_ADB)
         self.serial, self._scratch = serial, scratch
         self.folder = f"{PHONE_FOLDER}/{_this_machine()}-{os.getpid()}-{secrets.token_hex(8)}"
         self._boot = ""
@@ -196,9 +210,10 @@ class AdbRunner(CommandRunner):
         if boot != self._boot:
             raise DeviceLost(f"the phone {self._named} has restarted; begin again")
         if output.status in (126, 127):
-            raise BadRequest(
+            raise BoardNotReady(
                 f"{_name(words[0])} cannot be run on the phone {self._named}: "
-                f"{one_line(output.text, 160) or 'it is not there'}"
+                f"{one_line(output.text, 160) or 'it is not there'}; push the program for its "
+                "processor, and chmod 755 it (docs/snapdragon.md)"
             )
         return output
 
@@ -260,16 +275,20 @@ class AdbRunner(CommandRunner):
         line = (
             f"{settings}cd {shlex.quote(self.folder)} 2>/dev/null; "
             f"echo {mark} begin $(cat /proc/sys/kernel/random/boot_id); {command} </dev/null 2>&1; "
-            f"echo {mark} end $?"
+            f"s=$?; {_ending(self.folder)}; echo {mark} end $s"
         )
         captured = _capture(self._words(("shell", line)), timeout_s, os.environ, None)
         text = _text(captured.out)
         begin = re.search(rf"{mark} begin ([0-9a-f-]+)\n", text)
         end = re.search(rf"{mark} end (\d+)\n\Z", text)
-        if end is None:
-            self._end(self.folder)
+        answers = end is not None or self._end(self.folder)
         if captured.too_much:
             raise RuntimeCrashed(f"{_name(words[0])} printed more than {MAX_OUTPUT_BYTES} bytes")
+        if captured.timed_out and not answers:
+            raise DeviceLost(
+                f"the phone {self._named} does not answer for {timeout_s:g} s; look at its cable, "
+                "or restart it"
+            )
         if captured.timed_out:
             raise TimedOut(
                 f"{_name(words[0])} took longer than {timeout_s:g} s on the phone {self._named}"
@@ -281,14 +300,13 @@ class AdbRunner(CommandRunner):
         printed = text[: begin.start()] + text[begin.end() : end.start()]
         return begin[1], Output(int(end[1]), printed)
 
-    def _end(self, folder: str) -> None:
-        """Ends what runs in a folder of the phone."""
-        line = (
-            f'for c in /proc/[0-9]*/cwd; do if [ "$c" -ef {shlex.quote(folder)} ]; '
-            'then c=${c%/cwd}; kill -9 "${c#/proc/}"; fi; done 2>/dev/null'
-        )
+    def _end(self, folder: str) -> bool:
+        """Ends what runs in a folder of the phone; False: the phone does not answer."""
+        line = f"{_ending(folder)}; echo ended"
         with contextlib.suppress(AgentError):
-            _capture(self._words(("shell", line)), _KILL_S, os.environ, None)
+            captured = _capture(self._words(("shell", line)), _KILL_S, os.environ, None)
+            return _text(captured.out) == "ended\n"
+        return False
 
     def _adb(self, words: Sequence[str], timeout_s: float) -> None:
         captured = _capture(self._words(words), timeout_s, os.environ, None)
@@ -309,6 +327,14 @@ class AdbRunner(CommandRunner):
                 return kind(f"{phone} {what}")
         shown = f" ({one_line(said, 160)})" if said.strip() else ""
         return DeviceLost(f"{phone} does not answer: {otherwise}{shown}")
+
+
+def _ending(folder: str) -> str:
+    """Shell that ends whatever else runs in a folder of a phone."""
+    return (
+        f'for c in /proc/[0-9]*/cwd; do if [ "$c" -ef {shlex.quote(folder)} ]; then '
+        'c=${c%/cwd}; c=${c#/proc/}; if [ "$c" != $$ ]; then kill -9 "$c"; fi; fi; done 2>/dev/null'
+    )
 
 
 def run_tool(
@@ -343,14 +369,14 @@ def start_adb_server() -> None:
     """Starts adb's server on this machine where it does not run.
 
     Raises:
-        BadRequest: there is no adb, or it does not start.
+        BoardNotReady: there is no adb, or it does not start.
     """
     if shutil.which("adb") is None:
-        raise BadRequest(_NO_ADB)
+        raise BoardNotReady(_NO_ADB)
     captured = _capture(("adb", "start-server"), _SHORT_S, os.environ, None)
     if captured.timed_out or captured.status:
         said = one_line(_text(captured.err), 160)
-        raise BadRequest(f"adb's server does not start: {said or 'it does not answer'}")
+        raise BoardNotReady(f"adb's server does not start: {said or 'it does not answer'}")
 
 
 _PHONE_NAME = re.compile(r"(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{16}")
@@ -381,7 +407,7 @@ def _check_adb_server() -> None:
     try:
         socket.create_connection(("127.0.0.1", int(port)), _KILL_S).close()
     except (OSError, ValueError):
-        raise BadRequest(
+        raise BoardNotReady(
             f"adb's server does not run (port {port}); run: adb start-server"
         ) from None
 
@@ -400,9 +426,9 @@ _ADB_SAYS: tuple[tuple[str, type[AgentError], str], ...] = (
         DeviceLost,
         "is not there: see what 'adb devices' lists",
     ),
-    (r"more than one device", BadRequest, "is not the only one of that name; give its serial"),
+    (r"more than one device", BoardNotReady, "is not the only one of that name; give its serial"),
     (r"No space left on device", Busy, "has no space left"),
-    (r"cannot connect to daemon|failed to start daemon", BadRequest, "cannot be reached: adb's "
+    (r"cannot connect to daemon|failed to start daemon", BoardNotReady, "cannot be reached: adb's "
      "server does not start; run: adb start-server"),
 )  # fmt: skip
 
@@ -423,7 +449,8 @@ def _capture(
     folder: Optional[str],
     together: bool = False,
 ) -> _Captured:
-    """Runs a program here in a session of its own, which ends with it.
+    """Runs a program here in a session of its own, which ends with it: what it leaves running
+    in the background is killed.
 
     It is ended as well where it takes too long or prints more than `MAX_OUTPUT_BYTES`.
 
@@ -431,7 +458,7 @@ def _capture(
         together: standard output and error are one.
 
     Raises:
-        BadRequest: it cannot be started.
+        BoardNotReady: it cannot be started.
     """
     try:
         process = subprocess.Popen(
@@ -444,11 +471,14 @@ def _capture(
             start_new_session=True,
         )
     except OSError as error:
-        raise BadRequest(f"{_name(words[0])} cannot be started: {error.strerror}") from error
+        raise BoardNotReady(
+            f"{_name(words[0])} cannot be started: {error.strerror}; is it a program for this "
+            "board's processor?"
+        ) from error
     outputs = [process.stdout, process.stderr]
     streams = {stream: bytearray() for stream in outputs if stream is not None}
     until = time.monotonic() + timeout_s
-    timed_out = too_much = False
+    timed_out = too_much = swept = False
     try:
         with selectors.DefaultSelector() as selector:
             for stream in streams:
@@ -458,7 +488,13 @@ def _capture(
                 if left_s <= 0:
                     timed_out = True
                     break
-                for key, _ in selector.select(left_s):
+                ready = selector.select(min(left_s, _ENDED_S))
+                if not ready and process.poll() is not None:
+                    if swept:  # what holds its output has a session of its own
+                        break
+                    _kill_group(process.pid)
+                    swept = True
+                for key, _ in ready:
                     part = os.read(key.fd, 65536)
                     if not part:
                         selector.unregister(key.fileobj)
@@ -475,13 +511,17 @@ def _capture(
             except subprocess.TimeoutExpired:
                 timed_out = True
     finally:
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process.pid)
         process.wait()
         for stream in streams:
             stream.close()
     out, err = (bytes(streams[s]) if s is not None else b"" for s in outputs)
     return _Captured(out, err, process.returncode, timed_out, too_much)
+
+
+def _kill_group(process: int) -> None:
+    with contextlib.suppress(OSError):
+        os.killpg(process, signal.SIGKILL)
 
 
 def _check(words: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -19,6 +19,21 @@ class ErrorKind(enum.IntEnum):
     BUSY = 7
     UNAUTHORISED = 8
     INTERNAL = 9
+    BOARD_NOT_READY = 10
+
+    @property
+    def is_of_board(self) -> bool:
+        """Whether it says nothing of the graph in work: nothing of it is recorded."""
+        return self in _OF_BOARD
+
+    @property
+    def lasts(self) -> bool:
+        """Whether waiting does not help: somebody has to do something first."""
+        return self in _LASTING
+
+
+_LASTING = frozenset((ErrorKind.UNAUTHORISED, ErrorKind.BOARD_NOT_READY))
+_OF_BOARD = _LASTING | {ErrorKind.DEVICE_LOST, ErrorKind.BUSY}
 
 
 class AgentError(errors.HurricaneError):
@@ -67,6 +82,12 @@ class Unreachable(DeviceLost):
     """No agent answers at an address."""
 
 
+class BoardNotReady(AgentError):
+    """The board lacks what any graph needs: a program, a library, the runtime, the right chip."""
+
+    kind = ErrorKind.BOARD_NOT_READY
+
+
 class Busy(AgentError):
     """The agent takes no more work now."""
 
@@ -102,6 +123,7 @@ _BY_KIND = {
         Busy,
         Unauthorised,
         Internal,
+        BoardNotReady,
     )
 }
 

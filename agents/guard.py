@@ -40,6 +40,7 @@ _STATUS = {
     ErrorKind.TIMED_OUT: grpc.StatusCode.DEADLINE_EXCEEDED,
     ErrorKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ErrorKind.UNAUTHORISED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorKind.BOARD_NOT_READY: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

@@ -30,7 +30,7 @@ class Phone:
 
     def __init__(self, runner: CommandRunner) -> None:
         self._runner = runner
-        self._throttled = 0
+        self._throttled, self._events = False, 0
 
     def name(self) -> str:
         """What it calls itself; empty: it does not tell."""
@@ -53,18 +53,19 @@ class Phone:
     def conditions(self) -> Conditions:
         """The hottest of its sensors, and whether Android throttles it; no other is watched.
 
-        Android tells how much it throttles now, and keeps no count: each reading that finds it
-        throttled counts as one event.
+        Android tells how much it throttles now, and keeps no count: each time between two readings
+        of which one finds it throttled counts as one event, for it may have been at any moment.
         """
         lines = [line.strip() for line in self._ask(_CONDITIONS).splitlines()]
         degrees = [int(line) / 1e3 for line in lines if line.isascii() and line.isdigit()]
         possible = [value for value in degrees if 0 < value < _HOTTEST_C]
         status = next(filter(None, map(_THERMAL_STATUS.fullmatch, lines)), None)
-        self._throttled += status is not None and status[1] != "0"
+        before, self._throttled = self._throttled, status is not None and status[1] != "0"
+        self._events += before or self._throttled
         unwatched = (LOAD, BUSY, STEAL) if status else (LOAD, BUSY, STEAL, THROTTLING)
         return Conditions(
             temperature_c=max(possible, default=0.0),
-            throttle_events=self._throttled,
+            throttle_events=self._events,
             unwatched=unwatched,
         )
 

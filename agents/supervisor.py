@@ -269,6 +269,7 @@ class Worker:
         self._channel.close()
         self._reader.join(timeout=_END_S)
         self.heartbeat.close()
+        _end_what_runs_in(self._folder)
         with contextlib.suppress(OSError):
             os.chmod(self._folder, 0o700)
             shutil.rmtree(self._folder)
@@ -301,6 +302,15 @@ class Worker:
         if out_of_memory or "bad_alloc" in last_words or last_words.startswith("MemoryError"):
             return _WorkerDied(OutOfMemory(message), killed=status == -signal.SIGKILL)
         return _WorkerDied(RuntimeCrashed(message), killed=-status in _KILLS)
+
+
+def _end_what_runs_in(folder: str) -> None:
+    """Ends what a worker has started and left: such a program has a session of its own, but works
+    in the worker's folder."""
+    for entry in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if f"{os.readlink(entry)}/".startswith(f"{folder}/"):
+                os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 def _nonsense(what: object) -> _WorkerDied:

@@ -34,6 +34,7 @@ from .conditions import BUSY_LIMIT, STEAL_LIMIT, Conditions, since
 from .errors import (
     AgentError,
     BadRequest,
+    BoardNotReady,
     DeviceLost,
     Internal,
     OutOfMemory,
@@ -361,6 +362,8 @@ def _failure_of(record: _Record, index: int) -> Iterator[None]:
         yield
     except DeviceLost as error:
         raise _Lost(index, error) from error
+    except BoardNotReady:  # so it is for all graphs
+        raise
     except Exception as error:
         record.error = as_agent_error(error)
 

@@ -80,7 +80,7 @@ def fill(
         "batches_rejected": sum(run.batches_rejected for run in done.runs),
         "busy_share": max(run.busy_share for run in done.runs),
         "flagged": float(flagged),
-        "slowdown": done.slowdown,
+        "slowdown": done.speed.slowdown,
     }
     return done, told
 
@@ -91,7 +91,7 @@ def agreement(quiet: ProfileResult, other: ProfileResult) -> dict[str, float]:
     ratios = np.array([pair.ratio for pair in pairs if FLAGS.isdisjoint(pair.second.flag_words)])
     if not len(ratios):
         return {"rows": 0}
-    as_timed = ratios * other.slowdown / quiet.slowdown
+    as_timed = ratios * other.speed.slowdown / quiet.speed.slowdown
     return {
         "rows": len(ratios),
         "median": float(np.median(ratios) - 1),

@@ -27,7 +27,8 @@ from hurricane.agents.results import Protocol
 from hurricane.lookup_tables.cells import INTERFERENCE, UNSTABLE
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
-from hurricane.ops.graph import CACHE_VARIABLE, prepare_templates
+from hurricane.ops.cached_files import CACHE_VARIABLE
+from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
 from hurricane.profiler.accuracy import compare, fit_line, stratified
 from hurricane.profiler.networks import WholeNetwork, random_networks, uniform_networks

@@ -95,7 +95,7 @@ def main() -> None:
             made.append(done)
             tables.append(
                 {
-                    "slowdown": done.slowdown,
+                    "slowdown": done.speed.slowdown,
                     "device_s": session.log.spent_ms / 1e3,
                     "interference": done.counts.get(INTERFERENCE, 0),
                     "unstable": done.counts.get(UNSTABLE, 0),
@@ -111,7 +111,9 @@ def main() -> None:
             {
                 "tables": [one, other],
                 "referred": agreement(ratios),
-                "as_timed": agreement(ratios * made[other].slowdown / made[one].slowdown),
+                "as_timed": agreement(
+                    ratios * made[other].speed.slowdown / made[one].speed.slowdown
+                ),
             }
         )
     result = {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from hurricane.agents.telemetry import turn_off_telemetry
-from hurricane.ops.graph import CACHE_VARIABLE
+from hurricane.ops.cached_files import CACHE_VARIABLE
 
 PLAIN = Path(__file__).with_name("wall_time_plain.py")
 LIMIT = 1.5

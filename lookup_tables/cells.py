@@ -36,7 +36,8 @@ UNSTABLE = "unstable"
 """Flag of rows whose interval is still wider than asked for after all the rounds."""
 
 THROTTLED = "throttled"
-"""Flag of rows that were measured after the device had lowered its clock."""
+"""Flag of rows that were measured while the device said that it throttles, or that were slower
+after it had."""
 
 DRIFT = "drift"
 """Flag of rows of a device that got steadily slower or faster meanwhile: how fast it was at rest is

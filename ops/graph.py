@@ -26,8 +26,8 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from .atomic import replacing
 from .backbone import POOL_NAME, is_head, is_stem
+from .cached_files import CACHE_VARIABLE, cache_folder, write_file
 from .counting import ConvolutionCost
 from .errors import HurricaneError
 from .pool import (
@@ -43,7 +43,6 @@ from .shapes import LayerShape
 OPSET = 13
 """OpenVINO 2021.4 (MYRIAD) reads no newer one."""
 
-CACHE_VARIABLE = "HURRICANE_CACHE"
 INPUT, OUTPUT = "input", "output"
 
 
@@ -93,14 +92,6 @@ class Part:
     weights: Mapping[str, np.ndarray] | None = None
 
 
-def cache_folder() -> Path:
-    """Where templates are kept: $HURRICANE_CACHE, or hurricane in the user's cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hurricane"
-
-
 def write_cached(file: Path, content: bytes, of: str) -> None:
     """Writes a file of the cache; `of` names what it keeps, in errors.
 
@@ -108,9 +99,7 @@ def write_cached(file: Path, content: bytes, of: str) -> None:
         HurricaneError: it cannot be written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, durable=False) as new:
-            new.write(content)
+        write_file(file, content)
     except OSError as error:
         raise HurricaneError(
             f"the cache of {of} in {cache_folder()} cannot be written: "

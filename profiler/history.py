@@ -5,7 +5,7 @@ Times are *raw*: as on the device at slowdown 1, the mean of its first batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -84,6 +84,11 @@ class BatchHistory:
         slowdown = fit_slowdown(self._samples.quiet_by_batch(), self._anchor_batches)
         facts = [batch.facts for batch in self.outcomes]
         self.quality = judge_batches(slowdown, facts, events_at_rest, self._max_slowdown)
+
+    @property
+    def has_run(self) -> Collection[Series]:
+        """All that ran in a batch."""
+        return self._samples.series
 
     def keep_scale(self) -> None:
         """Raw times mean the same from now on: some of them are written down."""

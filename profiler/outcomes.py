@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from ..agents.conditions import Conditions
-from ..agents.errors import AgentError, ErrorKind
+from ..agents.errors import AgentError, BoardNotReady, ErrorKind
 from ..agents.results import ArtifactResult
+from ..lookup_tables.cells import THROTTLED
 from .plan import Graph, PlannedRow
 from .timing.interference import BatchFacts
 from .timing.marginal import Estimate
 
 Series = tuple[Graph, int]
 """A replica of a graph."""
-
-ABANDONS = (ErrorKind.DEVICE_LOST, ErrorKind.BUSY, ErrorKind.UNAUTHORISED)
-"""Errors that are no evidence about a graph: the row stays open."""
 
 CONTENDED = ("busy", "steal")
 """Flags of a batch during which other work had the processor."""
@@ -53,7 +51,9 @@ class BatchOutcome:
         answers = [result for result in results.values() if result.error is None]
         contended = any(is_contended(result) for result in answers)
         events = max((result.after.throttle_events for result in answers), default=0)
-        return BatchOutcome(results, BatchFacts(rounds, rows, contended, events, ended_ms))
+        throttled = any(THROTTLED in result.flags for result in answers)
+        facts = BatchFacts(rounds, rows, contended, events, ended_ms, throttled)
+        return BatchOutcome(results, facts)
 
     @cached_property
     def errors(self) -> Mapping[Graph, AgentError]:
@@ -104,12 +104,37 @@ def abandoning_error(
         losses: of devices, by graph; is added to.
         max_losses: from which on a loss is the graph's fault.
     """
-    failed = {s: r.error for s, r in results.items() if r.error and r.error.kind in ABANDONS}
+    failed = {s: r.error for s, r in results.items() if r.error and r.error.kind.is_of_board}
     if any(result.error is None for result in results.values()):
         lost = {s[0] for s, error in failed.items() if error.kind is ErrorKind.DEVICE_LOST}
         losses.update(lost)
         failed = {s: e for s, e in failed.items() if s[0] not in lost or losses[s[0]] < max_losses}
     return next(iter(failed.values()), None)
+
+
+def board_error(
+    results: Mapping[Series, ArtifactResult], has_run: Collection[Series]
+) -> BoardNotReady | None:
+    """What is wrong with the board, where no graph of a batch runs; the batch is then void.
+
+    A vendor's tool often says the same of a graph that its processor does not take, and of a
+    processor that it does not find. So what it says of every graph is evidence about none, unless
+    others have run before, and none of these.
+
+    Args:
+        results: of the batch.
+        has_run: all that ran on the device before.
+    """
+    errors = [result.error for result in results.values() if result.error is not None]
+    if not errors or len(errors) < len(results):
+        return None
+    if has_run and not any(series in has_run for series in results):
+        return None
+    again = "any more" if has_run else "there"
+    return BoardNotReady(
+        f"none of {len(results)} graphs runs {again}, so it is the board: {errors[0]}; put that "
+        "right, and run the same command again"
+    )
 
 
 def is_contended(result: ArtifactResult) -> bool:

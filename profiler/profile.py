@@ -17,6 +17,7 @@ from ..lookup_tables.runs import Run, load_runs, save_runs
 from ..lookup_tables.table import LookupTable, Row, RowKey, Target
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.graph import prepare_templates
+from .failures import Failure
 from .plan import (
     ESTIMATED,
     PlannedNetwork,
@@ -28,7 +29,7 @@ from .plan import (
 )
 from .protocol import TimingProtocol
 from .recorder import Recorder
-from .reference import find_reference, speed_of
+from .reference import Speed, find_reference, speed_of
 from .runner import Exclusions, ProfileProgress, Runner, RunPlan
 from .session import TargetSession
 
@@ -50,10 +51,10 @@ class ProfileResult:
         kept: rows of the plan that were there before.
         counts: rows of the plan by status, where they hold no latency, and by flag.
         exclusions: devices that were lost or left out.
-        reference: whose speed rows are given at; empty: their own.
-        slowdown: how slow the device was, as a multiple of that; divided out.
+        speed: at which rows are given.
         runs: what each device did, and what its machine was like.
         seconds: wall time by what it was spent on, over all devices, see `DeviceLog`.
+        failures: rows that ended without a latency in this run.
     """
 
     table: LookupTable
@@ -62,10 +63,10 @@ class ProfileResult:
     kept: int
     counts: Mapping[str, int]
     exclusions: Exclusions
-    reference: str = ""
-    slowdown: float = 1.0
+    speed: Speed = field(default_factory=Speed)
     runs: tuple[Run, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -157,7 +158,7 @@ def profile(
     rows = [plan_row(r.name, r.shape, r.alone[0].gate, target.origin) for r in rows]
     note = on_progress or (lambda what, share: None)
     reference_ms: Mapping[str, float] = speed_of(reference, target) if reference is not None else {}
-    runner, slowdown, name = None, 1.0, ""
+    runner, recorder, slowdown, name = None, None, 1.0, ""
     # Opened first: a folder that cannot be written, or another run's journal, shows at once.
     with Journal.open(path, target) as journal:
         table = load_with_journal(path)
@@ -198,10 +199,10 @@ def profile(
         len(rows) - len(missing),
         _counts(rows, table, target),
         runner.exclusions if runner else Exclusions(),
-        name,
-        slowdown if name else 1.0,
+        Speed(name, slowdown if name else 1.0),
         tuple(runner.runs) if runner else (),
         dict(runner.seconds) if runner else {},
+        tuple(recorder.failures) if recorder else (),
     )
 
 

@@ -17,6 +17,7 @@ from ..lookup_tables.raw import DeviceRun, LoopTimes, RawRow
 from ..lookup_tables.spread import NetworkTimes, Spread
 from ..lookup_tables.table import Row, TableError, format_flags
 from ..ops.backbone import row_costs
+from .failures import Failure, failure_of, word_of
 from .measurement import DeviceMeasurement
 from .outcomes import CONTENDED, RowOutcome
 from .plan import Graph, PlannedNetwork, PlannedRow
@@ -38,6 +39,9 @@ class Recorder:
         journal: of the table.
         loop_skipped: calls of a loop that are not yet warm.
         networks: timed among the rows.
+
+    Attributes:
+        failures: rows that ended without a latency, in their order.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Recorder:
         self._loop_skipped = loop_skipped
         self._runs_before = max(journal.data.runs, default=0)
         self._numbers = count(self._runs_before + 1)
+        self.failures: list[Failure] = []
 
     def begin_run(self) -> int:
         """The number of a device's measurement that begins. Threads may call it at once."""
@@ -82,6 +87,8 @@ class Recorder:
             for outcome in outcomes:
                 row = _table_row(session, outcome)
                 (measured if row.ok else failed).append(outcome.row)
+                if not row.ok:
+                    self.failures.append(failure_of(outcome, row.status))
                 graphs_ms = _by_digest(session, outcome.graphs_ms if row.ok else {})
                 entries.append(RawRow(row, run, outcome.slowdown, graphs_ms))
         except TableError as error:
@@ -225,8 +232,7 @@ def _table_row(session: TargetSession, outcome: RowOutcome) -> Row:
 
     if outcome.error is not None:
         status = STATUS_OF.get(outcome.error.kind, "failed")
-        word = outcome.error.kind.name.lower().replace("_", "-")
-        return row(status, (word,) if status == "failed" else ())
+        return row(status, (word_of(outcome.error.kind),) if status == "failed" else ())
     assert estimate is not None
     if estimate.latency_ms <= 0:
         return row("failed", (BELOW_NOISE,))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..lookup_tables.baselines import BASELINES, Times
@@ -13,6 +14,19 @@ from ..ops.errors import BadRequest
 from .plan import NEIGHBOURS, Graph, PlannedRow, baseline_graphs, plan_row
 from .session import TargetSession
 from .target import gate_of
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed that rows are given at.
+
+    Attributes:
+        reference: whose it is; empty: the device's own.
+        slowdown: how slow the device was, as a multiple of that; divided out.
+    """
+
+    reference: str = ""
+    slowdown: float = 1.0
 
 
 def speed_of(reference: str | Path, target: Target) -> Times:

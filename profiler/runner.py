@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..agents.errors import AgentError, BadAnswer, ErrorKind
+from ..agents.errors import AgentError, BadAnswer
 from ..agents.results import ArtifactResult
 from ..lookup_tables.runs import Run
 from ..ops.errors import BadRequest
@@ -17,7 +17,7 @@ from .delivery import deliver
 from .device_log import DeviceLog
 from .devices import run_of, time_series
 from .measurement import DeviceMeasurement
-from .outcomes import BatchOutcome, Series, abandoning_error, is_contended
+from .outcomes import BatchOutcome, Series, abandoning_error, board_error, is_contended
 from .plan import Graph, PlannedRow, batches
 from .pool import DevicePool, on_every
 from .protocol import TimingProtocol
@@ -141,9 +141,10 @@ class Runner:
     def _rejoins(self, index: int, error: AgentError) -> bool:
         """Waits for a lost device; False where it does not come back while there is work.
 
-        One that sent what cannot be right is not taken back: it may lie better the next time.
+        One that sent what cannot be right is not taken back: it may lie better the next time. Nor
+        is one that lacks something: waiting does not bring it.
         """
-        if error.kind == ErrorKind.UNAUTHORISED or isinstance(error, BadAnswer):
+        if error.kind.lasts or isinstance(error, BadAnswer):
             return False
         session, alone_since = self._sessions[index], math.inf
         while (alone := self._pool.wait_for_change()) is not None:
@@ -220,6 +221,7 @@ class Runner:
         )
         with pool.changed:
             error = abandoning_error(results, pool.losses, protocol.max_losses_per_graph)
+        error = error or board_error(results, measurement.history.has_run)
         if error is not None:
             raise error
         outcome = BatchOutcome.of(results, protocol.batch_rounds, active, session.log.spent_ms)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ..ops.errors import BadRequest, HurricaneError
+from .failures import first_of_each_kind
 from .warnings import doubts_of_predictions, warnings_of
 
 if TYPE_CHECKING:
@@ -33,10 +34,21 @@ def summary_of(outcome: Outcome, rows: int, backbone: Backbone) -> dict[str, Any
         "measured": result.measured,
         "kept": result.kept,
         "counts": dict(sorted(result.counts.items())),
+        "failures": [
+            {
+                "status": first.status,
+                "kind": first.kind,
+                "rows": count,
+                "operator": first.row.name,
+                "shape": str(first.row.shape),
+                "reason": first.reason,
+            }
+            for first, count in first_of_each_kind(result.failures)
+        ],
         "lost_agents": list(result.exclusions.lost.values()),
         "left_out": list(result.exclusions.left_out),
-        "reference": result.reference or None,
-        "slowdown": result.slowdown if result.reference else None,
+        "reference": result.speed.reference or None,
+        "slowdown": result.speed.slowdown if result.speed.reference else None,
         "predictions": _predictions(outcome, backbone),
         "runs": [asdict(run) for run in result.runs],
         "seconds": round(outcome.seconds, 2),

@@ -26,7 +26,7 @@ from ..ops.export import sha256
 from ..ops.graph import prepare_templates
 from .deviation import NotComparable, compare_outputs
 from .origin import keeping
-from .outcomes import ABANDONS, CONTENDED
+from .outcomes import CONTENDED
 from .plan import PlannedRow, batches, graph_bytes
 from .recorder import STATUS_OF
 from .session import TargetSession
@@ -134,7 +134,7 @@ def _ask(
         except AgentError as error:
             if error.kind is ErrorKind.DEVICE_LOST:
                 yield row, error
-            elif error.kind in ABANDONS:
+            elif error.kind.is_of_board:
                 raise
             else:
                 yield row, _row(session, row, result, error=error)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .failures import first_of_each_kind
+
 if TYPE_CHECKING:
     from ..lookup_tables.spread import Spread
     from .profile import ProfileResult
@@ -74,11 +76,13 @@ def doubts_of_predictions(result: ProfileResult, spread: Spread) -> list[str]:
 
 
 def _of_speed(result: ProfileResult) -> Iterator[ProfileWarning]:
-    if not result.reference:
+    if not result.speed.reference:
         return
-    change = result.slowdown - 1
+    change = result.speed.slowdown - 1
     words = f"device {abs(change):.1%} {'slower' if change > 0 else 'faster'}"
-    yield ProfileWarning("speed", f"{words} than for the {result.reference} (drift-corrected)")
+    yield ProfileWarning(
+        "speed", f"{words} than for the {result.speed.reference} (drift-corrected)"
+    )
     if abs(change) > MAX_CLOCK_CHANGE:
         yield ProfileWarning(
             "speed-change",
@@ -95,6 +99,11 @@ def _of_rows(result: ProfileResult, path: Path) -> Iterator[ProfileWarning]:
         yield ProfileWarning(
             "no-latency", f"rows without a latency: {words}", f"hurricane table show {path}"
         )
+    for first, count in first_of_each_kind(result.failures):
+        row = first.row
+        rows = "1 row" if count == 1 else f"{count} rows"
+        cause = f"{rows} {first.status} ({first.kind}), the first {row.name} at {row.shape}"
+        yield ProfileWarning(first.kind, f"{cause}: {first.reason}")
     for flag, cause, remedy in _FLAGS:
         if count := counts.get(flag):
             yield ProfileWarning(flag, f"{count} rows flagged {flag}: {cause}", remedy)
@@ -129,7 +138,7 @@ _FLAGS = (
     ),
     (
         "throttled",
-        "measured after the device had lowered its clock",
+        "measured while the device said that it throttles, or slower after it had",
         "cool it and --retry",
     ),
 )

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +17,43 @@ def adb(*words: str) -> str:
     """Runs adb; what it printed."""
     done = subprocess.run(["adb", *words], capture_output=True, text=True, timeout=60, check=False)
     return done.stdout + done.stderr
+
+
+def running(command: str) -> list[str]:
+    """Processes of this machine with such a command line."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if command in words:
+            found.append(words)
+    return found
+
+
+def ends(command: str) -> bool:
+    """Whether processes with such a command line, which were killed, end in time."""
+    limit_s = time.monotonic() + 30
+    while running(command):
+        if time.monotonic() > limit_s:
+            return False
+    return True
+
+
+@contextmanager
+def connecting(serial: str) -> Iterator[None]:
+    """A phone that answers no greeting is connected to: as long as that lasts, it is offline."""
+    process = subprocess.Popen(["adb", "connect", serial], stdout=subprocess.DEVNULL)
+    try:
+        limit_s = time.monotonic() + 60
+        while serial not in adb("devices"):
+            assert time.monotonic() < limit_s, "adb does not know it"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        adb("disconnect", serial)
 
 
 @pytest.fixture(scope="module")

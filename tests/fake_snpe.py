@@ -78,6 +78,7 @@ class FakeSnpe:
     Attributes:
         change: what becomes of each text that diagview prints; may be anything.
         fails: what snpe-net-run says instead of running; empty: it runs.
+        takes: whether the processor takes a graph; of others snpe-net-run says 402.
         runs: how many times it ran.
         calls: in each run.
         runtime: that the throughput tool says it ran on.
@@ -86,6 +87,7 @@ class FakeSnpe:
 
     change: Callable[[str], str] = lambda text: text
     fails: str = ""
+    takes: Callable[[bytes], bool] = lambda model: True
     runs: int = 0
     root: str = ""
     runtime: str = "dsp_fixed8_tf"
@@ -117,6 +119,8 @@ class FakeSnpe:
             sizes = {len(Path(self.root + entry[1]).read_bytes()) for entry in entries if entry}
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             return 1, f"error_code=910; error_message=cannot read {error}; line_no=1\n"
+        if not self.takes(model):
+            return 1, "error_code=402; error_message=Network partition has failed; line_no=950\n"
         shape = onnx.load_from_string(model).graph.input[0].type.tensor_type.shape.dim
         wanted = 1
         for dim in shape:

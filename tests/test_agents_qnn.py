@@ -29,6 +29,7 @@ from hurricane.lookup_tables.support import SupportReport
 from hurricane.lookup_tables.table import Row, TableError, Target
 from hurricane.ops import errors
 from hurricane.ops.artifacts import Recipe, prepare
+from hurricane.ops.cached_files import checked, read_checked
 from hurricane.ops.export import export_operator
 from hurricane.ops.shapes import LayerShape
 from hurricane.ops.socs import SOCS, WITHOUT_HTP, check_binary, soc_of
@@ -48,6 +49,7 @@ INT8, FP16 = "dsp-qnn-int8", "dsp-qnn-fp16"
 SHAPE = LayerShape(8, 8, 32, 32, 1)
 OPERATORS = ("SEP_3", "MB_3_3_SE", "Choice_x")
 LOAD = Protocol(rounds=0, calls_per_visit=1, keep_loaded=True)
+DISTRIBUTION = "onnxruntime-qnn"
 SMALLEST_SQNR = {INT8: 30.0, FP16: 55.0}
 
 
@@ -163,6 +165,91 @@ def test_the_emulators_own_profile_is_never_asked_for(tmp_path, monkeypatch) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@contextlib.contextmanager
+def keeping(cache: Path, soc: str = "SM8650") -> Iterator[qnn_htp.QnnSession]:
+    """A session in this process that keeps compiled graphs."""
+    context = Context(cache=str(cache))
+    with contextlib.closing(qnn_htp.open_target(context, INT8, {"soc": soc}, 1)) as session:
+        yield session
+
+
+def outputs_with(session: qnn_htp.QnnSession, content: bytes) -> tuple[list[np.ndarray], int]:
+    """What a graph gives for zeros, and how many graphs were compiled for that."""
+    compiled, compile_ = 0, session._compiled
+
+    def counted(content: bytes) -> bytes:
+        nonlocal compiled
+        compiled += 1
+        return compile_(content)
+
+    session._compiled = counted
+    graph = session.load(content, "onnx-qdq")
+    (entry,) = graph.inputs()
+    found = graph.outputs({entry.name: np.zeros(entry.shape, entry.dtype)})
+    graph.close()
+    return list(found.values()), compiled
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_compiled_graph_is_kept_for_its_chip_and_a_damaged_one_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = made(INT8, "SEP_3")
+
+    def ask(soc: str = "SM8650", content: bytes = content) -> tuple[list[np.ndarray], int]:
+        with keeping(tmp_path, soc) as session:
+            return outputs_with(session, content)
+
+    first, compiled = ask()
+    assert compiled == 1
+    (file,) = files_in(tmp_path)
+    genuine = file.read_bytes()
+    for damaged in (genuine, genuine[:1000], b"", genuine[:-1] + bytes([genuine[-1] ^ 1])):
+        file.write_bytes(damaged)
+        again, compiled = ask()
+        np.testing.assert_array_equal(again, first)
+        assert compiled == (damaged != genuine)
+        assert read_checked(file) is not None
+        assert files_in(tmp_path) == [file]
+    assert ask(soc="SM8550")[1] == 1
+    assert ask(content=made(INT8, "Choice_x"))[1] == 1
+    assert len(files_in(tmp_path)) == 3
+    (other,) = (f for f in files_in(tmp_path) if b"soc_type=SM8550" in f.read_bytes())
+    file.write_bytes(other.read_bytes())  # whole, and of another chip
+    assert ask()[1] == 1
+    file.write_bytes(checked(b"no ONNX file"))
+    assert ask()[1] == 1
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version(name) + ("+1" * (name == DISTRIBUTION))
+    )
+    assert ask()[1] == 1
+    assert len(files_in(tmp_path)) == 4
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with keeping(tmp_path / "file") as session:
+        assert outputs_with(session, made(INT8, "SEP_3"))[1] == 1
+
+
+def test_an_agent_keeps_compiled_graphs_in_its_sandbox(tmp_path: Path) -> None:
+    server = AgentServer("127.0.0.1:0", Context(cache=str(tmp_path)))
+    server.start()
+    try:
+        with AgentClient(server.address) as client:
+            for _ in range(2):
+                _, result = load(client, INT8, made(INT8, "SEP_3"))
+                assert result.error is None
+    finally:
+        server.stop()
+    (file,) = files_in(tmp_path)
+    assert b"soc_type=SM8650" in file.read_bytes()
+
+
 def unknown_operator() -> bytes:
     """A graph with an operator that QNN does not have."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])
@@ -216,6 +303,13 @@ def test_chips_that_cannot_be_compiled_for_are_refused_by_name(
     digest = agent.upload(made(target, "SEP_3"))
     with pytest.raises(BadRequest, match=words):
         agent.benchmark([digest], target, protocol=LOAD, options={"soc": soc})
+    asked = ["--layers", "digits32:1", "--operators", "SEP_3", "--target", target]
+    asked += ["--option", f"soc={soc}", "--agent", agent.address, "-o", str(tmp_path / "s.csv")]
+    if soc:
+        with pytest.raises(errors.BadRequest, match=words) as caught:
+            CliRunner().invoke(support, asked, catch_exceptions=False, standalone_mode=False)
+        assert caught.value.exit_status == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_numbers_and_names_are_one_chip() -> None:

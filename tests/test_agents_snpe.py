@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from hurricane.agents.client import AgentClient, Protocol
 from hurricane.agents.errors import (
     AgentError,
     BadRequest,
+    BoardNotReady,
     Busy,
     ErrorKind,
     UnsupportedOperator,
@@ -34,7 +38,7 @@ from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession
 from hurricane.profiler.target import parse_target
 
-from .adb_support import adb
+from .adb_support import adb, connecting, ends
 from .board_output import THROUGHPUT_402
 from .fake_phone import FakePhone, Programs
 from .fake_snpe import CALL_US, FakeSnpe, fake_archive, true_us
@@ -54,6 +58,7 @@ class Bench:
     phone: FakePhone
     snpe: FakeSnpe
     client: AgentClient
+    left: contextlib.ExitStack
 
     def measure(self, content: bytes, protocol: Protocol = ONCE):
         digest = self.client.upload(content)
@@ -69,8 +74,8 @@ def bench(adb_server: None, tmp_path: Path) -> Iterator[Bench]:
         server = AgentServer("127.0.0.1:0", Context(device_name="a phone", adb=phone.serial))
         server.start()
         try:
-            with AgentClient(server.address) as client:
-                yield Bench(phone, snpe, client)
+            with AgentClient(server.address) as client, contextlib.ExitStack() as left:
+                yield Bench(phone, snpe, client, left)
         finally:
             server.stop()
             adb("disconnect", phone.serial)
@@ -140,8 +145,24 @@ def test_a_tool_that_is_asked_for_and_missing_ends_the_request(bench: Bench) -> 
     (bench.phone.path(PLACE) / "snpe-throughput-net-run").unlink()
     digest = bench.client.upload(archive())
     options = {"tool": "snpe-throughput-net-run"}
-    with pytest.raises(BadRequest, match="snpe-throughput-net-run is not on the phone"):
+    with pytest.raises(BoardNotReady, match="snpe-throughput-net-run is not on the phone"):
         bench.client.benchmark([digest], TARGET, protocol=ONCE, options=options)
+
+
+def test_a_batch_is_throttled_of_which_any_reading_says_so(bench: Bench) -> None:
+    for bad in (1, 2, 3, 0):  # before loading, before and after the calls; never
+        readings = 0
+
+        def read(command: str, bad: int = bad) -> None:
+            nonlocal readings
+            if "dumpsys thermalservice" in command:
+                readings += 1
+                bench.phone.throttle(2 if readings == bad else 0)
+
+        bench.phone.when = read
+        result = bench.measure(archive())
+        assert readings == 3
+        assert ("throttled" in result.flags) == (bad > 0)
 
 
 def test_outputs_are_those_of_the_tool(bench: Bench) -> None:
@@ -194,12 +215,12 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
             "fails",
             'CANNOT LINK EXECUTABLE "snpe-net-run": library "libSNPE.so" not found',
         ),
-        ErrorKind.BAD_REQUEST,
+        ErrorKind.BOARD_NOT_READY,
         "libSNPE.so",
     ),
     "a tool is missing": (
         lambda bench: (bench.phone.path(PLACE) / "snpe-diagview").unlink(),
-        ErrorKind.BAD_REQUEST,
+        ErrorKind.BOARD_NOT_READY,
         "snpe-diagview is not on the phone",
     ),
     "unplugged": (
@@ -212,36 +233,145 @@ FAULTS: dict[str, tuple[Callable[[Bench], None], ErrorKind, str]] = {
         ErrorKind.DEVICE_LOST,
         "does not answer",
     ),
+    "a program of another processor": (
+        lambda bench: (bench.phone.path(PLACE) / "snpe-net-run").write_bytes(
+            b"\x7fELF" + bytes(60)
+        ),
+        ErrorKind.BOARD_NOT_READY,
+        "snpe-net-run cannot be run on the phone",
+    ),
+    "a DLC of a newer SNPE": (
+        lambda bench: setattr(
+            bench.snpe, "fails", "error_code=804; error_message=Model is not supported; line_no=1\n"
+        ),
+        ErrorKind.BOARD_NOT_READY,
+        "convert it with that of the board",
+    ),
+    "not allowed any more": (
+        lambda bench: comes_back(bench, "unauthorized"),
+        ErrorKind.UNAUTHORISED,
+        "unlock it and confirm USB debugging",
+    ),
+    "offline": (
+        lambda bench: comes_back(bench, "offline"),
+        ErrorKind.DEVICE_LOST,
+        "the phone '127.0.0.1:",
+    ),
+    "adb's server has ended": (
+        lambda bench: adb("kill-server"),
+        ErrorKind.BOARD_NOT_READY,
+        "run: adb start-server",
+    ),
 }
+OF_ONE_GRAPH = (ErrorKind.UNSUPPORTED_OPERATOR, ErrorKind.RUNTIME_CRASHED)
+ROWS = plan_rows(parse_layers("digits32:1"), select_operators("SEP_3,MB_3_3"))
+ONE_TRY = TimingProtocol(max_rounds=8, max_reconnects=0, rejoin_timeout_s=0.1)
+
+
+def comes_back(bench: Bench, mode: str) -> None:
+    """The phone is unplugged and in again, and in another mode."""
+    bench.phone.mode = mode
+    bench.phone.unplug()
+    adb("disconnect", bench.phone.serial)
+    bench.left.enter_context(connecting(bench.phone.serial))
+
+
+def run_on(phone: FakePhone) -> list[str]:
+    """Processes of the phone."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(entry / "cwd").startswith(str(phone.folder)):
+                found.append((entry / "cmdline").read_text())
+    return found
+
+
+@pytest.fixture
+def quick_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "convert", fake_archive)
+    monkeypatch.setattr("hurricane.ops.artifacts.cache._write", lambda file, content: None)
+    monkeypatch.setattr("hurricane.ops.artifacts.cache._WORTH_A_POOL", 10**9)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_goes_wrong_is_a_typed_error_with_advice(bench: Bench, fault: str) -> None:
-    assert bench.measure(archive("SEP_5")).error is None
+def test_what_goes_wrong_with_a_phone_ends_the_run_and_nothing_is_recorded(
+    bench: Bench, quick_artifacts: None, tmp_path: Path, fault: str
+) -> None:
     cause, kind, words = FAULTS[fault]
+    session = TargetSession.open(bench.client, parse_target(TARGET))
     cause(bench)
-    try:
-        error = bench.measure(archive()).error
-    except AgentError as raised:  # the phone is gone for all graphs
-        error = raised
-    assert error is not None
-    assert error.kind == kind
-    assert words in str(error)
-    assert "\n" not in str(error)
+    table = tmp_path / "tables" / "t.csv"
+    table.parent.mkdir()
+    with pytest.raises(AgentError, match=re.escape(words)) as caught:
+        profile([session], ROWS, table, ONE_TRY)
+    # What is said of every graph is the board's fault.
+    assert caught.value.kind == (ErrorKind.BOARD_NOT_READY if kind in OF_ONE_GRAPH else kind)
+    assert caught.value.exit_status == 1
+    assert "\n" not in str(caught.value)
+    assert list(table.parent.iterdir()) == []
+    assert run_on(bench.phone) == []
 
 
-def test_a_phone_that_restarts_half_way_is_lost_and_then_goes_on(bench: Bench) -> None:
-    def once(command: str) -> None:
-        if "snpe-net-run --container" in command:
-            bench.phone.when = lambda command: None
+def test_a_graph_that_the_dsp_does_not_take_is_unsupported_where_others_run(
+    bench: Bench, quick_artifacts: None, tmp_path: Path
+) -> None:
+    (refused,) = (row for row in ROWS if row.name == "MB_3_3")
+    models = {graph_bytes(context.with_operator) for context in refused.contexts}
+    bench.snpe.takes = lambda model: model not in models
+    session = TargetSession.open(bench.client, parse_target(TARGET))
+    made = profile([session], ROWS, tmp_path / "t.csv", ONE_TRY)
+    statuses = {row.operator: row.status for row in made.table}
+    assert statuses == {"SEP_3": "ok", "MB_3_3": "unsupported"}
+    (failure,) = made.failures
+    assert failure.reason.startswith("SNPE 402: Network partition has failed; ")
+
+
+def test_a_table_has_the_truth_in_it_though_the_phone_restarts_and_is_unplugged_half_way(
+    bench: Bench, quick_artifacts: None, tmp_path: Path
+) -> None:
+    runs = 0
+
+    def sometimes(command: str) -> None:
+        nonlocal runs
+        if "snpe-net-run --container" not in command:
+            return
+        runs += 1
+        if runs == 9:
             bench.phone.restart()
+        elif runs == 25:
+            bench.phone.unplug()
+            adb("disconnect", bench.phone.serial)
+            adb("connect", bench.phone.serial)
 
-    bench.phone.when = once
-    error = bench.measure(archive()).error
+    bench.phone.when = sometimes
+    session = TargetSession.open(bench.client, parse_target(TARGET))
+    made = profile([session], ROWS, tmp_path / "t.csv", TimingProtocol(max_rounds=8))
+    assert runs > 25
+    by_name = {row.operator: row for row in LookupTable.load(tmp_path / "t.csv")}
+    assert {row.target.origin for row in by_name.values()} == {"simulated"}
+    assert made.failed == 0
+    for planned in ROWS:
+        truth = np.mean(
+            [
+                true_us(graph_bytes(c.with_operator)) - true_us(graph_bytes(c.baseline))
+                for c in planned.contexts
+            ]
+        )
+        assert by_name[planned.name].latency_ms == pytest.approx(truth / 1e3, rel=0.03)
+
+
+def test_a_tool_that_hangs_times_out_and_nothing_of_it_stays(bench: Bench) -> None:
+    seconds = f"3{time.time_ns() % 10**6:06}"
+    tool = bench.phone.path(PLACE) / "snpe-net-run"
+    genuine = tool.read_text()
+    tool.write_text(f"#!/bin/sh\nexec sleep {seconds}\n")
+    error = bench.measure(archive(), replace(ONCE, artifact_timeout_s=2.0)).error
     assert error is not None
-    assert error.kind == ErrorKind.DEVICE_LOST
-    assert "has restarted" in str(error)
+    assert error.kind == ErrorKind.TIMED_OUT
+    assert ends(f"adb -s {bench.phone.serial}")
+    tool.write_text(genuine)
     assert bench.measure(archive()).error is None
+    assert ends(f"sleep {seconds}")
 
 
 def test_outputs_of_a_graph_that_runs_elsewhere_are_refused(bench: Bench) -> None:
@@ -278,29 +408,6 @@ def test_what_runs_leave_on_the_phone_does_not_pile_up(
     assert min(left) == 0
     session.close()
     assert not list(place.glob("*/*"))
-
-
-def test_a_table_of_a_phone_has_the_truth_in_it(bench: Bench, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(artifacts, "convert", fake_archive)
-    monkeypatch.setattr("hurricane.ops.artifacts.cache._write", lambda file, content: None)
-    monkeypatch.setattr("hurricane.ops.artifacts.cache._WORTH_A_POOL", 10**9)
-    layers = parse_layers("digits32:1")
-    rows = plan_rows(layers, select_operators("SEP_3,MB_3_3,MB_7_6"))
-    session = TargetSession.open(bench.client, parse_target(TARGET))
-    protocol = TimingProtocol(max_rounds=20)
-    made = profile([session], rows, tmp_path / "t.csv", protocol)
-    assert made.failed == 0
-    table = LookupTable.load(tmp_path / "t.csv")
-    assert {row.target.origin for row in table} == {"simulated"}
-    by_name = {row.operator: row for row in table}
-    for planned in rows:
-        truth = np.mean(
-            [
-                true_us(graph_bytes(c.with_operator)) - true_us(graph_bytes(c.baseline))
-                for c in planned.contexts
-            ]
-        )
-        assert by_name[planned.name].latency_ms == pytest.approx(truth / 1e3, rel=0.03)
 
 
 # On the board itself: programs on PATH.
@@ -345,6 +452,24 @@ def test_on_the_board_itself_the_tools_on_its_path_are_used(board: AgentClient) 
     result = board.benchmark([digest], TARGET, protocol=ONCE)[digest]
     assert result.error is None
     assert result.device_ms[0, 0] == true_us(export_operator("SEP_3", SHAPE)) / 1e3
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_nothing_that_a_tool_starts_outlives_its_worker(
+    board: AgentClient, tmp_path: Path, hangs: bool
+) -> None:
+    seconds = f"3{time.time_ns() % 10**6:06}"
+    tool = tmp_path / "bin" / "snpe-net-run"
+    tool.rename(tool.with_name("genuine"))
+    then = "sleep" if hangs else "genuine"
+    words = seconds if hangs else '"$@"'
+    tool.write_text(f"#!/bin/sh\nsetsid sleep {seconds} >/dev/null 2>&1 &\nexec {then} {words}\n")
+    tool.chmod(0o755)
+    digest = board.upload(archive())
+    protocol = replace(ONCE, artifact_timeout_s=3.0 if hangs else 60.0)
+    error = board.benchmark([digest], TARGET, protocol=protocol)[digest].error
+    assert (error.kind if error else None) == (ErrorKind.TIMED_OUT if hangs else None)
+    assert ends(f"sleep {seconds}")
 
 
 def test_without_tools_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

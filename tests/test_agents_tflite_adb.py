@@ -11,7 +11,7 @@ import pytest
 
 from hurricane.agents.backends.base import Availability, Context
 from hurricane.agents.client import AgentClient, Protocol
-from hurricane.agents.errors import BadRequest, ErrorKind
+from hurricane.agents.errors import BadRequest, BoardNotReady, ErrorKind
 from hurricane.agents.server import AgentServer
 from hurricane.ops.artifacts import Recipe, prepare
 from hurricane.ops.export import export_operator
@@ -147,6 +147,15 @@ def test_a_graph_that_is_not_quantised_is_refused(bench: Bench) -> None:
     assert "takes graphs quantised to 8 bits" in str(error)
 
 
+def test_what_a_phone_lacks_ends_the_request(bench: Bench) -> None:
+    bench.model.says = "ERROR: Failed to load delegate from libQnnTFLiteDelegate.so\n"
+    with pytest.raises(BoardNotReady, match="push it to the phone's folder tflite"):
+        bench.measure(graph())
+    (bench.phone.path("/data/local/tmp/tflite") / "benchmark_model").unlink()
+    with pytest.raises(BoardNotReady, match="benchmark_model is not on the phone"):
+        bench.measure(graph())
+
+
 def test_a_phone_without_the_program_says_what_to_do(adb_server, tmp_path: Path) -> None:
     from hurricane.agents.backends import tflite_adb
 
@@ -157,6 +166,7 @@ def test_a_phone_without_the_program_says_what_to_do(adb_server, tmp_path: Path)
         finally:
             adb("disconnect", phone.serial)
     assert target.availability == Availability.UNAVAILABLE
-    assert "/data/local/tmp/tflite/benchmark_model is not on the phone" in target.reason
+    assert "benchmark_model is not on the phone" in target.reason
+    assert "push it to /data/local/tmp/tflite" in target.reason
     (target,) = tflite_adb.targets(Context())
     assert "agent serve --adb SERIAL" in target.reason

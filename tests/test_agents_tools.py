@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hurricane.agents.errors import AgentError, BadRequest, UnsupportedOperator
+from hurricane.agents.errors import AgentError, BoardNotReady, UnsupportedOperator
 from hurricane.agents.tools import qnn, snpe, tflite
 from hurricane.agents.tools.text import BadOutput
 
@@ -109,16 +109,16 @@ def test_benchmark_model_tells_the_timed_calls_and_what_the_delegate_took() -> N
     assert tflite.read_benchmark(silent, False).placement is None
 
 
-PUSH_IT = "push it to /data/local/tmp/tflite with .* option 'delegate'"
+PUSH_IT = "push it to the phone.s folder tflite with .* option 'delegate'"
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("ERROR: Failed to load delegate from libQnn.so\n", BadRequest, PUSH_IT),
-        ('dlopen failed: library "x.so" not found\n', BadRequest, PUSH_IT),
+        ("ERROR: Failed to load delegate from libQnn.so\n", BoardNotReady, PUSH_IT),
+        ('dlopen failed: library "x.so" not found\n', BoardNotReady, PUSH_IT),
         ("Failed to apply EXTERNAL delegate.\n", UnsupportedOperator, "the whole graph"),
-        ('CANNOT LINK EXECUTABLE "b": library "l" not found\n', BadRequest, "missing"),
+        ('CANNOT LINK EXECUTABLE "b": library "l" not found\n', BoardNotReady, "push that library"),
     ],
 )
 def test_what_benchmark_model_says_went_wrong_is_told_with_advice(text, kind, words) -> None:
@@ -128,8 +128,8 @@ def test_what_benchmark_model_says_went_wrong_is_told_with_advice(text, kind, wo
 
 def test_a_missing_library_of_snpe_is_told_with_what_helps() -> None:
     error = snpe.snpe_error('CANNOT LINK EXECUTABLE "snpe-net-run": library "libSNPE.so" not found')
-    assert isinstance(error, BadRequest)
-    assert "push it to /data/local/tmp/snpe/lib" in str(error)
+    assert isinstance(error, BoardNotReady)
+    assert "push it to the folder lib of snpe" in str(error)
     assert "on the agent's LD_LIBRARY_PATH" in str(error)
     assert snpe.snpe_error(THROUGHPUT) is None
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("ops", "agents", "lookup_tables", "profiler", "search")
 """From the bottom up; each may import those before it."""
 
-ON_A_BOARD = {"ops.errors", "ops.socs"}
+ON_A_BOARD = {"ops.cached_files", "ops.errors", "ops.socs"}
 """All that agents import of the host's packages: it runs on Python 3.9 without torch."""
 
 CLIENT_SIDE = {

@@ -18,11 +18,11 @@ import torch
 from hurricane.ops import graph, pool
 from hurricane.ops.backbone import load_backbone, shipped_backbones
 from hurricane.ops.blocks import Network, build_operator, build_row
+from hurricane.ops.cached_files import CACHE_VARIABLE
 from hurricane.ops.counting import count_module
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.export import export_architecture, export_context, export_operator
 from hurricane.ops.graph import (
-    CACHE_VARIABLE,
     Part,
     Piece,
     count_graph,

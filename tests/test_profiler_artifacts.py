@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_artefacts_that_another_made(tmp_path: Path) -> None:
         with connect([], request) as clients:
             result = profile([TargetSession.open(clients[0], request)], rows, path, SHORT)
         assert result.measured == measured
-        assert result.reference == ("rows from before" if rows is ROWS and measured else "")
+        assert result.speed.reference == ("rows from before" if rows is ROWS and measured else "")
 
 
 def profile_strange(target: str, folder: Path) -> tuple[Any, dict[str, Row]]:

@@ -80,6 +80,7 @@ class Context:
         read: paths that their sandbox leaves open for reading, beside what backends need.
         adb: serial of a phone that this machine's adb reaches, on which commands are run; empty:
             they are run on this machine.
+        cache: folder for what takes time to make and may be lost; empty: nothing is kept.
     """
 
     device_name: str = ""
@@ -89,6 +90,7 @@ class Context:
     user: str = ""
     read: tuple[str, ...] = ()
     adb: str = ""
+    cache: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Snapdragon's tensor processor (HTP) by QNN: targets ``dsp-qnn-int8`` and ``dsp-qnn-fp16``.
 
-onnxruntime's QNN provider compiles each graph for the processor; nothing may fall back to the CPU.
-On a board with Linux it runs there, and the profile that the provider writes has the processor's
-own time of each call. On an x86-64 machine the same provider has QNN's compiler and an emulator:
+onnxruntime's QNN provider compiles each graph for the processor; nothing may fall back to the
+CPU. What it makes of a graph is kept for the next time, by graph, chip, versions and settings. On
+a board with Linux it runs there, and the profile that the provider writes has the processor's own
+time of each call. On an x86-64 machine the same provider has QNN's compiler and an emulator:
 there a target is *emulated* for the chip that the option ``soc`` names. It tells which graphs
 compile, where their nodes run, and what comes out; an emulator's times are those of the machine
 that it runs on, so nothing is timed there, and its profile is not even asked for.
@@ -13,7 +14,11 @@ has been run in the emulator only.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib
+import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -23,9 +28,11 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ...ops.cached_files import checked, prune, read_checked, write_file
 from ...ops.errors import BadRequest as BadValue
 from ...ops.socs import Soc, check_binary, soc_of
-from ..errors import AgentError, BadRequest, Internal, UnsupportedOperator
+from ..conditions import read_text
+from ..errors import AgentError, BadRequest, BoardNotReady, Internal, UnsupportedOperator
 from ..sandbox import Needs
 from ..tools.qnn import read_profile
 from ._distribution import distribution_version
@@ -55,8 +62,11 @@ _EMULATES = platform.machine() in ("x86_64", "AMD64")
 _DOORS = ("/dev/fastrpc-cdsp", "/dev/fastrpc-cdsp-secure", "/dev/adsprpc-smd", "/dev/dma_heap")
 """Devices of the kernel through which a program reaches the processor."""
 
-NEEDS = Needs() if _EMULATES else Needs(write=_DOORS, scratch_bytes=256 * 2**20)
-"""On a board the profile is a file."""
+_FILE_BYTES = 256 * 2**20
+_KEPT_BYTES = 2**30
+"""Of all graphs that are kept compiled; the least recently used ones go first."""
+_CHIP = Path("/sys/devices/soc0/soc_id")
+"""Qualcomm's number of a board's chip: boards may share a folder."""
 
 _EMULATED_OPTIONS = ("soc",)
 _BOARD_OPTIONS = ("htp_performance_mode", "htp_graph_finalization_optimization_mode", "vtcm_mb")
@@ -70,6 +80,14 @@ _VTCM_MB = re.compile(r"[1-9][0-9]?")
 _UNIT = "HTP"
 _ON_PROCESSOR = "QNNExecutionProvider"
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int8)": "int8"}
+
+
+def needs(context: Context) -> Needs:
+    """Where graphs are kept compiled; on a board, the processor, and a file for the profile."""
+    kept = (context.cache,) if context.cache else ()
+    if _EMULATES:
+        return Needs(write=kept, file_bytes=_FILE_BYTES if kept else 0)
+    return Needs(write=(*_DOORS, *kept), file_bytes=_FILE_BYTES, scratch_bytes=_FILE_BYTES)
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -131,7 +149,7 @@ def open_target(
             if not _VTCM_MB.fullmatch(options["vtcm_mb"]):
                 raise BadRequest(f"option 'vtcm_mb' is 1 to 99, not '{options['vtcm_mb']}'")
             settings["vtcm_mb"] = options["vtcm_mb"]
-    return QnnSession(target, precision, soc, settings)
+    return QnnSession(target, precision, soc, settings, context.cache)
 
 
 class QnnSession(Session):
@@ -142,10 +160,16 @@ class QnnSession(Session):
         precision: of it.
         soc: the chip that is emulated; None: the one of this board.
         settings: of the provider.
+        cache: folder in which compiled graphs are kept; empty: none.
     """
 
     def __init__(
-        self, target: str, precision: str, soc: Optional[Soc], settings: Mapping[str, str]
+        self,
+        target: str,
+        precision: str,
+        soc: Optional[Soc],
+        settings: Mapping[str, str],
+        cache: str = "",
     ) -> None:
         self.timed = soc is None
         self._target, self._precision, self._soc = target, precision, soc
@@ -155,16 +179,45 @@ class QnnSession(Session):
         self._runtime.register_execution_provider_library(self._name, provider.get_library_path())
         self._settings = {"backend_path": provider.get_qnn_htp_path(), **settings}
         self._loaded = 0
+        chip = soc.name if soc is not None else read_text(_CHIP)
+        versions = (self._runtime.__version__, importlib.metadata.version(_DISTRIBUTION))
+        self._key = json.dumps((chip, versions, sorted(settings.items())))
+        self._folder = Path(cache, "qnn") if cache else None
 
     def load(self, content: bytes, format: str) -> QnnGraph:
         check_format(self._target, _FORMATS[self._precision], format)
+        kept = self._kept(content)
+        compiled = read_checked(kept) if kept else None
+        if compiled is not None:
+            with contextlib.suppress(Exception):  # of no use: it is made anew
+                return self._started(compiled)
+        compiled = self._compiled(content)
+        graph = self._started(compiled)
+        if kept is not None and self._folder is not None:
+            with contextlib.suppress(OSError):  # then it takes as long again the next time
+                write_file(kept, checked(compiled))
+                prune(self._folder, _KEPT_BYTES)
+        return graph
+
+    def _kept(self, content: bytes) -> Optional[Path]:
+        """Where a graph is kept compiled."""
+        if self._folder is None:
+            return None
+        digest = hashlib.sha256(self._key.encode() + hashlib.sha256(content).digest()).hexdigest()
+        return self._folder / digest[:2] / digest
+
+    def _compiled(self, content: bytes) -> bytes:
+        """A graph compiled for the processor: an ONNX file around QNN's context binary."""
         try:
             compiler = self._runtime.ModelCompiler(
                 self._options(strict=True), content, embed_compiled_data_into_model=True
             )
-            compiled = compiler.compile_to_bytes()
+            return compiler.compile_to_bytes()
         except Exception as error:
             raise self._refusal(content, error) from error
+
+    def _started(self, compiled: bytes) -> QnnGraph:
+        """A compiled graph in the processor."""
         if self._soc is not None:
             try:
                 check_binary(compiled, self._soc)
@@ -196,7 +249,9 @@ class QnnSession(Session):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         devices = [d for d in self._runtime.get_ep_devices() if d.ep_name == self._name][:1]
         if not devices:
-            raise Internal(f"{_DISTRIBUTION} offers no device")
+            raise BoardNotReady(
+                f"{_DISTRIBUTION} finds no processor on this board; is it a Snapdragon with an HTP?"
+            )
         options.add_provider_for_devices(devices, {**self._settings, **settings})
         return options
 

@@ -33,7 +33,7 @@ from ..commands import (
     run_tool,
 )
 from ..conditions import Conditions, read_conditions
-from ..errors import AgentError, BadRequest, RuntimeCrashed, UnsupportedOperator
+from ..errors import AgentError, BadRequest, BoardNotReady, RuntimeCrashed, UnsupportedOperator
 from ..formats.snpe_file import SnpeArtifact, SnpeEdge, read
 from ..phone import PHONE_NEEDS, Phone
 from ..sandbox import Needs
@@ -139,7 +139,8 @@ def open_target(
         options: ``perf_profile``, by SNPE's names, and ``tool``, the program that times.
 
     Raises:
-        BadRequest: an unknown option or value, more than one thread, or no tools.
+        BadRequest: an unknown option or value, or more than one thread.
+        BoardNotReady: a tool is missing.
         Busy: the phone is in no state to be measured.
         DeviceLost: it does not answer.
     """
@@ -161,7 +162,7 @@ def _runner(context: Context) -> CommandRunner:
         return AdbRunner(context.adb, os.getcwd())
     for tool in (_NET_RUN, _DIAGVIEW):
         if shutil.which(tool) is None:
-            raise BadRequest(
+            raise BoardNotReady(
                 f"{tool} is not on this board's PATH; install SNPE there (docs/snapdragon.md), or "
                 "serve a phone: agent serve --adb SERIAL"
             )
@@ -208,16 +209,19 @@ class Board:
         """Looks at what a measurement needs there.
 
         Raises:
-            BadRequest: one of these tools is missing.
+            BoardNotReady: one of these tools is missing.
             Busy: a phone is in no state to be measured.
         """
         for tool in tools:
             if self._phone is None and shutil.which(tool) is None:
-                raise BadRequest(f"{tool} is not on this board's PATH (docs/snapdragon.md)")
+                raise BoardNotReady(
+                    f"{tool} is not on this board's PATH; install SNPE there (docs/snapdragon.md)"
+                )
             path = f"{PHONE_SNPE}/bin/{tool}"
             if self._phone and self.runner.run(("test", "-x", path), COMMAND_S).status:
-                raise BadRequest(
-                    f"{tool} is not on the phone, or is no program (docs/snapdragon.md)"
+                raise BoardNotReady(
+                    f"{tool} is not on the phone, or is no program: push it, and chmod 755 it "
+                    "(docs/snapdragon.md)"
                 )
         if self._phone:
             self._phone.check_battery()

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..commands import COMMAND_S, TOOL_S, AdbRunner, run_tool
 from ..conditions import Conditions
-from ..errors import AgentError, BadRequest, RuntimeCrashed
+from ..errors import AgentError, BadRequest, BoardNotReady, RuntimeCrashed
 from ..formats.tflite_file import inputs_of
 from ..phone import PHONE_NEEDS, Phone
 from ..sandbox import Needs
@@ -103,6 +103,7 @@ def open_target(
 
     Raises:
         BadRequest: an unknown option or value, more than one thread, or no phone.
+        BoardNotReady: the program is missing.
         Busy: the phone is in no state to be measured.
         DeviceLost: it does not answer.
     """
@@ -133,7 +134,10 @@ def _missing(runner: AdbRunner) -> str:
     """What the phone lacks; empty: nothing."""
     program = f"{PHONE_TFLITE}/{_PROGRAM}"
     if runner.run(("test", "-x", program), COMMAND_S).status:
-        return f"{program} is not on the phone, or is no program (docs/snapdragon.md)"
+        return (
+            f"{_PROGRAM} is not on the phone, or is no program: push it to {PHONE_TFLITE}, and "
+            "chmod 755 it (docs/snapdragon.md)"
+        )
     return ""
 
 
@@ -146,6 +150,7 @@ class PhoneSession(Session):
         settings: of the delegate, ``key:value;key:value``.
 
     Raises:
+        BoardNotReady: the program is missing.
         Busy: the phone is in no state to be measured.
     """
 
@@ -154,6 +159,8 @@ class PhoneSession(Session):
     def __init__(self, runner: AdbRunner, delegate: str, settings: str) -> None:
         self._runner, self._phone = runner, Phone(runner)
         try:
+            if reason := _missing(runner):
+                raise BoardNotReady(reason)
             self._phone.check_battery()
         except AgentError:
             runner.close()

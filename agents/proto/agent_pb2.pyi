@@ -20,6 +20,7 @@ class ErrorKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUSY: _ClassVar[ErrorKind]
     UNAUTHORISED: _ClassVar[ErrorKind]
     INTERNAL: _ClassVar[ErrorKind]
+    BOARD_NOT_READY: _ClassVar[ErrorKind]
 
 class Availability(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -40,6 +41,7 @@ DEVICE_LOST: ErrorKind
 BUSY: ErrorKind
 UNAUTHORISED: ErrorKind
 INTERNAL: ErrorKind
+BOARD_NOT_READY: ErrorKind
 AVAILABILITY_UNSPECIFIED: Availability
 AVAILABLE: Availability
 EMULATED: Availability

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ..backends.base import one_line
-from ..errors import AgentError, BadRequest, DeviceLost, OutOfMemory, UnsupportedOperator
+from ..errors import AgentError, BoardNotReady, DeviceLost, OutOfMemory, UnsupportedOperator
 from .text import BadOutput, Lines, whole
 
 DIAGVIEW = "snpe-diagview"
@@ -237,7 +237,10 @@ _ADVICE: dict[int, tuple[type[AgentError], str]] = {
         "snpe-platform-validator says",
     ),
     303: (DeviceLost, "the processor's service does not answer: restart the board"),
-    804: (BadRequest, "the DLC is of another version of SNPE: convert it with that of the board"),
+    804: (
+        BoardNotReady,
+        "the DLC is of another version of SNPE: convert it with that of the board",
+    ),
     500: (OutOfMemory, "the processor has no memory left for the graph"),
 }
 _MISSING = re.compile(r"(?:CANNOT LINK EXECUTABLE|error while loading shared libraries)[^\n]*")
@@ -247,9 +250,9 @@ def snpe_error(text: str) -> Optional[AgentError]:
     """What SNPE's tools say went wrong, with advice; None: they say nothing of that kind."""
     missing = _MISSING.search(text)
     if missing:
-        return BadRequest(
+        return BoardNotReady(
             f"{one_line(missing[0])}: a library of SNPE is not where the tool looks; on a phone "
-            "push it to /data/local/tmp/snpe/lib, on a board put its folder on the agent's "
+            "push it to the folder lib of snpe, on a board put its folder on the agent's "
             "LD_LIBRARY_PATH (docs/snapdragon.md)"
         )
     found = _ERROR.search(text)

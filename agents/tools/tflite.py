@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ..backends.base import one_line
-from ..errors import AgentError, BadRequest, UnsupportedOperator
+from ..errors import AgentError, BoardNotReady, UnsupportedOperator
 from .text import BadOutput, Lines, whole
 
 BENCHMARK = "benchmark_model"
@@ -150,16 +150,20 @@ def _of(found: Sequence[Placement]) -> str:
 _FAILURES: tuple[tuple[str, type[AgentError], str], ...] = (
     (
         r"(?:Failed to load delegate|dlopen failed|cannot open shared object)[^\n]*",
-        BadRequest,
-        "the delegate's library cannot be loaded; push it to /data/local/tmp/tflite with what it "
-        "needs, and name it with the option 'delegate' (docs/snapdragon.md)",
+        BoardNotReady,
+        "the delegate's library cannot be loaded; push it to the phone's folder tflite with what "
+        "it needs, and name it with the option 'delegate' (docs/snapdragon.md)",
     ),
     (
         r"Failed to apply [^\n]* delegate[^\n]*",
         UnsupportedOperator,
         "the delegate does not take the whole graph",
     ),
-    (r"CANNOT LINK EXECUTABLE[^\n]*", BadRequest, "a library is missing on the device"),
+    (
+        r"CANNOT LINK EXECUTABLE[^\n]*",
+        BoardNotReady,
+        "push that library to the phone's folder tflite (docs/snapdragon.md)",
+    ),
 )
 
 

@@ -6,7 +6,6 @@ calibration data, the converters' versions and our own source files.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -14,9 +13,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from ..cached_files import cache_folder, checked, prune, read_checked
 from ..errors import UnsupportedNode
 from ..export import sha256
-from ..graph import cache_folder, write_cached
+from ..graph import write_cached
 from ..processes import on_all_cores
 from . import Artifact, Recipe, Samples, info_of, prepare, source_sha256
 
@@ -42,7 +42,7 @@ def cached(make: Make, recipe: Recipe, samples: Samples | None = None) -> Artifa
     model = make()
     digest = sha256(model)
     for converter in _slow_converters(recipe):
-        content = _read(_file(digest, recipe, samples, converter))
+        content = read_checked(_file(digest, recipe, samples, converter))
         if content is not None:
             return Artifact(content, info_of(model, content, recipe, samples, converter))
     with _MAKING:
@@ -85,7 +85,7 @@ def fill(
         if on_progress:
             on_progress(done, len(missing))
     if missing:
-        _prune(cache_folder() / "artifacts", MAX_BYTES)
+        prune(cache_folder() / "artifacts", MAX_BYTES)
 
 
 def _prepared(make: Make, recipe: Recipe) -> Artifact | None:
@@ -129,35 +129,5 @@ def _file(graph_sha256: str, recipe: Recipe, samples: Samples | None, converter:
     return cache_folder() / "artifacts" / digest[:2] / digest
 
 
-def _read(file: Path) -> bytes | None:
-    """The content of a cached file; its digest stands before it, so that half a file is none."""
-    try:
-        stored = file.read_bytes()
-    except OSError:
-        return None
-    digest, content = stored[:32], stored[32:]
-    if hashlib.sha256(content).digest() != digest:
-        return None
-    with contextlib.suppress(OSError):
-        os.utime(file)  # the least recently used ones are removed first
-    return content
-
-
 def _write(file: Path, content: bytes) -> None:
-    write_cached(file, hashlib.sha256(content).digest() + content, "artefacts")
-
-
-def _prune(folder: Path, limit_bytes: int) -> None:
-    """Removes the files that were not used for longest, until the others take no more."""
-    files = []
-    for path in folder.glob("*/*"):
-        with contextlib.suppress(OSError):
-            facts = path.stat()
-            files.append((facts.st_mtime, facts.st_size, path))
-    excess = sum(size for _, size, _ in files) - limit_bytes
-    for _, size, path in sorted(files):
-        if excess <= 0:
-            return
-        with contextlib.suppress(OSError):
-            path.unlink()
-            excess -= size
+    write_cached(file, checked(content), "artefacts")

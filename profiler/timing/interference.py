@@ -18,6 +18,7 @@ class BatchFacts:
         contended: other processes, or a hypervisor, took the processor meanwhile.
         throttle_events: of the device, counted up to its end.
         ended_ms: on the device's clock, since its first request; loading is part of that.
+        throttled: the device says that it was, at its beginning, at its end or in between.
     """
 
     rounds: int
@@ -25,6 +26,7 @@ class BatchFacts:
     contended: bool = False
     throttle_events: int = 0
     ended_ms: float = 0.0
+    throttled: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class BatchQuality:
     Attributes:
         slowdown: how slow the device was [batches].
         accepted: neither contended nor much slower than most [batches].
-        throttled: after a throttling that shows, or may for all that is known [batches].
-        quiet: neither contended nor throttled [batches].
+        throttled: after a throttling that shows, or may for all that is known; or during one by the
+            device's own account, which does not say for how much of the batch, so that it need not
+            show [batches].
+        quiet: neither contended nor after a throttling that shows [batches].
         limit: the highest slowdown of an accepted batch; infinite where all are contended.
     """
 
@@ -65,9 +69,10 @@ def judge_batches(
     limit = slowest_accepted(slowdown[~contended], rows[~contended], max_slowdown)
     before = slowdown[cool]
     shows = slowdown > np.median(before) * (1 + max_slowdown) if before.size else True
-    throttled = ~cool & shows
+    slowed = ~cool & shows
+    throttled = slowed | np.array([batch.throttled for batch in facts], bool)
     accepted = ~contended & (slowdown <= limit)
-    return BatchQuality(slowdown, accepted, throttled, ~contended & ~throttled, limit)
+    return BatchQuality(slowdown, accepted, throttled, ~contended & ~slowed, limit)
 
 
 def slowest_accepted(slowdown: np.ndarray, weights: np.ndarray, max_slowdown: float) -> float:

@@ -6,7 +6,7 @@ and calls, so that they are one array, and statistics are made over many series 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -29,6 +29,11 @@ class SampleStore(Generic[S]):
     def batches(self) -> int:
         """How many there were."""
         return len(self._times)
+
+    @property
+    def series(self) -> Collection[S]:
+        """All that were timed in a batch."""
+        return self._columns.keys()
 
     def add(self, times_ms: Mapping[S, np.ndarray]) -> None:
         """Takes in a batch: [visits, calls] ms of each series, all of one shape."""

@@ -333,6 +333,14 @@ def test_rows_after_a_throttling_that_shows_are_flagged_and_given_at_the_speed_b
     assert flags_of(measured(silent)) == {()}
 
 
+def test_rows_are_flagged_whose_batches_hold_the_moment_at_which_the_device_began_to_throttle():
+    # In the second batch of four, and over by the third: nothing of it shows in the times.
+    device = StandIn(events=lambda n: int(n > 0), flags=in_batches(1, value=(THROTTLED,), other=()))
+    assert flags_of(measured(device)) == {(THROTTLED,)}
+    late = StandIn(events=lambda n: int(n > 8), flags=in_batches(9, value=(THROTTLED,), other=()))
+    assert flags_of(measured(late)) == {()}  # no row rests on that batch
+
+
 def test_a_slow_batch_before_a_harmless_throttling_is_not_how_fast_the_device_is():
     device = StandIn(events=lambda n: int(n > 0), slowdown=in_batches(0, value=1.6, other=1.0))
     bench = Bench(device, planned())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from click.testing import CliRunner
 
 from hurricane.agents.client import AgentClient, private_agent
 from hurricane.agents.conditions import Conditions
-from hurricane.agents.errors import AgentError, DeviceLost, UnsupportedOperator
+from hurricane.agents.errors import (
+    AgentError,
+    BoardNotReady,
+    DeviceLost,
+    RuntimeCrashed,
+    TimedOut,
+    UnsupportedOperator,
+)
 from hurricane.agents.results import ArtifactResult
 from hurricane.lookup_tables.baselines import BASELINES
 from hurricane.lookup_tables.cli import table_group
@@ -23,15 +31,18 @@ from hurricane.lookup_tables.journal import journal_path, read_journal
 from hurricane.lookup_tables.raw import DRIFT
 from hurricane.lookup_tables.runs import load_runs, runs_path, save_runs
 from hurricane.lookup_tables.table import LookupTable
+from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.profiler import profile as module
 from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.groups import Outcome
 from hurricane.profiler.measurement import THROTTLED
 from hurricane.profiler.plan import PlannedRow, baseline_graphs, weight_bytes
 from hurricane.profiler.profile import ProfileResult, missing_rows, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.runner import Runner
 from hurricane.profiler.session import DeviceLog, TargetSession
+from hurricane.profiler.summary import lines_of, summary_of
 from hurricane.profiler.target import parse_target
 from hurricane.profiler.warnings import warnings_of
 
@@ -198,11 +209,62 @@ def test_a_device_without_one_neighbour_still_fills_the_rest(tmp_path):
     assert result.failed == 0
 
 
-def test_a_target_that_takes_no_graph_fills_a_table_that_says_so(tmp_path):
-    refused: dict[str, AgentError] = dict.fromkeys(["SEP_3", "Choice_3", "pool"], CANNOT)
-    rows = planned("SEP_3,SEP_5")
-    result = fill(StandIn(refused=refused), rows, tmp_path / "t.csv")
-    assert result.counts == {"unsupported": 2}
+def refusing(*names: str, error: AgentError = CANNOT) -> StandIn:
+    """A device that runs no graph with these."""
+    return StandIn(refused=dict.fromkeys(names, error))
+
+
+@pytest.mark.parametrize("error", [CANNOT, RuntimeCrashed("SIGSEGV"), TimedOut("60 s")])
+def test_a_board_on_which_no_graph_runs_is_the_boards_fault_and_nothing_is_recorded(
+    tmp_path, error
+):
+    device = refusing("SEP_3", "Choice_3", "pool", error=error)
+    with pytest.raises(BoardNotReady, match=rf"none of \d+ graphs runs there.*: {error}") as caught:
+        fill(device, planned("SEP_3,SEP_5"), tmp_path / "t.csv")
+    assert caught.value.exit_status == 1
+    assert len(device.requests) == 1  # nor is it waited for
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_board_that_runs_nothing_any_more_ends_the_run_and_what_was_measured_is_safe(tmp_path):
+    rows, path = planned("SEP_3,SEP_5,MB_3_3"), tmp_path / "t.csv"
+
+    def lose(number: int) -> None:
+        if number == BATCHES:
+            device.refused = dict.fromkeys(["SEP_3", "Choice_3", "pool"], CANNOT)
+
+    device = StandIn(before=lose, noise={"SEP_5": 0.5})  # which therefore takes more batches
+    with pytest.raises(BoardNotReady, match=r"runs any more.*2 rows are safe"):
+        fill(device, rows, path, timing())
+    assert {row.operator for row in read_journal(path).data.table_rows()} == {"SEP_3", "MB_3_3"}
+
+
+def test_what_no_device_runs_at_the_end_is_its_own_fault_where_others_ran(tmp_path):
+    device = refusing("MB_7_6", error=CANNOT)
+    device.max_bytes = 1  # one row at a time
+    result = fill(device, planned("SEP_3,MB_7_6"), tmp_path / "t.csv", timing())
+    assert result.counts == {"unsupported": 1}
+
+
+def test_why_rows_have_no_latency_is_told_once_for_each_kind(tmp_path):
+    device = refusing("SEP_5", "MB_7_6")
+    device.refused["MB_3_3"] = RuntimeCrashed("SIGSEGV while loading")
+    result = fill(device, planned("SEP_3,SEP_5,MB_3_3,MB_7_6"), tmp_path / "t.csv")
+    told = {warning.name: warning.cause for warning in warnings_of(result, tmp_path / "t.csv")}
+    assert "1 row failed (runtime-crashed), the first MB_3_3 at" in told["runtime-crashed"]
+    assert told["runtime-crashed"].endswith(": SIGSEGV while loading")
+    assert "2 rows unsupported (unsupported-operator)" in told["unsupported-operator"]
+    assert told["unsupported-operator"].endswith(": no kernel for it")
+    group: Any = SimpleNamespace(target=result.target)
+    outcome = Outcome(group, tmp_path / "t.csv", 1.0, result)
+    summary = summary_of(outcome, 4, load_backbone("digits32"))
+    assert {(one["status"], one["rows"]): one["reason"] for one in summary["failures"]} == {
+        ("failed", 1): "SIGSEGV while loading",
+        ("unsupported", 2): "no kernel for it",
+    }
+    assert any("no kernel for it" in line for line in lines_of(outcome, summary))
+    again = fill(device, planned("SEP_3,SEP_5,MB_3_3,MB_7_6"), tmp_path / "t.csv")
+    assert again.failures == ()
 
 
 @pytest.mark.parametrize("fallen", [("Choice_3",), ("SEP_3", "Choice_3")])
@@ -234,7 +296,10 @@ def test_a_resumed_table_goes_on_at_the_speed_of_its_rows(tmp_path):
     assert BASELINES.path(path).read_bytes() == content
     result = fill(slower(1.04), more, path)
     assert result.kept == len(first)
-    assert (result.reference, result.slowdown) == ("rows from before", pytest.approx(1.04))
+    assert (result.speed.reference, result.speed.slowdown) == (
+        "rows from before",
+        pytest.approx(1.04),
+    )
     assert latencies(result) == wanted(more)
     after = BASELINES.load(path).get(target)
     assert {name: after[name] for name in before} == before
@@ -254,8 +319,8 @@ def test_other_layers_of_a_table_are_linked_to_those_that_are_there(tmp_path):
     fill(StandIn(), first, path)
     device = slower(1.04)
     result = fill(device, other, path)
-    assert result.reference == "rows from before"
-    assert result.slowdown == pytest.approx(1.04)
+    assert result.speed.reference == "rows from before"
+    assert result.speed.slowdown == pytest.approx(1.04)
     assert latencies(result) == wanted([*first, *other])
     timed = {graph for graph, _ in device.batches()[0]}
     assert set(baseline_graphs(first)) <= timed
@@ -264,13 +329,13 @@ def test_other_layers_of_a_table_are_linked_to_those_that_are_there(tmp_path):
 def test_a_table_is_given_as_fast_as_the_device_was_for_its_reference(tmp_path):
     rows = planned("SEP_*,MB_3_*")
     first, second, own = (tmp_path / f"{name}.csv" for name in ("first", "second", "own"))
-    assert fill(StandIn(), rows, first).reference == ""
+    assert fill(StandIn(), rows, first).speed.reference == ""
     known = BASELINES.path(first).read_bytes()
     alone = fill(slower(1.04), rows, own)
-    assert (alone.reference, alone.slowdown) == ("", 1.0)
+    assert (alone.speed.reference, alone.speed.slowdown) == ("", 1.0)
     assert latencies(alone) == wanted(rows, 1.04)
     result = fill(slower(1.04), rows, second, reference=first)
-    assert (result.reference, result.slowdown) == ("reference", pytest.approx(1.04))
+    assert (result.speed.reference, result.speed.slowdown) == ("reference", pytest.approx(1.04))
     assert latencies(result) == wanted(rows)
     # It holds what its own graphs took, at that speed, and the reference stays as it was.
     target = result.target
@@ -313,7 +378,7 @@ def test_all_devices_are_brought_to_the_reference(tmp_path):
     result = fill(devices, rows, tmp_path / "t.csv", reference=first)
     check_complete(result, rows)
     assert not result.exclusions.left_out
-    assert result.slowdown == pytest.approx(1.04)
+    assert result.speed.slowdown == pytest.approx(1.04)
     assert latencies(result) == wanted(rows)
     assert {facts.batches > 0 for facts in result.runs} == {True}
 
@@ -366,7 +431,7 @@ def test_a_table_that_refers_to_another_goes_on_at_its_speed_after_a_kill(tmp_pa
         fill(slower(1.04, before=killed_at(BATCHES + 1)), rows, path, protocol, reference=first)
     result = fill(slower(1.08), rows, path, protocol, reference=first)
     assert 0 < result.kept < len(rows)
-    assert result.slowdown == pytest.approx(1.08)
+    assert result.speed.slowdown == pytest.approx(1.08)
     assert latencies(result) == wanted(rows)
 
 

@@ -15,6 +15,7 @@ import pytest
 from hurricane.agents.errors import (
     AgentError,
     BadAnswer,
+    BoardNotReady,
     Busy,
     DeviceLost,
     Unauthorised,
@@ -347,8 +348,11 @@ def test_a_device_that_throttled_before_it_was_lost_is_still_throttled(tmp_path,
     assert {row.flags for row in data.table_rows()} == {"throttled"}
 
 
-@pytest.mark.parametrize("error", [Unauthorised("who are you"), BadAnswer("that cannot be")])
-def test_who_refuses_or_lies_is_not_taken_back(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [Unauthorised("who are you"), BadAnswer("that cannot be"), BoardNotReady("no such library")],
+)
+def test_who_refuses_or_lies_or_lacks_something_is_not_taken_back(tmp_path, monkeypatch, error):
     reopened(monkeypatch, StandIn())
     with pytest.raises(type(error), match="stand-in:1"):
         run([StandIn(before=loses(1, error))], planned(), tmp_path / "t.csv")

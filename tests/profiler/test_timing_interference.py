@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -63,6 +65,15 @@ def test_batches_before_a_throttling_that_does_not_show_are_no_quieter_than_thos
     found = judge_batches(np.array([1.6, 1.0, 1.0]), facts(3, events=(0, 1, 1)), 0, 0.15)
     assert not found.throttled.any()
     assert found.quiet.all()
+
+
+def test_a_batch_during_which_the_device_says_that_it_throttled_is_throttled_though_none_shows():
+    batches = facts(4, events=(0, 0, 1, 1))
+    batches[2] = replace(batches[2], throttled=True)
+    found = judge_batches(np.ones(4), batches, 0, 0.15)
+    assert found.throttled.tolist() == [False, False, True, False]
+    assert found.quiet.all()
+    assert found.accepted.all()
 
 
 def test_a_slow_device_is_not_throttled_where_it_says_nothing_of_it():

@@ -10,6 +10,7 @@ from hurricane.lookup_tables.runs import Run
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.profiler.comparison import Exclusions
 from hurricane.profiler.profile import ProfileResult
+from hurricane.profiler.reference import Speed
 from hurricane.profiler.warnings import ProfileWarning, warnings_of
 
 from .stand_in import StandIn
@@ -33,8 +34,7 @@ def result(
         kept=2,
         counts=counts,
         exclusions=Exclusions(dict.fromkeys(lost, lost[0]) if lost else {}, list(left_out)),
-        reference=reference,
-        slowdown=slowdown,
+        speed=Speed(reference, slowdown),
         runs=tuple(Run("2026-01-01T00:00:00Z", "t", "1", 30, 1.0, n, r, 1.0) for n, r in batches),
     )
 
