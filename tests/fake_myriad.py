@@ -17,7 +17,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +64,8 @@ class State:
         stalled: it was left by a program that died: it takes no graph before a forced reset.
         fail_loads: so many loadings of a process fail before one works.
         lost_at_load, lost_at_call: the stick is gone for this process from there on.
+        then: what becomes of it: it is there for the next process, which ``loses`` it as well,
+            which ``keeps`` it, or it was ``pulled`` out, and is there for none.
         hang_at_call: which does not return.
     """
 
@@ -77,6 +79,7 @@ class State:
     fail_loads: int = 0
     lost_at_load: int = 0
     lost_at_call: int = 0
+    then: str = "loses"
     hang_at_call: int = 0
 
 
@@ -108,11 +111,14 @@ class FakeOpenvino:
     def _file(self) -> Path:
         return self.folder / "state.json"
 
+    @property
+    def state(self) -> State:
+        """What there is now."""
+        return _read(self._file)
+
     def be(self, **state: Any) -> None:
         """Changes what there is, for all processes; what is not named is as at first."""
-        new = self._file.with_suffix(".new")
-        new.write_text(json.dumps(asdict(State(**state))))
-        new.replace(self._file)
+        _write(self._file, State(**state))
 
     def agent(self) -> tuple[str, ...]:
         """The command ``agent`` with this package on its path."""
@@ -121,6 +127,17 @@ class FakeOpenvino:
             "from hurricane.agents.cli import main; main()"
         )
         return (sys.executable, "-I", "-c", code)
+
+
+def _read(file: Path) -> State:
+    fields = json.loads(file.read_text())
+    return State(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def _write(file: Path, state: State) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(asdict(state)))
+    new.replace(file)
 
 
 def true_ms(model: bytes) -> float:
@@ -141,8 +158,7 @@ class Stick:
 
     @property
     def state(self) -> State:
-        fields = json.loads(self._file.read_text())
-        return State(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return _read(self._file)
 
     def names(self) -> list[str]:
         state = self.state
@@ -168,7 +184,7 @@ class Stick:
         asked = device.partition(".")[2]
         if asked and asked not in self.names():
             raise RuntimeError(f"Myriad device: {asked} not found.")
-        self._lost |= 0 < state.lost_at_load <= self._loads
+        self._lose(state, 0 < state.lost_at_load <= self._loads)
         reset = settings.get("MYRIAD_ENABLE_FORCE_RESET") == "YES"
         self._reset |= reset
         fails = self._loads <= state.fail_loads or (state.stalled and not self._reset)
@@ -194,7 +210,7 @@ class Stick:
         state = self.state
         if state.hang_at_call and self._calls >= state.hang_at_call:
             threading.Event().wait()
-        self._lost |= 0 < state.lost_at_call <= self._calls
+        self._lose(state, 0 < state.lost_at_call <= self._calls)
         if not self.names():
             raise RuntimeError("Failed to queue inference: NC_ERROR")
         random = self.noise.setdefault(digest, np.random.default_rng(int(digest[:16], 16)))
@@ -203,6 +219,12 @@ class Stick:
         wall_ms = float(nodes_ms.sum()) + price.call_ms * np.exp(_NOISE * random.standard_normal())
         self.worked_ms += wall_ms
         return nodes_ms, wall_ms
+
+    def _lose(self, state: State, lost: bool) -> None:
+        if lost and not self._lost and state.then != "loses":
+            sticks = () if state.then == "pulled" else state.sticks
+            _write(self._file, replace(state, sticks=sticks, lost_at_load=0, lost_at_call=0))
+        self._lost |= lost
 
     def temperature_c(self) -> float:
         if not self.names():
