@@ -12,12 +12,14 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,7 @@ VERSIONS = {
     2021: "2021.4.2-3976-0943ed67223-simulated",
     2022: "2022.3.1-9227-cf2c7da5689-simulated",
 }
+HELD = "held"
 EXTRA_MS = 0.35
 """Of each call, for stages that belong to no layer."""
 
@@ -64,8 +67,10 @@ class State:
         stalled: it was left by a program that died: it takes no graph before a forced reset.
         fail_loads: so many loadings of a process fail before one works.
         lost_at_load, lost_at_call: the stick is gone for this process from there on.
-        then: what becomes of it: it is there for the next process, which ``loses`` it as well,
-            which ``keeps`` it, or it was ``pulled`` out, and is there for none.
+        loser: id of the only process that loses it; 0: each does.
+        pulled: it was pulled out: there is none for other processes.
+        held_at_call: which does not go on before this changes; a file `HELD` is in the process's
+            working directory then.
         hang_at_call: which does not return.
     """
 
@@ -79,8 +84,15 @@ class State:
     fail_loads: int = 0
     lost_at_load: int = 0
     lost_at_call: int = 0
-    then: str = "loses"
+    loser: int = 0
+    pulled: bool = False
+    held_at_call: int = 0
     hang_at_call: int = 0
+
+    @property
+    def loses(self) -> bool:
+        """Whether this process is one that loses the stick."""
+        return self.loser in (0, os.getpid())
 
 
 class FakeOpenvino:
@@ -111,14 +123,11 @@ class FakeOpenvino:
     def _file(self) -> Path:
         return self.folder / "state.json"
 
-    @property
-    def state(self) -> State:
-        """What there is now."""
-        return _read(self._file)
-
     def be(self, **state: Any) -> None:
         """Changes what there is, for all processes; what is not named is as at first."""
-        _write(self._file, State(**state))
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(asdict(State(**state))))
+        new.replace(self._file)
 
     def agent(self) -> tuple[str, ...]:
         """The command ``agent`` with this package on its path."""
@@ -127,17 +136,6 @@ class FakeOpenvino:
             "from hurricane.agents.cli import main; main()"
         )
         return (sys.executable, "-I", "-c", code)
-
-
-def _read(file: Path) -> State:
-    fields = json.loads(file.read_text())
-    return State(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def _write(file: Path, state: State) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(asdict(state)))
-    new.replace(file)
 
 
 def true_ms(model: bytes) -> float:
@@ -158,11 +156,13 @@ class Stick:
 
     @property
     def state(self) -> State:
-        return _read(self._file)
+        fields = json.loads(self._file.read_text())
+        return State(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
     def names(self) -> list[str]:
         state = self.state
-        return [] if self._lost or state.in_use else list(state.sticks)
+        pulled = state.pulled and state.loser != os.getpid()
+        return [] if self._lost or state.in_use or pulled else list(state.sticks)
 
     def check_plugin(self, device: str, runtime: str) -> None:
         known = device.partition(".")[0] == "MYRIAD" and self.state.plugin != "missing"
@@ -184,7 +184,7 @@ class Stick:
         asked = device.partition(".")[2]
         if asked and asked not in self.names():
             raise RuntimeError(f"Myriad device: {asked} not found.")
-        self._lose(state, 0 < state.lost_at_load <= self._loads)
+        self._lost |= state.loses and 0 < state.lost_at_load <= self._loads
         reset = settings.get("MYRIAD_ENABLE_FORCE_RESET") == "YES"
         self._reset |= reset
         fails = self._loads <= state.fail_loads or (state.stalled and not self._reset)
@@ -207,10 +207,12 @@ class Stick:
     def call(self, digest: str, price: Price) -> tuple[np.ndarray, float]:
         """Times of nodes, and the wall time of a call, in ms."""
         self._calls += 1
-        state = self.state
+        while 0 < (state := self.state).held_at_call <= self._calls:
+            Path(HELD).touch()
+            time.sleep(0.01)
         if state.hang_at_call and self._calls >= state.hang_at_call:
             threading.Event().wait()
-        self._lose(state, 0 < state.lost_at_call <= self._calls)
+        self._lost |= state.loses and 0 < state.lost_at_call <= self._calls
         if not self.names():
             raise RuntimeError("Failed to queue inference: NC_ERROR")
         random = self.noise.setdefault(digest, np.random.default_rng(int(digest[:16], 16)))
@@ -219,12 +221,6 @@ class Stick:
         wall_ms = float(nodes_ms.sum()) + price.call_ms * np.exp(_NOISE * random.standard_normal())
         self.worked_ms += wall_ms
         return nodes_ms, wall_ms
-
-    def _lose(self, state: State, lost: bool) -> None:
-        if lost and not self._lost and state.then != "loses":
-            sticks = () if state.then == "pulled" else state.sticks
-            _write(self._file, replace(state, sticks=sticks, lost_at_load=0, lost_at_call=0))
-        self._lost |= lost
 
     def temperature_c(self) -> float:
         if not self.names():
