@@ -250,10 +250,13 @@ def test_without_libusb_the_reason_is_that(python39: Environment, tmp_path: Path
     (tmp_path / "libusb-1.0.so.0").write_bytes(b"")
     (tmp_path / "libusb_package.py").write_text("raise ImportError('it is hidden')\n")
     here = str(tmp_path)
-    found = targets_of(python39, LD_LIBRARY_PATH=here, PYTHONPATH=here)["vpu-myriad-fp16"]
-    assert found["availability"] == "unavailable"
-    assert found["reason"] == (
-        "the MYRIAD plugin needs libusb, which is not there; run: pip install libusb-package"
+    found = targets_of(python39, LD_LIBRARY_PATH=here, PYTHONPATH=here)
+    install = "run: pip install libusb-package"
+    assert found["vpu-myriad-fp16"]["reason"] == (
+        f"the MYRIAD plugin needs libusb, which is not there; {install}"
+    )
+    assert found[myriad_compiler.TARGET]["reason"] == (
+        f"libusb is not there, which OpenVINO's MYRIAD plugin needs; {install}"
     )
 
 
@@ -328,7 +331,7 @@ def test_a_wheel_without_the_plugin_says_so(python39: Environment, openvino2022:
     assert targets["vpu-myriad-fp16"]["reason"] == (
         "OpenVINO as it is installed here has no MYRIAD plugin; see docs/ncs2.md"
     )
-    for name in (TARGET, "cpu-openvino-fp32"):
+    for name in (TARGET, myriad_compiler.TARGET, "cpu-openvino-fp32"):
         assert "openvino 2022.3.2 is installed, and this target takes" in targets[name]["reason"]
 
 
