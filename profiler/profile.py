@@ -28,7 +28,7 @@ from .plan import (
     weight_bytes,
 )
 from .protocol import TimingProtocol
-from .recorder import Recorder
+from .recorder import DEVICE_LOST, Recorder
 from .reference import Speed, find_reference, speed_of
 from .runner import Exclusions, ProfileProgress, Runner, RunPlan
 from .session import TargetSession
@@ -82,7 +82,7 @@ class ProfileResult:
 def missing_rows(
     rows: Sequence[PlannedRow], table: LookupTable, target: Target, retry: bool = False
 ) -> list[PlannedRow]:
-    """Rows of a plan that a table does not hold yet.
+    """Rows of a plan that a table does not hold yet, and those at which the device was lost.
 
     Args:
         rows: the plan.
@@ -95,11 +95,15 @@ def missing_rows(
     def is_doubtful(row: Row) -> bool:
         return not row.ok or not set(DOUBTFUL).isdisjoint(row.flag_words)
 
-    return [row for row in rows if row not in there or (retry and is_doubtful(there[row]))]
+    return [
+        row
+        for row in rows
+        if row not in there or _is_open(there[row]) or (retry and is_doubtful(there[row]))
+    ]
 
 
 def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) -> list[PlannedRow]:
-    """Rows of a plan that a table holds, but that went wrong.
+    """Rows of a plan that a table holds, but that went wrong and stay so without `retry`.
 
     Args:
         rows: the plan.
@@ -107,7 +111,15 @@ def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) 
         target: whose rows count.
     """
     there = _rows_there(rows, table, target)
-    return [row for row, found in there.items() if found.status in FAILED]
+    return [r for r, found in there.items() if found.status in FAILED and not _is_open(found)]
+
+
+def _is_open(row: Row) -> bool:
+    """Whether the device was lost at a row, so often that one run gave it up.
+
+    That may have been the port, the cable or heat: the next run finds out.
+    """
+    return row.status == "failed" and DEVICE_LOST in row.flag_words
 
 
 def _rows_there(

@@ -31,6 +31,9 @@ STATUS_OF = {
 }
 """Statuses of rows by what went wrong; of any other error it is ``failed``."""
 
+DEVICE_LOST = "device-lost"
+"""Flag of a failed row at whose graph the device was lost, again and again."""
+
 
 class Recorder:
     """Writes down what devices measure.

@@ -15,7 +15,9 @@ from hypothesis import settings
 from hurricane.agents.telemetry import turn_off_telemetry
 from hurricane.agents.worker import Heartbeat
 
-from .adb_support import adb_server  # noqa: F401 - a fixture of several files
+# Fixtures of several files.
+from .adb_support import adb_server  # noqa: F401
+from .python39_support import agent39, board39, python39, wheel  # noqa: F401
 
 turn_off_telemetry()  # before a test imports a runtime
 

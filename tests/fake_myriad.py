@@ -12,9 +12,11 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ VERSIONS = {
     2021: "2021.4.2-3976-0943ed67223-simulated",
     2022: "2022.3.1-9227-cf2c7da5689-simulated",
 }
+HELD = "held"
 EXTRA_MS = 0.35
 """Of each call, for stages that belong to no layer."""
 
@@ -64,6 +67,10 @@ class State:
         stalled: it was left by a program that died: it takes no graph before a forced reset.
         fail_loads: so many loadings of a process fail before one works.
         lost_at_load, lost_at_call: the stick is gone for this process from there on.
+        loser: id of the only process that loses it; 0: each does.
+        pulled: it was pulled out: there is none for other processes.
+        held_at_call: which does not go on before this changes; a file `HELD` is in the process's
+            working directory then.
         hang_at_call: which does not return.
     """
 
@@ -77,7 +84,15 @@ class State:
     fail_loads: int = 0
     lost_at_load: int = 0
     lost_at_call: int = 0
+    loser: int = 0
+    pulled: bool = False
+    held_at_call: int = 0
     hang_at_call: int = 0
+
+    @property
+    def loses(self) -> bool:
+        """Whether this process is one that loses the stick."""
+        return self.loser in (0, os.getpid())
 
 
 class FakeOpenvino:
@@ -146,7 +161,8 @@ class Stick:
 
     def names(self) -> list[str]:
         state = self.state
-        return [] if self._lost or state.in_use else list(state.sticks)
+        pulled = state.pulled and state.loser != os.getpid()
+        return [] if self._lost or state.in_use or pulled else list(state.sticks)
 
     def check_plugin(self, device: str, runtime: str) -> None:
         known = device.partition(".")[0] == "MYRIAD" and self.state.plugin != "missing"
@@ -168,7 +184,7 @@ class Stick:
         asked = device.partition(".")[2]
         if asked and asked not in self.names():
             raise RuntimeError(f"Myriad device: {asked} not found.")
-        self._lost |= 0 < state.lost_at_load <= self._loads
+        self._lost |= state.loses and 0 < state.lost_at_load <= self._loads
         reset = settings.get("MYRIAD_ENABLE_FORCE_RESET") == "YES"
         self._reset |= reset
         fails = self._loads <= state.fail_loads or (state.stalled and not self._reset)
@@ -191,10 +207,12 @@ class Stick:
     def call(self, digest: str, price: Price) -> tuple[np.ndarray, float]:
         """Times of nodes, and the wall time of a call, in ms."""
         self._calls += 1
-        state = self.state
+        while 0 < (state := self.state).held_at_call <= self._calls:
+            Path(HELD).touch()
+            time.sleep(0.01)
         if state.hang_at_call and self._calls >= state.hang_at_call:
             threading.Event().wait()
-        self._lost |= 0 < state.lost_at_call <= self._calls
+        self._lost |= state.loses and 0 < state.lost_at_call <= self._calls
         if not self.names():
             raise RuntimeError("Failed to queue inference: NC_ERROR")
         random = self.noise.setdefault(digest, np.random.default_rng(int(digest[:16], 16)))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from hurricane.ops.pool import select_operators
 from hurricane.ops.shapes import LayerShape
 from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
 
-from .agents_support import Agent, serving
-from .fake_myriad import FakeOpenvino, true_ms
+from .agents_support import Agent, serving, wait_until
+from .fake_myriad import HELD, FakeOpenvino, true_ms
 
 pytestmark = pytest.mark.process
 
@@ -160,30 +161,71 @@ def test_what_is_no_longer_there_is_said_in_one_line(
     assert bench.measure("SEP_3")[0].error is None
 
 
-def test_a_run_ends_where_the_stick_is_pulled_out_and_goes_on_where_it_is_back(
+# From a stick to a network: nothing here depends on the generation but the table.
+
+ONE = pytest.mark.parametrize("generation", [2021], indirect=True)
+
+
+def profiling(bench: Bench, table: Path) -> tuple[str, ...]:
+    """The command that makes a table of two rows."""
+    words = ("--layers", "digits32:1", "--operators", "SEP_3,MB_3_3", "--target", TARGET)
+    return ("hurricane.profiler.cli", *words, "--agent", bench.agent.address, "-o", str(table))
+
+
+def losing(bench: Bench, table: Path, pulled: bool) -> subprocess.CompletedProcess[str]:
+    """The same, but that its first worker loses the stick at its 150th call.
+
+    Args:
+        pulled: none finds it from then on; else the next worker does.
+    """
+    bench.plugin.be(held_at_call=150)
+
+    def held() -> list[int]:
+        return [w for w in bench.agent.workers() if Path(f"/proc/{w}/cwd", HELD).exists()]
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(bench.command, *profiling(bench, table))
+        wait_until(lambda: done.done() or bool(held()))
+        (worker,) = held()
+        bench.plugin.be(lost_at_call=150, loser=worker, pulled=pulled)
+        return done.result()
+
+
+@ONE
+def test_a_stick_that_comes_back_ends_no_run(bench: Bench, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    done = losing(bench, table, pulled=False)
+    assert done.returncode == 0, done.stderr
+    assert {row.status for row in LookupTable.load(table)} == {"ok"}
+
+
+@ONE
+def test_a_run_ends_where_the_stick_is_pulled_out_and_the_same_command_goes_on(
     bench: Bench, tmp_path: Path
 ) -> None:
     table = tmp_path / "t.csv"
-    words = ["--layers", "digits32:1", "--operators", "SEP_3,MB_3_3", "--target", TARGET]
-    command = [*words, "--agent", bench.agent.address, "-o", str(table)]
-    bench.plugin.be(lost_at_call=150)  # each process that opens it loses it again
-    lost = bench.command("hurricane.profiler.cli", *command)
-    assert lost.returncode == 1
-    assert "plug it in again" in lost.stderr
+    done = losing(bench, table, pulled=True)
+    assert done.returncode == 1
+    assert "no stick is" in done.stderr
     bench.plugin.be()
-    # A row at whose graph the device was lost twice has failed.
-    made = bench.host("hurricane.profiler.cli", *command, "--retry")
+    made = bench.host(*profiling(bench, table))
     assert made["rows"] == 2
     assert {row.status for row in LookupTable.load(table)} == {"ok"}
 
 
-def test_from_a_complete_table_to_a_network(bench: Bench, tmp_path: Path) -> None:
-    table = tmp_path / "stick.csv"
-    there = ["--agent", bench.agent.address]
-    words = ["--layers", "digits32", "--target", TARGET, "-o", str(table)]
-    made = bench.host("hurricane.profiler.cli", *words, *there)
+@pytest.fixture(scope="module")
+def table(shared: Bench, tmp_path_factory: Any) -> Path:
+    """The table of all operators of a backbone."""
+    path = tmp_path_factory.mktemp("table") / "stick.csv"
+    words = ["--layers", "digits32", "--target", TARGET, "-o", str(path)]
+    shared.plugin.be()
+    made = shared.host("hurricane.profiler.cli", *words, "--agent", shared.agent.address)
     assert (made["rows"], made["measured"], made["origin"]) == (130, 130, "simulated")
     assert made["target"] == TARGET
+    return path
+
+
+def test_a_complete_table_is_within_3_percent_of_the_truth(table: Path) -> None:
     by_row = {(row.operator, row.shape): row for row in LookupTable.load(table)}
     for planned in plan_rows(parse_layers("digits32"), select_operators("*")):
         row = by_row[(planned.name, planned.shape)]
@@ -195,14 +237,16 @@ def test_from_a_complete_table_to_a_network(bench: Bench, tmp_path: Path) -> Non
         assert (row.status, row.origin) == ("ok", "simulated")
         assert row.flag_words == ("simulated",)
         assert row.temperature_after_c > 38.0
-    cli = "hurricane.search.cli"
+
+
+@ONE
+def test_a_table_is_verified_and_searched_with(bench: Bench, table: Path, tmp_path: Path) -> None:
+    cli, there = "hurricane.search.cli", ("--agent", bench.agent.address)
     found = bench.host(cli, "verify", "--table", str(table), "--random", "20", *there)
     assert found["verdict"] == "additive"
-    space = tmp_path / "space.json"
-    budget = ["--table", str(table), "--backbone", "digits32", "--latency", "3"]
-    bench.host(cli, "space", *budget, "-o", str(space))
-    effort = ["--evaluations", "4", "--population", "4", "--training", "0.002", "--space"]
-    bench.host(cli, "search", *effort, str(space), "-o", str(tmp_path / "run"), *there)
+    budget = ("--table", str(table), "--backbone", "digits32", "--latency", "3")
+    effort = ("--evaluations", "4", "--population", "4", "--training", "0.002")
+    bench.host(cli, "search", *budget, *effort, "-o", str(tmp_path / "run"), *there)
     made = json.loads((tmp_path / "run" / "architecture.json").read_text())
     assert made["measured_ms"] == pytest.approx(made["predicted_ms"], rel=0.05)
     assert made["measured_ms"] <= 3.0

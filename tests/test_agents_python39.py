@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,57 +19,29 @@ from hurricane.agents.client import AgentClient, Protocol
 
 from . import tflite_graphs as graphs
 from .agents_support import serving
-from .python39_support import INSTALL_S, PYTHON, Environment, copy_of_the_code, find_python
+from .python39_support import PYTHON, ROOT, Environment, check_installed
 
 pytestmark = pytest.mark.process
 
-# What the mirror has to bring; the tree itself is then installed without it.
-PACKAGES = (
-    "click",
-    "grpcio",
-    "grpcio-health-checking",
-    "grpcio-reflection",
-    "numpy<2",
-    "onnxruntime",
-    "protobuf",
-    "setuptools>=68",
-    "tflite-runtime==2.14.0",
-    "wheel",
-)
 QUICK = Protocol(rounds=2, calls_per_visit=2, warmup_calls=1)
 FP32, INT8 = "cpu-litert-fp32", "cpu-litert-int8"
 
 
-@pytest.fixture(scope="session")
-def environment(request: pytest.FixtureRequest, tmp_path_factory: Any) -> Environment:
-    """The agent of this tree in an environment of its age, installed as a user would.
-
-    What comes from the index is kept in pytest's cache.
-    """
-    python = find_python()
-    if python is None:
-        pytest.skip(f"no {PYTHON} that starts is on PATH or among pyenv's versions")
-    kept = Environment(request.config.cache.mkdir("python39"))
-    ready = kept.folder / "ready"
-    content = "\n".join([os.path.realpath(python), *PACKAGES])
-    if not ready.exists() or ready.read_text() != content:
-        ready.unlink(missing_ok=True)
-        command = [python, "-m", "venv", "--clear", str(kept.folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=INSTALL_S)
-        kept.fetch(*PACKAGES)
-        ready.write_text(content)
-    tree = copy_of_the_code(tmp_path_factory.mktemp("tree"))
-    extras = f"{tree}[onnxruntime,tflite-runtime]"
-    kept.pip("uninstall", "--yes", "hurricane-nas")
-    done = kept.pip("install", "--no-index", "--no-build-isolation", extras)
-    assert done.returncode == 0, done.stderr
-    return kept
+@pytest.fixture(scope="module")
+def runtime(python39: Environment) -> tuple[str, str]:
+    """Folders with the two distributions of the extra: the runtime, and the numpy that it needs."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    extra = setup["options.extras_require"]["tflite-runtime"].strip().splitlines()
+    numpy, runtime = sorted(extra)
+    return python39.fetched("tflite-runtime", runtime), python39.fetched("numpy1", numpy)
 
 
-@pytest.fixture(scope="session")
-def board(environment: Environment) -> Iterator[AgentClient]:
+@pytest.fixture(scope="module")
+def board(python39: Environment, runtime: tuple[str, str]) -> Iterator[AgentClient]:
+    path = {"PYTHONPATH": os.pathsep.join(runtime)}
     with (
-        serving(command=(environment.agent,)) as agent,
+        serving(command=(python39.agent,), environment=path) as agent,
         AgentClient(agent.address) as client,
     ):
         yield client
@@ -147,22 +121,19 @@ os._exit(0)
 """
 
 
-def test_a_copy_of_the_agent_has_no_threads_of_grpc(environment: Environment) -> None:
+def test_a_copy_of_the_agent_has_no_threads_of_grpc(python39: Environment) -> None:
     # It would close what they work on, and they would end it.
-    command = [str(environment.folder / "bin" / "python"), "-u", "-c", _COPIED]
+    command = [python39.python, "-u", "-c", _COPIED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["1"] * 5
 
 
 def test_with_numpy_2_the_runtime_is_not_available_and_the_reason_says_what_to_do(
-    environment: Environment,
+    python39: Environment, runtime: tuple[str, str]
 ) -> None:
-    newer = environment.folder / "numpy2"
-    if not newer.exists():
-        environment.fetch("--no-deps", "--target", str(newer), "numpy>=2")
     done = subprocess.run(
-        [environment.agent, "info", "--json"],
-        env={**os.environ, "PYTHONPATH": str(newer)},
+        [python39.agent, "info", "--json"],
+        env={**os.environ, "PYTHONPATH": runtime[0]},
         capture_output=True,
         text=True,
         timeout=60,
@@ -173,3 +144,15 @@ def test_with_numpy_2_the_runtime_is_not_available_and_the_reason_says_what_to_d
         assert targets[name]["availability"] == "unavailable"
         assert "numpy 2." in targets[name]["reason"]
         assert "pip install 'numpy<2'" in targets[name]["reason"]
+
+
+def test_without_an_index_the_tests_are_skipped_and_a_broken_package_fails_them() -> None:
+    def install(*arguments: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "pip", "--isolated", "install", "--dry-run", *arguments]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+    nowhere = ("--retries", "1", "--index-url", "http://127.0.0.1:9/simple")
+    with pytest.raises(pytest.skip.Exception, match=PYTHON):
+        check_installed(install(*nowhere, "hurricane-nas-of-nobody"))
+    with pytest.raises(AssertionError, match="No matching distribution found"):
+        check_installed(install("--no-index", "hurricane-nas-of-nobody"))

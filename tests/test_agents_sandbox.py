@@ -3,6 +3,8 @@ agent."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import platform
@@ -333,3 +335,108 @@ def test_what_a_kernel_lacks_is_told_and_the_rest_holds(lacking: str, numbers: s
     ).stdout
     for means in lacking.split():
         assert f"  no {means} (Function not implemented)" in info or f"no {means} (the" in info
+
+
+# What a backend asks for, and what stays closed all the same.
+
+
+def tried(needs: str, code: str, *arguments: str) -> str:
+    """What Python code prints in a sandbox with these needs, which are code as well."""
+    code = (
+        "import errno, fcntl, os, socket, sys\n"
+        "from hurricane.agents.sandbox import Needs, enter\n"
+        f"print(enter({needs}).missing)\n{code}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        check=True,
+    )
+    missing, _, found = done.stdout.partition("\n")
+    if "seccomp" in missing:
+        pytest.skip(f"the sandbox is not whole here: {missing}")
+    return found.strip()
+
+
+OPENING = """
+family, protocol = getattr(socket, sys.argv[1]), int(sys.argv[2])
+try:
+    is_netlink = family == socket.AF_NETLINK
+    kind = socket.SOCK_RAW if is_netlink or protocol else socket.SOCK_STREAM
+    opened = socket.socket(family, kind, protocol)
+    if is_netlink:
+        opened.bind((0, 1))
+    print("opened")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+DEVICE_EVENTS, ROUTES, ANY = "15", "0", "0"  # protocols
+
+
+@pytest.mark.parametrize(
+    ("needs", "family", "protocol", "came_of_it"),
+    [
+        ("Needs(netlink=True)", "AF_NETLINK", DEVICE_EVENTS, "opened"),
+        ("Needs(netlink=True)", "AF_NETLINK", ROUTES, "EPERM"),
+        ("Needs(netlink=True)", "AF_INET", ANY, "EPERM"),
+        ("Needs(netlink=True)", "AF_INET", DEVICE_EVENTS, "EPERM"),
+        ("Needs(netlink=True)", "AF_INET6", ANY, "EPERM"),
+        ("Needs(netlink=True)", "AF_UNIX", ANY, "EPERM"),
+        ("Needs()", "AF_NETLINK", DEVICE_EVENTS, "EPERM"),
+        ("Needs(network=True)", "AF_INET", ANY, "opened"),
+    ],
+)
+def test_news_of_devices_need_no_network(
+    needs: str, family: str, protocol: str, came_of_it: str
+) -> None:
+    assert tried(needs, OPENING, family, protocol) == came_of_it
+
+
+STARTING = """
+try:
+    child = os.fork()
+except OSError as error:
+    print("no copy:", errno.errorcode[error.errno])
+    sys.exit()
+if not child:
+    try:
+        os.execv("/bin/true", ["true"])
+    except OSError as error:
+        os._exit(error.errno)
+print(os.waitpid(child, 0)[1] >> 8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("needs", "came_of_it"),
+    [
+        ("Needs()", "no copy: EPERM"),
+        ("Needs(forks=True)", str(errno.EPERM)),
+        ("Needs(processes=True, read=('/bin', '/usr/bin'))", "0"),
+    ],
+)
+def test_copies_of_a_process_need_no_programs(needs: str, came_of_it: str) -> None:
+    assert tried(needs, STARTING) == came_of_it
+
+
+LOCKING = """
+with open(sys.argv[1]) as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("went on")
+    except BlockingIOError:
+        print("had to wait")
+"""
+
+
+@pytest.mark.parametrize(("no_locks", "came_of_it"), [(True, "went on"), (False, "had to wait")])
+def test_locks_may_do_nothing(tmp_path: Path, no_locks: bool, came_of_it: str) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        needs = f"Needs(write=(sys.argv[1],), no_locks={no_locks})"
+        assert tried(needs, LOCKING, str(path)) == came_of_it

@@ -1,4 +1,7 @@
-"""What OpenVINO's MYRIAD plugin needs of its machine: libusb, which its wheel lacks, and a lock."""
+"""OpenVINO's MYRIAD plugin, with or without a stick.
+
+It needs of its machine libusb, which its wheel lacks, and a lock.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,16 @@ import os
 import re
 from contextlib import suppress
 
+from ..errors import BadRequest
+from ._openvino_legacy import Engine, open_engine, reason_of
+
+DEVICE = "MYRIAD"
 LOCK = "/tmp/mvnc.mutex"
 """File by which all processes with a plugin take turns: its place is fixed in the plugin, and the
 process ends where it cannot be opened."""
 
+_REMEDY = "see docs/ncs2.md"
+_GET_LIBUSB = "run: pip install libusb-package"
 _NOT_TAKEN = re.compile(r'Failed to compile layer "(.*?)".*unsupported layer type "(.*?)"')
 _NO_DEVICE_DISCOVERY = 2  # LIBUSB_OPTION_NO_DEVICE_DISCOVERY
 
@@ -58,9 +67,7 @@ def load_libusb() -> ctypes.CDLL:
         return ctypes.CDLL(str(package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
     with suppress(OSError):
         return ctypes.CDLL("libusb-1.0.so.0", mode=ctypes.RTLD_GLOBAL)
-    raise OSError(
-        "libusb is not there, which OpenVINO's MYRIAD plugin needs; run: pip install libusb-package"
-    )
+    raise OSError(f"libusb is not there, which OpenVINO's MYRIAD plugin needs; {_GET_LIBUSB}")
 
 
 def hide_devices(libusb: ctypes.CDLL) -> None:
@@ -73,3 +80,23 @@ def hide_devices(libusb: ctypes.CDLL) -> None:
         raise OSError(
             "libusb is too old for MYRIAD's compiler; run: pip install 'libusb-package>=1.0.30'"
         )
+
+
+def open_plugin() -> Engine:
+    """OpenVINO's core, once its MYRIAD plugin has loaded.
+
+    Raises:
+        BadRequest: there is no plugin, or it does not load.
+    """
+    try:
+        engine = open_engine()
+        engine.plugin(DEVICE)
+    except Exception as error:  # a broken installation may raise anything
+        if "is not registered" in str(error):
+            reason = f"OpenVINO as it is installed here has no MYRIAD plugin; {_REMEDY}"
+        elif "libusb" in str(error):
+            reason = f"the MYRIAD plugin needs libusb, which is not there; {_GET_LIBUSB}"
+        else:
+            reason = f"the MYRIAD plugin does not load: {reason_of(error)}"
+        raise BadRequest(reason) from error
+    return engine

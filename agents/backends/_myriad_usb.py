@@ -118,8 +118,8 @@ def obstacle(names: Sequence[str], sticks: Optional[Sequence[UsbStick]]) -> Obst
         )
     if sticks is None:
         return Obstacle(
-            "no stick is found: this machine shows no USB; a container needs /dev/bus/usb and "
-            "/sys/bus/usb (docs/ncs2.md)",
+            "no stick is found: this machine shows no USB; a container must be given it "
+            "(docs/ncs2.md)",
             passing=False,
         )
     if not seen:

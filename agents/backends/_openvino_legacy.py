@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BadRequest, UnsupportedOperator
+from ..errors import AgentError, BadRequest, OutOfMemory, UnsupportedOperator
 from ..formats.onnx_file import opset_of
 from ._openvino import tensor_info
+from ._openvino_release import openvino_version
 from .base import TensorInfo, one_line
 
 MOST_OPSET = 13
@@ -31,6 +32,8 @@ MOST_OPSET = 13
 LARGEST_FILE_BYTES = 2**31
 """Of a graph on its way to the runtime, which reads files."""
 
+_WHEEL = (2021, 4)
+_NO_MEMORY = ("bad_alloc", "could not create a memory object")
 _PLACES = re.compile(r"\[ [A-Z_]+ \]\s*|\S*/\S+\.[ch]pp:\d+\s+")
 _DTYPES = {
     "FP32": "float32", "FP16": "float16", "I64": "int64", "I32": "int32", "I16": "int16",
@@ -125,6 +128,11 @@ def open_engine() -> Engine:
     return _InferenceEngine(importlib.import_module("openvino.inference_engine"))
 
 
+def wheel_version() -> tuple[str, str]:
+    """The version of 2021.4, the last one whose wheel has MYRIAD, or why it is not there."""
+    return openvino_version(_WHEEL, _WHEEL, "2021.4", "it is for Python up to 3.9: docs/ncs2.md")
+
+
 def check_opset(content: bytes) -> None:
     """Refuses a graph that these releases would read wrong.
 
@@ -139,8 +147,23 @@ def check_opset(content: bytes) -> None:
         )
 
 
+def read_graph(engine: Engine, content: bytes) -> Any:
+    """A graph from the bytes of an ONNX file, by way of one in the working directory.
+
+    Raises:
+        UnsupportedOperator: an operator, or its operator set is newer than `MOST_OPSET`.
+        BadRequest, OutOfMemory: it cannot be read.
+    """
+    check_opset(content)
+    try:
+        with _onnx_file(content) as path:
+            return engine.read(path)
+    except Exception as error:
+        raise reading_error(error) from error
+
+
 @contextmanager
-def onnx_file(content: bytes) -> Iterator[str]:
+def _onnx_file(content: bytes) -> Iterator[str]:
     """The path of a file with a graph, in the working directory.
 
     By its ending the runtime knows the format; from memory it would guess it.
@@ -284,3 +307,18 @@ def layer_precision(unit: str) -> str:
 def reason_of(error: BaseException) -> str:
     """What an exception of the runtime says, without its own kinds and source files."""
     return one_line(_PLACES.sub("", str(error)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of the runtime says that the host has no memory left."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def reading_error(error: BaseException) -> AgentError:
+    """What an exception stands for that the runtime raised while it read a graph."""
+    text = reason_of(error)
+    if is_out_of_memory(error):
+        return OutOfMemory(f"openvino: {text}")
+    if "does not support the following" in text:
+        return UnsupportedOperator(f"openvino: {text}")
+    return BadRequest(f"openvino cannot read the graph: {text}")

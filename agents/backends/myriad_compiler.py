@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import importlib.metadata
 import multiprocessing
 import os
 import signal
@@ -36,19 +34,28 @@ from ..errors import (
     UnsupportedOperator,
     error_of,
 )
-from ..formats.onnx_file import opset_of
 from ..sandbox import Needs
 from ..sandbox.kernel import PR_SET_PDEATHSIG, prctl
 from ..tools.myriad import StageList, Unit, read_stages
 from ._myriad_plugin import (
+    DEVICE,
     LOCK,
     hide_devices,
     layer_not_taken,
     load_libusb,
     lock_problem,
     make_lock,
+    open_plugin,
 )
-from ._openvino_legacy import MOST_OPSET, network_inputs, reason_of
+from ._openvino_legacy import (
+    Engine,
+    check_opset,
+    is_out_of_memory,
+    network_inputs,
+    reading_error,
+    reason_of,
+    wheel_version,
+)
 from .base import (
     Availability,
     Context,
@@ -60,7 +67,6 @@ from .base import (
     check_format,
     check_options,
     check_threads,
-    one_line,
 )
 
 TARGET = "vpu-myriad_compiler-fp16"
@@ -68,19 +74,20 @@ AT_ONCE = 4
 """Graphs that are compiled side by side: of a compilation's six seconds five are waiting."""
 
 _FORMATS = ("onnx",)
-_RELEASE, _MODULE = "2021.4.", "openvino.inference_engine"
-_DEVICE = "MYRIAD"
+_BUILD = "2021.4.2-3976-0943ed67223-refs/pull/539/head"
+"""Of the plugin of the wheel, whose dumps are known; they are no stable interface."""
+
 _PLATFORM = "2480"  # Myriad X
 _NO_STICK = f"there is no available devices with platform {_PLATFORM}"
 
 
 def needs(context: Context) -> Needs:
-    """Files for graphs and dumps, a process for each graph, and the plugin's lock.
+    """Files for graphs and dumps, a copy of the process for each graph, and the plugin's lock.
 
     The lock is taken for the search for a stick. None is to be found, so it need not be waited for.
     """
     make_lock()
-    return Needs(read=(LOCK,), scratch_bytes=2**31, processes=True, no_locks=True)
+    return Needs(read=(LOCK,), scratch_bytes=2**31, forks=True, no_locks=True)
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -103,26 +110,31 @@ def targets(context: Context) -> list[TargetInfo]:
 
 def _version() -> tuple[str, str]:
     """OpenVINO's version and "", or "" and why its MYRIAD compiler is not there."""
-    advice = "it comes with OpenVINO 2021.4.2, for Python 3.6 to 3.9"
-    try:
-        version = importlib.metadata.version("openvino")
-    except importlib.metadata.PackageNotFoundError:
-        return "", f"openvino is not installed, and with it MYRIAD's compiler; {advice}"
-    if not version.startswith(_RELEASE):
-        return "", f"openvino {version} has no MYRIAD compiler; {advice}"
+    version, reason = wheel_version()
+    if reason:
+        return "", reason
     if not sys.platform.startswith("linux"):
         return "", "MYRIAD's compiler is used on Linux only"
-    try:
-        hide_devices(load_libusb())
-    except OSError as error:
-        return "", str(error)
     if problem := lock_problem():
         return "", problem
     try:
-        importlib.import_module(_MODULE).IECore().get_versions(_DEVICE)
-    except Exception as error:  # a broken installation may raise anything
-        return "", f"openvino {version} does not load its MYRIAD plugin: {one_line(str(error))}"
+        plugin = _open().plugin(DEVICE)
+    except (BadRequest, OSError) as error:
+        return "", str(error)
+    if not plugin.endswith(_BUILD):
+        return "", f"openvino's MYRIAD plugin is {plugin}; dumps are known of {_BUILD} alone"
     return version, ""
+
+
+def _open() -> Engine:
+    """The core, with its MYRIAD plugin, which finds no stick of this machine's.
+
+    Raises:
+        BadRequest: there is no plugin, or it does not load.
+        OSError: there is no libusb, or an old one.
+    """
+    hide_devices(load_libusb())
+    return open_plugin()
 
 
 def open_target(
@@ -148,16 +160,14 @@ class CompilerSession(Session):
         self._work: dict[str, _Compilation] = {}
 
     def expect(self, content: bytes, format: str) -> None:
-        if format in _FORMATS and opset_of(content) <= MOST_OPSET:
-            self._begun(content)
+        with contextlib.suppress(UnsupportedOperator):
+            if format in _FORMATS:
+                check_opset(content)
+                self._begun(content)
 
     def load(self, content: bytes, format: str) -> CompiledGraph:
         check_format(TARGET, _FORMATS, format)
-        opset = opset_of(content)
-        if opset > MOST_OPSET:
-            raise UnsupportedOperator(
-                f"the graph has opset {opset}, and OpenVINO 2021.4 reads up to {MOST_OPSET}"
-            )
+        check_opset(content)
         key = self._begun(content)
         try:
             return CompiledGraph(self._work[key].result())
@@ -185,7 +195,7 @@ class CompiledGraph(Loaded):
     """What the compiler made of one graph."""
 
     def __init__(self, found: Compiled) -> None:
-        self.compute_unit = _DEVICE
+        self.compute_unit = DEVICE
         self.flags = flags_of(found.stages)
         self._inputs = found.inputs
 
@@ -306,15 +316,11 @@ def _compile(graph: str, dump: str, answer: Connection, parent: int) -> None:
 
 def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
     """Compiles a graph into a dump; its inputs."""
-    hide_devices(load_libusb())  # no stick of this machine's is touched
-    core = importlib.import_module(_MODULE).IECore()
+    engine = _open()
     try:
-        network = core.read_network(model=graph)
-    except RuntimeError as error:
-        text = f"openvino cannot read the graph: {reason_of(error)}"
-        if "does not support the following" in text:
-            raise UnsupportedOperator(text) from error
-        raise BadRequest(text) from error
+        network = engine.read(graph)
+    except Exception as error:
+        raise reading_error(error) from error
     inputs = network_inputs(network)
     settings = {
         "VPU_MYRIAD_PLATFORM": f"VPU_MYRIAD_{_PLATFORM}",
@@ -322,21 +328,22 @@ def _compiled(graph: str, dump: str) -> tuple[TensorInfo, ...]:
         "MYRIAD_DUMP_ALL_PASSES": "NO",
     }
     try:
-        core.load_network(network, _DEVICE, settings)
-    except RuntimeError as error:
+        engine.load(network, DEVICE, settings)
+    except Exception as error:
         # It has compiled by then.
         if _NO_STICK not in str(error):
-            raise _failed(reason_of(error)) from error
+            raise _failed(error) from error
     return inputs
 
 
-def _failed(text: str) -> AgentError:
+def _failed(error: Exception) -> AgentError:
     """What a failure to compile stands for, by the plugin's words."""
+    text = reason_of(error)
     if not_taken := layer_not_taken(text):
         return UnsupportedOperator(not_taken)
     kind = RuntimeCrashed
-    if "Failed to compile" in text:
-        kind = UnsupportedOperator
-    elif "bad_alloc" in text:
+    if is_out_of_memory(error):
         kind = OutOfMemory
+    elif "Failed to compile" in text:
+        kind = UnsupportedOperator
     return kind(f"MYRIAD's compiler: {text}")

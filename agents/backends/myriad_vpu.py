@@ -30,7 +30,15 @@ from ..errors import (
     UnsupportedOperator,
 )
 from ..sandbox import Needs
-from ._myriad_plugin import LOCK, layer_not_taken, load_libusb, lock_problem, make_lock
+from ._myriad_plugin import (
+    DEVICE,
+    LOCK,
+    layer_not_taken,
+    load_libusb,
+    lock_problem,
+    make_lock,
+    open_plugin,
+)
 from ._myriad_usb import (
     SUPER_SPEED_MBPS,
     Obstacle,
@@ -44,9 +52,7 @@ from ._openvino_legacy import (
     Compiled,
     Counter,
     Engine,
-    check_opset,
-    onnx_file,
-    open_engine,
+    read_graph,
     reason_of,
 )
 from ._openvino_release import openvino_version
@@ -70,12 +76,10 @@ TARGET = "vpu-myriad-fp16"
 SIMULATED = "Simulated "
 """What the name of the device begins with where the plugin is a stand-in that simulates one."""
 
-_DEVICE = "MYRIAD"
 _FORMATS = ("onnx",)
 _OPTIONS = ("device",)
 _FIRST, _LAST = (2021, 4), (2022, 3)
 _REMEDY = "see docs/ncs2.md"
-_GET_LIBUSB = "run: pip install libusb-package"
 
 _SETTINGS = {
     "PERF_COUNT": "YES",
@@ -106,13 +110,14 @@ _OTHER_STICK = re.compile(r"no available devices with platform|Myriad device: \S
 
 
 def needs(context: Context) -> Needs:
-    """USB, with the kernel's news of it by a socket; a folder for graphs; the plugin's lock."""
+    """USB, with the kernel's news of it; a folder for graphs; the plugin's lock."""
     read = ["/sys/bus/usb", "/run/udev"]
     if usb_sticks():
         make_lock()  # what is not there cannot be left open
         read.append(LOCK)
     write = ("/dev/bus/usb",)
-    return Needs(tuple(read), write, scratch_bytes=LARGEST_FILE_BYTES, network=True)
+    # Without that news libusb does not start.
+    return Needs(tuple(read), write, scratch_bytes=LARGEST_FILE_BYTES, netlink=True)
 
 
 def targets(context: Context) -> list[TargetInfo]:
@@ -191,24 +196,13 @@ def _open() -> Engine:
     """
     with contextlib.suppress(OSError):  # else the plugin says so
         load_libusb()
-    try:
-        engine = open_engine()
-        engine.plugin(_DEVICE)
-    except Exception as error:
-        if "is not registered" in str(error):
-            reason = f"OpenVINO as it is installed here has no MYRIAD plugin; {_REMEDY}"
-        elif "libusb" in str(error):
-            reason = f"the MYRIAD plugin needs libusb, which is not there; {_GET_LIBUSB}"
-        else:
-            reason = f"the MYRIAD plugin does not load: {reason_of(error)}"
-        raise BadRequest(reason) from error
-    return engine
+    return open_plugin()
 
 
 def _names(engine: Engine) -> list[str]:
     """Names of all sticks that OpenVINO finds."""
     try:
-        return sorted(engine.fact(_DEVICE, "AVAILABLE_DEVICES"))
+        return sorted(engine.fact(DEVICE, "AVAILABLE_DEVICES"))
     except Exception as error:
         raise _typed(error) from error
 
@@ -216,7 +210,7 @@ def _names(engine: Engine) -> list[str]:
 def _full_name(engine: Engine, names: Sequence[str]) -> str:
     """What a stick calls itself; empty: it does not tell."""
     with contextlib.suppress(Exception):
-        return one_line(str(engine.fact(f"{_DEVICE}.{names[0]}", "FULL_DEVICE_NAME")), 80)
+        return one_line(str(engine.fact(f"{DEVICE}.{names[0]}", "FULL_DEVICE_NAME")), 80)
     return ""
 
 
@@ -227,19 +221,13 @@ class MyriadSession(Session):
         self.simulated = simulated
         self._engine = engine
         self._name = name
-        self._device = f"{_DEVICE}.{name}" if name else _DEVICE
+        self._device = f"{DEVICE}.{name}" if name else DEVICE
         self._reset = True
         self._placed: dict[MyriadGraph, Compiled] = {}  # the latest call at the end
 
     def load(self, content: bytes, format: str) -> MyriadGraph:
         check_format(TARGET, _FORMATS, format)
-        check_opset(content)
-        try:
-            with onnx_file(content) as path:
-                model = self._engine.read(path)
-        except Exception as error:
-            raise _typed_reading(error) from error
-        return MyriadGraph(self, model)
+        return MyriadGraph(self, read_graph(self._engine, content))
 
     def place(self, graph: MyriadGraph, model: Any) -> tuple[Compiled, bool]:
         """Has a graph on the stick, and makes room for it where there is none.
@@ -340,7 +328,7 @@ class MyriadGraph(Loaded):
         except Exception as error:
             session.remove(self)
             raise _typed(error) from error
-        self.compute_unit = f"simulated:{_DEVICE}" if session.simulated else _DEVICE
+        self.compute_unit = f"simulated:{DEVICE}" if session.simulated else DEVICE
         self.flags = session.flags()
 
     def timed_calls(self, count: int) -> list[Sample]:
@@ -406,13 +394,6 @@ def _lost(text: str) -> DeviceLost:
     sticks = usb_sticks()
     gone = "it is gone from USB; " if sticks == () else ""
     return DeviceLost(f"the stick does not answer ({text}): {gone}plug it in again")
-
-
-def _typed_reading(error: Exception) -> AgentError:
-    text = reason_of(error)
-    if "does not support the following" in text:
-        return UnsupportedOperator(f"openvino: {text}")
-    return BadRequest(f"openvino cannot read the graph: {text}")
 
 
 def _typed(error: Exception, otherwise: type[AgentError] = RuntimeCrashed) -> AgentError:

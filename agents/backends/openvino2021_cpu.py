@@ -10,19 +10,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..errors import AgentError, BadRequest, OutOfMemory, RuntimeCrashed, UnsupportedOperator
+from ..errors import AgentError, OutOfMemory, RuntimeCrashed, UnsupportedOperator
 from ..sandbox import Needs
 from ._openvino_legacy import (
     LARGEST_FILE_BYTES,
     Compiled,
     Engine,
-    check_opset,
+    is_out_of_memory,
     layer_precision,
-    onnx_file,
     open_engine,
+    read_graph,
     reason_of,
+    wheel_version,
 )
-from ._openvino_release import openvino_version
 from .base import (
     Context,
     Loaded,
@@ -46,8 +46,6 @@ NEEDS = Needs(scratch_bytes=LARGEST_FILE_BYTES)
 
 TARGET = "cpu-openvino2021-fp32"
 _FORMATS = {"fp32": ("onnx",)}
-_REMEDY = "it is for Python up to 3.9: docs/ncs2.md"
-_RELEASE = (2021, 4)
 _WEIGHTED = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul", "Gemm")
 _DEVICE = "CPU"
 _BF16_OFF = {"ENFORCE_BF16": "NO"}
@@ -56,7 +54,7 @@ _BF16_OFF = {"ENFORCE_BF16": "NO"}
 
 def targets(context: Context) -> list[TargetInfo]:
     """The one target, with the reason where this release is not there."""
-    version, reason = openvino_version(_RELEASE, _RELEASE, "2021.4", _REMEDY)
+    version, reason = wheel_version()
     return cpu_targets(context, "openvino2021", version, reason, _FORMATS, {"fp32": ()})
 
 
@@ -92,16 +90,11 @@ class LegacyCpuSession(Session):
 
     def load(self, content: bytes, format: str) -> LegacyCpuGraph:
         check_format(TARGET, _FORMATS["fp32"], format)
-        check_opset(content)
-        try:
-            with onnx_file(content) as path:
-                graph = self._engine.read(path)
-        except Exception as error:
-            raise _typed(error, "read") from error
+        graph = read_graph(self._engine, content)
         try:
             compiled = self._engine.load(graph, _DEVICE, self._settings)
         except Exception as error:
-            raise _typed(error, "compile") from error
+            raise _typed(error, UnsupportedOperator) from error
         return LegacyCpuGraph(compiled)
 
 
@@ -121,7 +114,7 @@ class LegacyCpuGraph(Loaded):
         try:
             return [Sample(self._compiled.call()) for _ in range(count)]
         except Exception as error:
-            raise _typed(error, "run") from error
+            raise _typed(error) from error
 
     def inputs(self) -> tuple[TensorInfo, ...]:
         return self._inputs
@@ -133,7 +126,7 @@ class LegacyCpuGraph(Loaded):
             self._compiled.call()
             return self._compiled.outputs()
         except Exception as error:
-            raise _typed(error, "run") from error
+            raise _typed(error) from error
         finally:
             self._compiled.preset(self._preset)
 
@@ -141,15 +134,13 @@ class LegacyCpuGraph(Loaded):
         del self._compiled
 
 
-def _typed(error: Exception, step: str) -> AgentError:
+def _typed(error: Exception, otherwise: type[AgentError] = RuntimeCrashed) -> AgentError:
+    """The error of a kind that an exception of the runtime stands for.
+
+    Args:
+        otherwise: of one whose text is not known.
+    """
     if isinstance(error, AgentError):
         return error
-    text = reason_of(error)
-    memory = ("bad_alloc", "could not create a memory object")
-    if isinstance(error, MemoryError) or any(words in text for words in memory):
-        return OutOfMemory(f"openvino: {text}")
-    if step == "compile" or "does not support the following" in text:
-        return UnsupportedOperator(f"openvino: {text}")
-    if step == "read":
-        return BadRequest(f"openvino cannot read the graph: {text}")
-    return RuntimeCrashed(f"openvino: {text}")
+    kind = OutOfMemory if is_out_of_memory(error) else otherwise
+    return kind(f"openvino: {reason_of(error)}")

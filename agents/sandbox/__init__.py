@@ -19,6 +19,7 @@ from pathlib import Path
 from ..errors import BadRequest, Internal
 from . import landlock, seccomp
 from .kernel import PR_SET_DUMPABLE, prctl
+from .needs import Needs as Needs
 
 try:
     import resource
@@ -45,31 +46,6 @@ _MACHINE = (
 _RANDOM = ("/dev/random", "/dev/urandom", "/dev/zero")
 _NULL = ("/dev/null",)
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EFBIG)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a backend's runtime needs beside its libraries and facts about the machine.
-
-    Args:
-        read: paths that may be read, with all below them.
-        write: paths that may be read and written, with all below them (a device, a folder).
-        file_bytes: size that a file may be written to; 0: none may be written at all.
-        scratch_bytes: size that a file in the process's own working directory may be written to;
-            0: nothing may be made there.
-        processes: other programs may be started; they are in the same sandbox.
-        network: sockets may be opened.
-        no_locks: taking a lock on a whole file does nothing, as far as the system has a filter for
-            calls: for a runtime that locks a device of this machine which it is not to use.
-    """
-
-    read: tuple[str, ...] = ()
-    write: tuple[str, ...] = ()
-    file_bytes: int = 0
-    scratch_bytes: int = 0
-    processes: bool = False
-    network: bool = False
-    no_locks: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +130,7 @@ def enter(needs: Needs, modules: Iterable[str] = ()) -> Isolation:
             "graph; agent serve --user helps"
         )
     try:
-        seccomp.restrict(needs.processes, needs.network, needs.no_locks)
+        seccomp.restrict(needs)
         means.append("seccomp")
     except OSError as error:
         missing.append(

@@ -14,15 +14,15 @@ import struct
 import sys
 
 from .kernel import PR_SET_NO_NEW_PRIVS, prctl, syscall
+from .needs import Needs
 
 # Numbers on x86-64 and on 64-bit Arm; None: there is no such call.
-_NETWORK: dict[str, tuple[int | None, int | None]] = {
+_NETWORK: dict[str, tuple[int, int]] = {
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200),
     "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
 }  # fmt: skip
-_PROCESSES: dict[str, tuple[int | None, int | None]] = {
-    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
-}  # fmt: skip
+_FORKS: dict[str, tuple[int | None, int | None]] = {"fork": (57, None), "vfork": (58, None)}
+_PROGRAMS: dict[str, tuple[int | None, int | None]] = {"execve": (59, 221), "execveat": (322, 281)}
 _DENIED: dict[str, tuple[int | None, int | None]] = {
     # Other processes.
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
@@ -67,6 +67,7 @@ _ABOUT_A_PROCESS: dict[str, tuple[int, int]] = {
     "sched_setattr": (314, 274), "setpgid": (109, 154),
 }  # fmt: skip
 _LOCK = (73, 32)  # flock
+_NETLINK, _DEVICE_EVENTS = 16, 15  # AF_NETLINK, NETLINK_KOBJECT_UEVENT
 # Signals by way of a file: F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP.
 _COMMANDS: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "fcntl": (72, 25, (8, 10, 15)), "ioctl": (16, 29, (0x8901, 0x8902)),
@@ -77,7 +78,7 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32 = 0x40000000  # a second set of call numbers on x86-64
 
 # Of the data that a filter reads.
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _LOAD, _RETURN = 0x20, 0x06
 _EQUAL, _AT_LEAST, _ANY_BIT = 0x15, 0x35, 0x45
 _KILL, _ALLOW, _ERROR = 0x80000000, 0x7FFF0000, 0x00050000
@@ -90,20 +91,18 @@ _ALL_THREADS = 1 << 0
 _LEAVE_SPECULATION = 1 << 2
 
 
-def restrict(processes: bool, network: bool, no_locks: bool = False) -> None:
+def restrict(needs: Needs) -> None:
     """Sets the filter for all threads of this process.
 
     Args:
-        processes: other programs may be started.
-        network: sockets may be opened.
-        no_locks: ``flock`` succeeds and does nothing.
+        needs: of the backend: `processes`, `forks`, `network`, `netlink` and `no_locks` count.
 
     Raises:
         OSError: the kernel refuses, or this is no 64-bit Linux on x86 or Arm.
     """
     if not sys.platform.startswith("linux") or platform.machine() not in _ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"not on {sys.platform}, {platform.machine()}")
-    code = _program(platform.machine(), os.getpid(), processes, network, no_locks)
+    code = _program(platform.machine(), os.getpid(), needs)
     instructions = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -117,13 +116,11 @@ def restrict(processes: bool, network: bool, no_locks: bool = False) -> None:
         syscall(*set_filter, _ALL_THREADS, program)
 
 
-def _program(
-    machine: str, process: int, processes: bool, network: bool, no_locks: bool = False
-) -> bytes:
+def _program(machine: str, process: int, needs: Needs) -> bytes:
     """The filter's instructions, 8 bytes each.
 
     Args:
-        process: own id, the only one that may be sent signals.
+        process: own id, the only one that may be sent signals, unless there are others.
     """
     index, architecture = _ARCHITECTURES[machine]
     refuse = _ERROR | errno.EPERM
@@ -135,16 +132,21 @@ def _program(
     ]
     if machine == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERROR | errno.ENOSYS)]
+    alone = not (needs.processes or needs.forks)
     denied = dict(_DENIED)
-    denied.update({} if processes else _PROCESSES)
-    denied.update({} if network else _NETWORK)
+    denied.update({} if needs.processes else _PROGRAMS)
+    denied.update(_FORKS if alone else {})
+    denied.update({} if needs.network else _NETWORK)
+    if needs.netlink and not needs.network:
+        code += _only_device_events(_NETWORK["socket"][index], refuse)
+        del denied["socket"], denied["bind"]
     for numbers in denied.values():
         number = numbers[index]
         if number is not None:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, refuse)]
-    if no_locks:
+    if needs.no_locks:
         code += [(_EQUAL, 0, 1, _LOCK[index]), (_RETURN, 0, 0, _ERROR)]  # with error 0: it is done
-    if not processes:
+    if alone:
         # A process that is no thread. Of the newer call the filter cannot read the flags; the C
         # library takes the older one where it is told that there is no newer one.
         code += [
@@ -166,6 +168,19 @@ def _program(
         code += _only_own(numbers[index], [0, process], refuse)
     code.append((_RETURN, 0, 0, _ALLOW))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _only_device_events(number: int, refuse: int) -> list[tuple[int, int, int, int]]:
+    """Of calls that open a socket, allows those that listen to the kernel's news of devices."""
+    return [
+        (_EQUAL, 0, 6, number),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_EQUAL, 0, 3, _NETLINK),
+        (_LOAD, 0, 0, _THIRD_ARGUMENT),
+        (_EQUAL, 0, 1, _DEVICE_EVENTS),
+        (_RETURN, 0, 0, _ALLOW),
+        (_RETURN, 0, 0, refuse),
+    ]
 
 
 def _never(number: int, refused: tuple[int, ...], refuse: int) -> list[tuple[int, int, int, int]]:

@@ -38,7 +38,7 @@ from hurricane.profiler.cli import profile_ops
 from hurricane.profiler.groups import Outcome
 from hurricane.profiler.measurement import THROTTLED
 from hurricane.profiler.plan import PlannedRow, baseline_graphs, weight_bytes
-from hurricane.profiler.profile import ProfileResult, missing_rows, profile
+from hurricane.profiler.profile import ProfileResult, failed_rows, missing_rows, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.runner import Runner
 from hurricane.profiler.session import DeviceLog, TargetSession
@@ -128,15 +128,31 @@ def test_a_second_run_measures_what_is_missing_and_a_third_nothing(tmp_path):
 
 def test_retry_measures_again_what_went_wrong_or_is_doubtful(tmp_path):
     path, rows = tmp_path / "t.csv", planned()
-    troubled = StandIn(refused={"SEP_5": DeviceLost("gone")}, noise={"MB_3_3": 0.5})
-    result = fill(troubled, rows, path, timing(max_losses_per_graph=1, max_rounds=12))
+    troubled = StandIn(refused={"SEP_5": RuntimeCrashed("it broke")}, noise={"MB_3_3": 0.5})
+    result = fill(troubled, rows, path, timing(max_rounds=12))
     flags = {row.operator: row.flags for row in result.table}
-    assert flags == {"SEP_3": "", "SEP_5": "device-lost", "MB_3_3": "unstable"}
+    assert flags == {"SEP_3": "", "SEP_5": "runtime-crashed", "MB_3_3": "unstable"}
     assert (result.failed, result.counts) == (1, {"failed": 1, "unstable": 1})
+    assert failed_rows(rows, result.table, result.target) == [rows[1]]
     assert fill(StandIn(), rows, path).measured == 0
     again = fill(StandIn(), rows, path, retry=True)
     assert (again.measured, again.kept) == (2, 1)
     assert not any(row.flags for row in again.table)
+    assert latencies(again) == wanted(rows)
+
+
+def test_a_row_at_which_the_device_was_lost_is_measured_by_the_next_run(tmp_path):
+    path, rows = tmp_path / "t.csv", planned()
+    losing = StandIn(refused={"SEP_5": DeviceLost("gone")})
+    result = fill(losing, rows, path, timing(max_losses_per_graph=1))
+    assert {row.operator: row.flags for row in result.table if not row.ok} == {
+        "SEP_5": "device-lost"
+    }
+    assert result.failed == 1
+    assert missing_rows(rows, result.table, result.target) == [rows[1]]
+    assert failed_rows(rows, result.table, result.target) == []
+    again = fill(StandIn(), rows, path)
+    assert (again.measured, again.kept, again.failed) == (1, 2, 0)
     assert latencies(again) == wanted(rows)
 
 
