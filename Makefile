@@ -20,8 +20,8 @@ $(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
 demo: environment
 	$(BIN)/hurricane demo
 
-test: environment style
-	$(BIN)/python -m pytest
+test: style quick
+	$(BIN)/python -m pytest -m process
 
 # Without tests that start processes, train or compute for seconds; on all cores.
 quick: environment
