@@ -67,11 +67,17 @@ class Gate(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales channels by a gate computed from their global averages."""
+    """Scales channels by a gate computed from their global averages.
 
-    def __init__(self, channels: int, gate: str) -> None:
+    Args:
+        channels: of input and output.
+        gate: one of `GATES`.
+        middle: channels squeezed to; None: as the pool's operators have it.
+    """
+
+    def __init__(self, channels: int, gate: str, middle: int | None = None) -> None:
         super().__init__()
-        middle = squeeze_channels(channels)
+        middle = middle or squeeze_channels(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = nn.Conv2d(channels, middle, 1)
         self.relu = nn.ReLU()

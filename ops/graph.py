@@ -17,10 +17,11 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -43,6 +44,8 @@ from .shapes import LayerShape
 OPSET = 13
 """OpenVINO 2021.4 (MYRIAD) reads no newer one."""
 
+IR_VERSION = 7
+PRODUCER = "hurricane"
 INPUT, OUTPUT = "input", "output"
 
 
@@ -168,15 +171,23 @@ def fold_batchnorm(module):
 
 def _trace(piece: Piece) -> bytes:
     """Traces a piece with torch and strips the weights."""
-    import torch
-
     from .blocks import build_row
 
-    module = fold_batchnorm(build_row(piece.name, piece.shape, piece.gate))
+    shape = piece.shape
+    module = build_row(piece.name, shape, piece.gate)
+    image = (shape.in_channels, shape.height, shape.width)
+    return _trace_module(module, image, f"{piece.name} at {shape}")
+
+
+def _trace_module(module, image: tuple[int, int, int], label: str) -> bytes:
+    """Traces a module on an image [C, H, W] and strips the weights; errors name the label."""
+    import torch
+
+    module = fold_batchnorm(module)
     with torch.no_grad():  # torch.onnx merges parameters of equal value, such as zero biases
         for parameter in module.parameters():
             parameter.uniform_(0.5, 1.0)
-    example = torch.zeros(1, piece.shape.in_channels, piece.shape.height, piece.shape.width)
+    example = torch.zeros(1, *image)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -197,7 +208,7 @@ def _trace(piece: Piece) -> bytes:
             tensor.ClearField("raw_data")
     if parameters:
         raise HurricaneError(
-            f"{piece.name} at {piece.shape}: the exported graph lacks {sorted(parameters)[0]}; "
+            f"{label}: the exported graph lacks {sorted(parameters)[0]}; "
             "put each BatchNorm2d right behind its Conv2d in an nn.Sequential, so that it can be "
             "folded, and leave out what the output does not need"
         )
@@ -282,10 +293,15 @@ def seeded_weights(piece: Piece, instance: int = 0) -> dict[str, np.ndarray]:
     Returns:
         float32 arrays by parameter name.
     """
-    seed = hashlib.sha256(f"{piece.key}|{instance}".encode()).digest()[:8]
+    return _random_weights(template(piece).graph, f"{piece.key}|{instance}")
+
+
+def _random_weights(graph: onnx.GraphProto, key: str) -> dict[str, np.ndarray]:
+    """Weights for what a traced graph has none of, seeded by a text."""
+    seed = hashlib.sha256(key.encode()).digest()[:8]
     random = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "little")))
     weights = {}
-    for tensor in template(piece).graph.initializer:
+    for tensor in graph.initializer:
         if tensor.raw_data or tensor.data_type != onnx.TensorProto.FLOAT:
             continue
         shape = tuple(tensor.dims)
@@ -315,7 +331,7 @@ def join(parts: Sequence[Part]) -> onnx.ModelProto:
     Raises:
         HurricaneError: neighbouring shapes do not fit.
     """
-    joined = onnx.ModelProto(ir_version=7, producer_name="hurricane")
+    joined = onnx.ModelProto(ir_version=IR_VERSION, producer_name=PRODUCER)
     joined.opset_import.add(domain="", version=OPSET)
     graph = joined.graph
     graph.name = "hurricane"
@@ -366,6 +382,27 @@ def join(parts: Sequence[Part]) -> onnx.ModelProto:
             added.output[:] = [rename(n) for n in node.output]
         incoming = outgoing
     return joined
+
+
+def seeded_graph(label: str, build: Callable[[], Any], image: tuple[int, int, int]) -> bytes:
+    """The graph of a module that is no chain of pieces, with weights as `seeded_weights` has them.
+
+    Args:
+        label: says what is built and seeds the weights: equal labels stand for equal modules.
+        build: gives the torch module, from [N, C, H, W].
+        image: C, H and W.
+
+    Returns:
+        ONNX with `input` [1, C, H, W] and `output`, opset 13; equal request, equal bytes.
+    """
+    model = onnx.load_from_string(_trace_module(build(), image, label))
+    model.ir_version, model.producer_name = IR_VERSION, PRODUCER
+    model.ClearField("producer_version")
+    weights = _random_weights(model.graph, label)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            tensor.raw_data = np.ascontiguousarray(weights[tensor.name], dtype="<f4").tobytes()
+    return serialise(model)
 
 
 def serialise(model: onnx.ModelProto) -> bytes:
