@@ -49,6 +49,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/feasible.py": ("search_feasible",),
     "search/front.py": ("search_front",),
     "search/images.py": ("search_data",),
+    "search/measuring.py": ("search_confirm",),
     "search/pipeline.py": ("search_run", "search_pipeline"),
     "search/retrain.py": ("search_steps", "search_retrain"),
     "search/rundir.py": ("search_two_stage",),
@@ -764,9 +765,9 @@ MUTATIONS = (
     ),
     Mutation(
         "the halves' spread need not fit in",
-        "search/confirm.py",
-        "careful_ms = measured.ms * (1 + spread)",
-        "careful_ms = measured.ms",
+        "search/measuring.py",
+        "return self.ms * (1 + spread)",
+        "return self.ms",
     ),
     Mutation(
         "a miss teaches nothing",

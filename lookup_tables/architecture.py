@@ -260,7 +260,7 @@ class Architecture:
             predicted_interval_ms=_read_interval(fields),
             measured_ms=_read_latency(fields, "measured_ms"),
             measured_halves_ms=_read_halves(fields),
-            accuracy=tuple(_read_accuracy(item) for item in fields.objects("accuracy")),
+            accuracy=tuple(read_accuracy(item) for item in fields.objects("accuracy")),
             artifact_accuracy=_read_artifact_accuracy(fields.optional_object("artifact_accuracy")),
             trained_on=_read_training_data(fields.optional_object("trained_on")),
             method=fields.optional_text("method"),
@@ -360,7 +360,7 @@ def _read_interval(fields: Fields) -> tuple[float, float] | None:
     return interval
 
 
-def _read_accuracy(fields: Fields) -> Accuracy:
+def read_accuracy(fields: Fields) -> Accuracy:
     value = fields.number("value")
     if value > 1:
         raise fields.fail("value", "a share between 0 and 1")

@@ -19,6 +19,7 @@ from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
 from ..ops.export import export_architecture
 from ..ops.pool import GATES
+from ..ops.reference import ReferenceNetwork
 from .controls import Controls
 from .outcomes import cold_calls
 from .protocol import TimingProtocol
@@ -39,12 +40,26 @@ class WholeNetwork:
         label: its name within the group.
         operators: one name for each layer.
         gate: of squeeze-and-excitation.
+        reference: a published network, which has no operators; None: one of the backbone.
     """
 
     group: str
     label: str
     operators: tuple[str, ...]
     gate: str = GATES[0]
+    reference: ReferenceNetwork | None = None
+
+    def params(self, backbone: Backbone) -> int:
+        """Its weights; the backbone is that of networks with operators."""
+        if self.reference is not None:
+            return self.reference.params
+        return backbone.params(self.operators)
+
+    def maker(self, backbone: Backbone) -> Make:
+        """What gives its graph, with seeded weights."""
+        if self.reference is not None:
+            return self.reference.export
+        return partial(export_architecture, backbone, self.operators, gate=self.gate)
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ def time_networks(
 
     Args:
         session: target and agent.
-        backbone: of all of them.
+        backbone: of all of them that are no published ones.
         networks: with labels that differ.
         protocol: rounds and limits.
         artifacts: by label; other networks get seeded weights.
@@ -158,7 +173,7 @@ def time_networks(
     if len({(n.group, n.label) for n in networks}) != len(networks):
         raise BadRequest("two networks to be timed have the same name")
     digests = _send(session, backbone, networks, artifacts or {}, note)
-    sizes = [4 * backbone.params(network.operators) for network in networks]
+    sizes = [4 * network.params(backbone) for network in networks]
     # Where not all of them can be loaded at once, every batch is timed several times over, so
     # that a slow time does not fall on one batch alone.
     room, most = session.batch_bytes, len(networks)
@@ -205,7 +220,7 @@ def _send(
 ) -> list[str]:
     """Makes sure that the agent holds the networks, and gives their artefacts' digests."""
     makes: dict[WholeNetwork, Make] = {
-        network: partial(export_architecture, backbone, network.operators, gate=network.gate)
+        network: network.maker(backbone)
         for network in networks
         if network.label not in artifacts
     }
@@ -213,7 +228,7 @@ def _send(
     digests: list[str] = []
     for index, network in enumerate(networks):
         if network in makes:
-            key = (backbone, network.operators, network.gate)
+            key = network.reference or (backbone, network.operators, network.gate)
             digests.append(session.send(key, makes[network]))
         else:
             digests.append(session.hold(artifacts[network.label]))

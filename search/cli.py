@@ -336,6 +336,20 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
     help="Search with the supernet of an earlier run, for other budgets or another target; it must "
     "have all layers in one stage.",
 )
+@click.option(
+    "--baselines",
+    default="all",
+    show_default=True,
+    metavar="NAMES",
+    help="What the network found is compared with: all, none, or some of random, macs and uniform "
+    "(scored by the supernet) and published networks such as mobilenet-v2 (scaled to the budget), "
+    "separated by commas. All are timed beside it.",
+)
+@click.option(
+    "--train-baselines",
+    is_flag=True,
+    help="Train the baselines from scratch as the network found.",
+)
 @_agent_options
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The run's directory."
@@ -344,14 +358,22 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
 def search(
     space_file: Path | None, reuse: Path | None, output: Path, as_json: bool, **options: Any
 ) -> None:
+    from .baselines import parse_baselines
+    from .comparison import BaselineSettings
     from .front import TrainedSupernet
     from .pipeline import SearchSettings, accepted, run_search
     from .rundir import disconnect, leads
     from .space import SearchSpace
-    from .summary import describe_architecture, describe_space, describe_stage
+    from .summary import (
+        describe_architecture,
+        describe_comparison,
+        describe_space,
+        describe_stage,
+    )
 
     settings = _settings(SearchSettings, options)
     supernet = None if reuse is None else TrainedSupernet.of_run(reuse)
+    names = parse_baselines(options["baselines"])
     if space_file is None:
         made = _make_space(options, supernet)
     elif supernet is not None:
@@ -365,6 +387,9 @@ def search(
         made = accepted(made) if options["accept_table"] else made
         _tell(made.notes())
     measure = _measurer(made.table, options)
+    baselines = BaselineSettings(
+        names, options["train_baselines"], measure.together if measure else None
+    )
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
     if made.lower_ms or supernet is not None:
@@ -372,7 +397,13 @@ def search(
         return
     with progress_bars() as watch:
         outcome = run_search(
-            made, settings, output, measure=measure, watch=watch, test=_test(measure)
+            made,
+            settings,
+            output,
+            measure=measure,
+            watch=watch,
+            test=_test(measure),
+            baselines=baselines,
         )
     disconnect()
     if not leads():
@@ -408,9 +439,13 @@ def search(
         "architecture": outcome.architecture.to_dict(),
         "unmeasured": outcome.unmeasured,
         "untested": outcome.untested,
+        "comparison": outcome.comparison.to_dict() if outcome.comparison else None,
     }
     text = [describe_stage(stage, images) for stage in outcome.stages.stages]
-    text += [describe_architecture(outcome.architecture), *_last_lines(outcome)]
+    text += [describe_architecture(outcome.architecture)]
+    if outcome.comparison is not None:
+        text += ["", describe_comparison(outcome.comparison, outcome.architecture), ""]
+    text += _last_lines(outcome)
     emit(result, as_json, "\n".join(text))
 
 

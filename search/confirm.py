@@ -148,8 +148,7 @@ def confirm(
         candidate = hopeful[0] if hopeful else min(left, key=lambda c: c.predicted_ms)
         left.remove(candidate)
         measured = measure(candidate)
-        spread = abs(measured.first_ms / measured.second_ms - 1)
-        careful_ms = measured.ms * (1 + spread)
+        careful_ms = measured.careful_ms
         met = careful_ms <= budget_ms
         attempts.append(Attempt(candidate, measured, met))
         if met:

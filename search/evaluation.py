@@ -354,13 +354,24 @@ class SupernetEvaluator:
             train_supernet(
                 supernet, self._data, sampler, settings, self._checkpoint(stage), self._progress
             )
+        self._open(supernet)
+
+    def reopen(self, stage: int, candidates: Candidates) -> None:
+        """Makes ready to score a stage that was prepared before, now or by an earlier process.
+
+        Raises:
+            NoSupernet: the stage's checkpoint is no longer there.
+        """
+        self._open(self._trained(stage, candidates))
+
+    def _open(self, supernet: Supernet) -> None:
         self._supernet = supernet
         self._scorer = PathScorer(
             supernet,
             self._data,
             self._preset.calibration_images,
             self._preset.evaluation_batch,
-            settings.device,
+            self._preset.supernet.device,
         )
 
     def evaluate(self, codes: np.ndarray) -> list[float]:

@@ -16,6 +16,7 @@ from ..ops.errors import BadRequest, HurricaneError
 if TYPE_CHECKING:
     from ..ops.artifacts import Artifact, Recipe
     from ..ops.backbone import Backbone
+    from ..profiler.networks import NetworkTime, WholeNetwork
     from ..profiler.session import TargetSession
     from ..profiler.target import TargetRequest
     from .data import ImageData
@@ -41,6 +42,12 @@ class Measurement:
     ms: float
     first_ms: float
     second_ms: float
+
+    @property
+    def careful_ms(self) -> float:
+        """The latency with the halves' difference to spare, which a budget is compared with."""
+        spread = abs(self.first_ms / self.second_ms - 1)
+        return self.ms * (1 + spread)
 
 
 @dataclass(frozen=True)
@@ -91,25 +98,56 @@ class TargetMeasurer:
             NotMeasurable: no agent was named and this machine does not have it.
             HurricaneError: the target could not run the network.
         """
+        from ..profiler.networks import WholeNetwork
+
+        network = WholeNetwork("given", "winner", tuple(operators), gate)
+        time, *_ = self._times(backbone, [network], gate, make)
+        if time.error:
+            raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")
+        return Measurement(*time.of(self.statistic))
+
+    def together(
+        self, backbone: Backbone, networks: Sequence[WholeNetwork], gate: str
+    ) -> list[Measurement | str]:
+        """Measures networks side by side, in the same rounds, with seeded weights.
+
+        Args:
+            backbone: of all of them that are no published ones.
+            networks: with labels that differ.
+            gate: of the networks that stand beside them.
+
+        Returns:
+            For each a latency, or why the target could not run it.
+
+        Raises:
+            BadRequest, NotMeasurable: as for one network.
+        """
+        times = self._times(backbone, networks, gate)
+        return [t.error or Measurement(*t.of(self.statistic)) for t in times[: len(networks)]]
+
+    def _times(
+        self,
+        backbone: Backbone,
+        networks: Sequence[WholeNetwork],
+        gate: str,
+        make: Callable[[Recipe], Artifact] | None = None,
+    ) -> list[NetworkTime]:
+        """Times of networks, the first of the artefact given, and of those in the background."""
         from ..profiler.networks import WholeNetwork, time_networks
         from ..profiler.protocol import TimingProtocol
 
-        network = WholeNetwork("given", "winner", tuple(operators), gate)
         background = [
             WholeNetwork("background", str(number), names, gate)
             for number, names in enumerate(background_networks(backbone, BACKGROUND_NETWORKS))
         ]
         with self._session() as session:
-            time, *_ = time_networks(
+            return time_networks(
                 session,
                 backbone,
-                [network, *background],
+                [*networks, *background],
                 TimingProtocol(network_rounds=self.rounds),
-                artifacts={} if make is None else {network.label: make(session.recipe)},
+                artifacts={} if make is None else {networks[0].label: make(session.recipe)},
             )
-        if time.error:
-            raise HurricaneError(f"the network could not be timed on {self.target}: {time.error}")
-        return Measurement(*time.of(self.statistic))
 
     def accuracy(
         self,

@@ -34,17 +34,19 @@ from ..ops.atomic import write_atomically
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
 from ..profiler.target import gate_of
+from .comparison import BaselineSettings, Compared, compare
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
 from .rundir import RunDirectory, leads, wait_for_leader
 from .space import SearchSpace
 from .trainings import SUPERNET_TRAININGS
-from .two_stage import StageResult, TwoStageResult, two_stage_search
+from .two_stage import Candidates, StageResult, TwoStageResult, two_stage_search
 
 if TYPE_CHECKING:
     from ..ops.artifacts import Artifact, Recipe
     from ..ops.blocks import Network
+    from .baselines import Comparison
     from .data import ImageData
     from .evaluation import SupernetEvaluator
     from .training import Preset
@@ -190,6 +192,7 @@ class RunOutcome:
         untested: why there is no accuracy of the target's artefact, where there is a latency.
         space: what was searched; None for a training alone.
         stages: what each stage found; None for a training alone.
+        comparison: with baselines; None: none were asked for.
     """
 
     directory: Path
@@ -198,6 +201,7 @@ class RunOutcome:
     untested: str = ""
     space: SearchSpace | None = None
     stages: TwoStageResult | None = None
+    comparison: Comparison | None = None
 
     @property
     def validation_images(self) -> int | None:
@@ -294,20 +298,30 @@ def predicted_interval(
     Returns:
         None where the table is not at hand, gives another latency by now, or has no intervals.
     """
+    try:
+        model = _model_of(space)
+        if model is None or not math.isclose(
+            model.latency_of(operators), predicted_ms, rel_tol=1e-6
+        ):
+            return None
+        return model.interval_of(operators)
+    except BadRequest:
+        return None
+
+
+def _model_of(space: SearchSpace) -> LatencyModel | None:
+    """The latencies of a space's table; None where it names none or the table is not at hand."""
     source = space.table
     if source is None:
         return None
     try:
-        model = open_latency(
+        return open_latency(
             source.path,
             space.backbone,
             source.target,
             accept_table=True,
             statistic=source.statistic,
         ).model
-        if not math.isclose(model.latency_of(operators), predicted_ms, rel_tol=1e-6):
-            return None
-        return model.interval_of(operators)
     except BadRequest:
         return None
 
@@ -321,6 +335,7 @@ def run_search(
     watch: Watch | None = None,
     until: str = STEPS[-1],
     test: MeasureAccuracy | None = None,
+    baselines: BaselineSettings | None = None,
 ) -> RunOutcome:
     """Searches a space, trains the winner, exports it and measures it; resumes a killed run.
 
@@ -334,6 +349,7 @@ def run_search(
         watch: is told how far each step is.
         until: the last step to be done, one of `STEPS`.
         test: measures the accuracy of the winner's artefact, where its latency was measured.
+        baselines: what the winner is compared with in the end, see `comparison`.
 
     Raises:
         BadRequest: the directory holds another run, nothing meets the budget, the sums of the
@@ -385,7 +401,15 @@ def run_search(
             timer = measure if step >= STEPS.index("measured") and not unmeasured else None
             winner, problem, untested = _finish(run, workshop, winner, settings, timer, test)
             unmeasured = unmeasured or problem
-        return RunOutcome(run.path, winner, unmeasured, untested, space, stages)
+        comparison = None
+        if baselines is not None and baselines.names:
+            stage, population = stages.winner, settings.population
+            model = _model_of(space)
+            contest = Compared(
+                run, workshop, space, stage, winner, population, settings.seed, model
+            )
+            comparison = compare(contest, baselines)
+        return RunOutcome(run.path, winner, unmeasured, untested, space, stages, comparison)
 
 
 def run_training(
@@ -661,10 +685,15 @@ class Workshop:
         """Searches with a supernet that was trained before (`evaluation.SupernetEvaluator`)."""
         self._supernets.reuse(weights, candidates)
 
+    def reopen(self, stage: int, candidates: Candidates) -> None:
+        """Makes ready to score a stage that is done (`comparison.Workshop`)."""
+        self._supernets.reopen(stage, candidates)
+
     def figures(self, result: StageResult) -> list[Accuracy]:
         """Accuracies of a network with its stage's weights, each with what its images chose."""
         how = f"{SUPERNET} {result.stage}, BatchNorm recalibrated, on {self._settings.data}"
         ranked = f"{how}; the images that {len(result.evaluated):,} networks were ranked by"
+        ranked = ranked if len(result.evaluated) > 1 else how
         found = [Accuracy(result.fitness, "validation", ranked, len(self.data.validation))]
         codes = [n.index(o) for n, o in zip(result.candidates, result.operators, strict=True)]
         tested = self._supernets.test(result.stage, result.candidates, [codes])

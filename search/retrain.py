@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.backbone import Backbone
@@ -110,16 +110,7 @@ def train_architecture(
         network = Network(backbone, operators, gate)
     identity = {"backbone": repr(backbone), "operators": list(operators), "gate": gate}
     checkpoint = directory / "training.pt" if directory else None
-
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        logits = forward(network, settings, images)
-        yield F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
-
-    optimise(network, objective, data, settings, identity, checkpoint, progress)
-    device = choose_device(settings.device, join_world())
-    recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, BATCH_NORM_BATCH, device))
-    validation = evaluate_network(network, data.validation, data, device=settings.device)
-    test = evaluate_network(network, data.test, data, device=settings.device)
+    validation, test = train_module(network, data, settings, identity, checkpoint, progress)
     network = network.cpu().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
     if directory is not None and join_world().leads:
         content = {"operators": list(operators), "gate": gate, "model": network.state_dict()}
@@ -135,6 +126,40 @@ def train_architecture(
         settings=settings,
         spec=data.spec,
     )
+
+
+def train_module(
+    network: nn.Module,
+    data: ImageData,
+    settings: TrainingSettings,
+    identity: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[float, float]:
+    """Trains any network in place, with BatchNorm's statistics averaged anew at the end.
+
+    Args:
+        network: with its initial weights; from normalised images to logits.
+        data: training split to learn from; validation and test splits to score on.
+        settings: how.
+        identity: what the network is; a checkpoint of another is refused.
+        checkpoint: file to write to and to resume from; None keeps none.
+        progress: is told how far it is.
+
+    Returns:
+        Its accuracies on the validation and the test split, 0 to 1.
+    """
+
+    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        logits = forward(network, settings, images)
+        yield F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+
+    optimise(network, objective, data, settings, identity, checkpoint, progress)
+    device = choose_device(settings.device, join_world())
+    recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, BATCH_NORM_BATCH, device))
+    validation = evaluate_network(network, data.validation, data, device=settings.device)
+    test = evaluate_network(network, data.test, data, device=settings.device)
+    return validation, test
 
 
 def load_network(

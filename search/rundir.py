@@ -28,6 +28,7 @@ from .space import SearchSpace
 
 FORMAT_VERSION = 1
 CONFIRMED = "confirmed.json"
+BASELINES = "baselines.json"
 SUPERNET_FILE = "supernet-{}.pt"
 """Checkpoint of a stage's supernet."""
 
@@ -114,7 +115,16 @@ class RunDirectory:
     def confirmed_path(self) -> Path:
         return self.path / CONFIRMED
 
-    def evaluated_path(self, stage: int) -> Path:
+    @property
+    def baselines_path(self) -> Path:
+        return self.path / BASELINES
+
+    def baseline_path(self, name: str) -> Path:
+        """The folder of a baseline's training."""
+        return self.path / "baselines" / name
+
+    def evaluated_path(self, stage: int | str) -> Path:
+        """Of a stage, from 1, or of a baseline, by its name."""
         return self.path / f"evaluated-{stage}.csv"
 
     def winner_path(self, stage: int) -> Path:
@@ -155,8 +165,10 @@ class RunDirectory:
             return None
         return Architecture.load(self.architecture_path)
 
-    def read_evaluated(self, stage: int, candidates: Sequence[Sequence[str]]) -> list[Evaluated]:
-        """What a stage evaluated so far; an unfinished last line is dropped from the file.
+    def read_evaluated(
+        self, stage: int | str, candidates: Sequence[Sequence[str]]
+    ) -> list[Evaluated]:
+        """What a stage or a baseline evaluated so far; an unfinished last line is dropped.
 
         Raises:
             BadRequest: a line is wrong, or names an operator that is no candidate.
@@ -172,7 +184,7 @@ class RunDirectory:
         return [_parse_row(path, number, row, candidates) for number, row in enumerate(rows)]
 
     def append_evaluated(
-        self, stage: int, candidates: Sequence[Sequence[str]], batch: Sequence[Evaluated]
+        self, stage: int | str, candidates: Sequence[Sequence[str]], batch: Sequence[Evaluated]
     ) -> None:
         """Adds evaluated architectures to a stage's list, durably."""
         if not leads():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..lookup_tables.architecture import Architecture, TableSource
+from ..lookup_tables.architecture import Accuracy, Architecture, TableSource
 from ..lookup_tables.proportion import interval_of, interval_text
 from ..lookup_tables.verdict import Verdict
 from ..ops.backbone import load_backbone
 from ..ops.shapes import format_ranges
+from .baselines import Baseline, Comparison
 from .space import FEW_NETWORKS, SearchSpace
 from .two_stage import StageResult
 
@@ -158,6 +159,49 @@ def describe_architecture(architecture: Architecture) -> str:
     rows = [("layer", "shape", "operator")]
     rows += [(format_ranges(r), str(pairs[r[0]][0]), pairs[r[0]][1]) for r in _runs(pairs)]
     return "\n".join([*lines, *_columns(rows)])
+
+
+def describe_comparison(comparison: Comparison, winner: Architecture) -> str:
+    """The baselines beside the network found: latencies, sizes, accuracies, one line each.
+
+    Accuracies with a supernet's weights and of trained networks have a column each, as they do not
+    compare.
+    """
+    timed = comparison.winner is not None
+    ms = f"ms {comparison.origin} side by side" if timed else "ms predicted"
+    rows = [("baseline", ms, "MACs", "weights", "test, supernet's weights", "test, trained", "")]
+    for one in (comparison.found(winner), *comparison.baselines):
+        cells = ("–",) * 5
+        if one.macs is not None and one.params is not None:
+            cells = (
+                _latency(one, timed, comparison.budget_ms),
+                f"{one.macs / 1e6:.3g} M",
+                f"{one.params / 1e6:.3g} M",
+                _share_text(one.test(inherited=True)),
+                _share_text(one.test(inherited=False)),
+            )
+        rows.append((one.label, *cells, "; ".join(filter(None, (one.detail, one.problem)))))
+    return "\n".join(line.rstrip() for line in _columns(rows))
+
+
+def _latency(baseline: Baseline, timed: bool, budget_ms: float) -> str:
+    """As measured; as predicted where nothing was."""
+    ms = baseline.predicted_ms
+    if timed:
+        ms = baseline.measured.ms if baseline.measured else None
+    if ms is None:
+        return "–"
+    return f"{ms:.4g}{' missed' if ms > budget_ms else ''}"
+
+
+def _share_text(figure: Accuracy | None) -> str:
+    """An accuracy with its interval, where there is one."""
+    if figure is None:
+        return "–"
+    if figure.interval is None:
+        return f"{figure.value:.1%}"
+    low, high = figure.interval
+    return f"{figure.value:.1%} ({100 * low:.1f}–{high:.1%})"
 
 
 def _runs(items: Sequence[object]) -> list[range]:
