@@ -220,9 +220,7 @@ def _send(
 ) -> list[str]:
     """Makes sure that the agent holds the networks, and gives their artefacts' digests."""
     makes: dict[WholeNetwork, Make] = {
-        network: network.maker(backbone)
-        for network in networks
-        if network.label not in artifacts
+        network: network.maker(backbone) for network in networks if network.label not in artifacts
     }
     session.prepare(makes.values(), lambda done, n: note("convert", 0.2 * done / n))
     digests: list[str] = []

@@ -101,9 +101,11 @@ def macs_search(contest: Contest) -> Ranking:
     within = FeasibleSet(layers, fixed, limit)
     strategy = EvolutionSearch.of_population(contest.population)
     found = contest.search("macs", strategy, within)
+    best = best_first(found)
+    costs = within.latency_ms(np.array([e.codes for e in best], dtype=np.int64)).tolist()
     ranked = tuple(
-        Candidate(contest.stage.names(e.codes), e.fitness, contest.budget_ms * e.latency_ms / limit)
-        for e in best_first(found)
+        Candidate(contest.stage.names(e.codes), e.fitness, contest.budget_ms * cost / limit)
+        for e, cost in zip(best, costs, strict=True)
     )
     detail = f"best of {len(found):,} by evolution within {limit:.3g} M MACs"
     return Ranking(detail, ranked, tuple(found))

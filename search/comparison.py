@@ -301,8 +301,10 @@ def _picked(compared: Compared, timer: _Timer, name: str, ranking: Ranking | str
 
     By the table where nothing can be timed.
     """
-    if isinstance(ranking, str) or not ranking.candidates:
-        return Baseline(name, problem=ranking if isinstance(ranking, str) else "no such network")
+    if isinstance(ranking, str):
+        return Baseline(name, problem=ranking)
+    if not ranking.candidates:
+        return Baseline(name, problem="no operator is known to have a latency at every layer")
     label = f"baseline {name}: timed"
 
     def latency(candidate: Candidate) -> Measurement:
@@ -375,6 +377,8 @@ def _scaled(compared: Compared, timer: _Timer, names: Sequence[str]) -> list[Bas
 def _side_by_side(compared: Compared, timer: _Timer, known: Comparison) -> Comparison:
     """The baselines and the winner timed in the same rounds."""
     there = [b for b in known.baselines if b.found]
+    if all(b.measured is not None for b in there):
+        return known
     networks = [_network(compared, b.name, b.operators, b.multiplier) for b in there]
     compared.workshop.tell("baselines and winner timed", 0, 1)
     winner, *others = timer([_network(compared, WINNER, compared.winner.operators), *networks])

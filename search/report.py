@@ -37,8 +37,9 @@ from ..ops.files import MAX_MODEL_BYTES, read_bytes, read_json
 from ..ops.jsonfile import Fields
 from ..ops.pool import applies, parse_operator
 from ..ops.shapes import LayerShape, format_ranges
+from .baselines import Baseline, Comparison
 from .pipeline import SearchSettings, open_latency
-from .rundir import EVALUATED_COLUMNS, evaluated_rows, read_config
+from .rundir import BASELINES, EVALUATED_COLUMNS, evaluated_rows, read_config
 from .space import SearchSpace
 
 BASELINE = "baseline"
@@ -295,6 +296,8 @@ class Run:
         baseline_folder: where the baseline was found.
         same_training: how the baseline's training compares with the winner's, in words.
         finalists: networks trained from scratch to choose the winner; none where it was one.
+        comparison: of the search with baselines.
+        beside: the network found and these baselines, one line of the comparison each.
         versions, seed: of the winner.
         model: size in bytes and SHA-256 of ``model.onnx``.
         gaps: for a part of the report, why it is not there or what is odd about it.
@@ -317,6 +320,8 @@ class Run:
     heat: HeatMap | None = None
     verification: Verification | None = None
     finalists: tuple[NetworkFigures, ...] = ()
+    comparison: Comparison | None = None
+    beside: tuple[Baseline, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
     seed: int | None = None
     model: tuple[int, str] | None = None
@@ -428,6 +433,11 @@ def gather_run(folder: str | Path) -> Run:
         ]
         run = replace(run, finalists=tuple(finalists))
     run = _with_baseline(run, model, gaps)
+    comparison = _optional(path / BASELINES, Comparison.load) if found is not None else None
+    if found is not None and comparison is not None:
+        beside = (comparison.found(found), *comparison.baselines)
+        run = replace(run, comparison=comparison, beside=beside)
+        gaps.pop("baseline", None)
     if searched:
         run = replace(run, stages=_read_stages(path, config, gaps))
     else:

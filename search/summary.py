@@ -169,7 +169,8 @@ def describe_comparison(comparison: Comparison, winner: Architecture) -> str:
     """
     timed = comparison.winner is not None
     ms = f"ms {comparison.origin} side by side" if timed else "ms predicted"
-    rows = [("baseline", ms, "MACs", "weights", "test, supernet's weights", "test, trained", "")]
+    head = ("baseline", ms, "MACs", "weights", "test, supernet's weights", "test, trained", "")
+    rows: list[tuple[str, ...]] = [head]
     for one in (comparison.found(winner), *comparison.baselines):
         cells = ("–",) * 5
         if one.macs is not None and one.params is not None:

@@ -23,7 +23,12 @@ from hurricane.agents.backends._simulation_device import load_device
 from hurricane.agents.console import run_command
 from hurricane.agents.errors import AgentError
 from hurricane.agents.security import read_token
-from hurricane.lookup_tables.architecture import Architecture, ArtifactAccuracy, TrainingData
+from hurricane.lookup_tables.architecture import (
+    Accuracy,
+    Architecture,
+    ArtifactAccuracy,
+    TrainingData,
+)
 from hurricane.lookup_tables.baselines import BASELINES
 from hurricane.lookup_tables.calibration import (
     Calibration,
@@ -42,6 +47,7 @@ from hurricane.ops import files as host_files
 from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.profiler.boards import Boards
+from hurricane.search.baselines import Baseline, Comparison
 from hurricane.search.cli import cli
 from hurricane.search.confirm import Attempt, Candidate, Confirmation
 from hurricane.search.demo import _verify
@@ -93,6 +99,12 @@ class World:
         candidate = Candidate(found.operators, 0.9, found.predicted_ms or 1.0)
         Confirmation((Attempt(candidate, Measurement(1.0, 1.1, 0.9), True),), 0).save(
             self.run / "confirmed.json"
+        )
+        figures = (Accuracy(0.9, "test", "trained from scratch on digits", 10),)
+        wide = Baseline("shufflenet-v2", multiplier=0.5, macs=5, params=6, tried=((0.5, 2.0),))
+        random = Baseline("random", "best", found.operators, None, 7, 8, 1.5, None, figures)
+        Comparison(2.0, "measured", (random, wide), Measurement(1.0, 1.1, 0.9)).save(
+            self.run / "baselines.json"
         )
         (folder / "mine.toml").write_text(BACKBONE_FILE)
         device = resources.files("hurricane.agents.devices") / "hexagon685-dsp.toml"
@@ -169,6 +181,10 @@ LOADERS: Mapping[str, tuple[str, Callable[[World], object]]] = {
         "runs/cpu/confirmed.json",
         lambda w: Confirmation.load(w.run / "confirmed.json"),
     ),
+    "comparison": (
+        "runs/cpu/baselines.json",
+        lambda w: Comparison.load(w.run / "baselines.json").to_dict(),
+    ),
     "run configuration": ("runs/cpu/config.json", lambda w: read_config(w.run)),
     "evaluated": ("runs/cpu/evaluated-1.csv", World.evaluated),
     "verification": (
@@ -179,6 +195,7 @@ LOADERS: Mapping[str, tuple[str, Callable[[World], object]]] = {
     "report of config": ("runs/cpu/config.json", World.report),
     "report of space": ("runs/cpu/space.json", World.report),
     "report of winner": ("runs/cpu/winner-1.json", World.report),
+    "report of comparison": ("runs/cpu/baselines.json", World.report),
     "report of evaluated": ("runs/cpu/evaluated-1.csv", World.report),
     "report of baseline": ("runs/cpu/baseline/config.json", World.report),
     "report of table": ("cpu.csv", World.report),

@@ -23,11 +23,14 @@ from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.artifacts import prepare
 from hurricane.ops.backbone import Backbone, load_backbone
 from hurricane.ops.pool import POOL
+from hurricane.ops.reference import ReferenceNetwork
 from hurricane.ops.shapes import LayerShape
+from hurricane.profiler.networks import WholeNetwork
 from hurricane.profiler.session import TargetSession, connect
 from hurricane.profiler.target import parse_target
+from hurricane.search.baselines import BASELINES
 from hurricane.search.cli import cli
-from hurricane.search.measuring import NotMeasurable, TargetMeasurer
+from hurricane.search.measuring import Measurement, NotMeasurable, TargetMeasurer
 from hurricane.search.space import SearchSpace
 
 from .search_backbone import BACKBONE, BUDGET
@@ -195,6 +198,49 @@ def test_a_search_lists_the_networks_within_noise_of_its_winners(
     for figure in content["architecture"]["accuracy"]:
         assert figure["images"] == {"validation": 300, "test": 360}[figure["split"]]
         assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+@pytest.mark.process
+def test_a_search_is_compared_with_baselines(bench: Path, finished: Path) -> None:
+    result = call(bench, *search(bench, finished), "--json")
+    comparison = json.loads(result.stdout)["comparison"]
+    assert comparison == json.loads((finished / "baselines.json").read_text())
+    found = {item["name"]: item for item in comparison["baselines"]}
+    assert tuple(found) == BASELINES
+    assert len(set(found["uniform"]["operators"])) == 1
+    for name in ("random", "macs", "uniform"):
+        assert found[name]["macs"] > 0
+        assert found[name]["predicted_ms"] <= float(BUDGET) + 1e-9
+        assert found[name]["measured"] is None
+    assert "nothing was to be measured" in found["mobilenet-v2"]["problem"]
+    text = call(bench, *search(bench, finished)).stdout
+    assert "\nnetwork found " in text
+    assert "\nmobilenet-v2 " in text
+    shown = call(bench, *search(bench, finished), "--baselines", "none").stdout
+    assert "network found" not in shown
+
+
+def test_a_baseline_that_is_not_there_is_wrong_usage(bench: Path, tmp_path: Path) -> None:
+    words = [*search(bench, tmp_path / "run"), "--baselines", "random,resnet"]
+    assert "'resnet'" in str(call(bench, *words, status=2).exception)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.process
+def test_published_networks_are_timed_on_the_target_of_a_table(simulated: Target) -> None:
+    backbone = load_backbone("digits32")
+    one = ReferenceNetwork("mobilenet-v2", 0.25, 10, 1, 32, 32)
+    chain = ("SEP_3",) * len(backbone.layers)
+    networks = [
+        WholeNetwork("baseline", "winner", chain),
+        WholeNetwork("baseline", one.name, (), reference=one),
+        WholeNetwork("baseline", "wide", (), reference=replace(one, multiplier=1.0)),
+    ]
+    found = TargetMeasurer(simulated, rounds=8).together(backbone, networks, "h-swish")
+    winner, narrow, wide = (m.ms for m in found if isinstance(m, Measurement))
+    assert 0 < narrow < wide
+    alone = TargetMeasurer(simulated, rounds=8)(backbone, chain, "h-swish")
+    assert alone.ms == pytest.approx(winner, rel=0.1)
 
 
 @pytest.mark.process
