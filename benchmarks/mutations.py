@@ -40,7 +40,11 @@ OTHER_CODE = 99
 """Exit status where the tests would import something else than the copy."""
 
 TESTS: dict[str, tuple[str, ...]] = {
+    "ops/reference.py": ("ops_reference",),
+    "ops/reference_networks.py": ("ops_reference",),
+    "search/baseline_searches.py": ("search_baselines",),
     "search/candidates.py": ("search_candidates", "search_space"),
+    "search/comparison.py": ("search_baselines",),
     "search/confirm.py": ("search_confirm",),
     "search/data.py": ("search_data",),
     "search/distributed.py": ("search_steps", "search_training"),
@@ -53,6 +57,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/pipeline.py": ("search_run", "search_pipeline"),
     "search/retrain.py": ("search_steps", "search_retrain"),
     "search/rundir.py": ("search_two_stage",),
+    "search/scaling.py": ("search_baselines",),
     "search/scoring.py": ("search_scoring", "search_space"),
     "search/space.py": ("search_space", "search_front"),
     "search/supernet.py": ("search_steps", "search_supernet"),
@@ -1118,6 +1123,78 @@ MUTATIONS = (
         "search/pipeline.py",
         "        if not file.exists():\n            label",
         "        if True:\n            label",
+    ),
+    Mutation(
+        "a published network is halved in another place",
+        "ops/reference_networks.py",
+        "        stride = strides[1] if number == 1 else stride\n",
+        "        stride = strides[1] if number == 2 else stride\n",
+    ),
+    Mutation(
+        "a published network has no shortcuts",
+        "ops/reference_networks.py",
+        "    return _Residual(body, stride == 1 and c_in == c_out)\n\n\nclass _Classifier",
+        "    return _Residual(body, False)\n\n\nclass _Classifier",
+    ),
+    Mutation(
+        "scaled channels may lose more than a tenth",
+        "ops/reference_networks.py",
+        "return rounded + divisor if rounded < 0.9 * wanted else rounded",
+        "return rounded",
+    ),
+    Mutation(
+        "a width need not fit with its halves' difference",
+        "search/scaling.py",
+        "isinstance(answer, Measurement) and answer.careful_ms <= budget_ms",
+        "isinstance(answer, Measurement) and answer.ms <= budget_ms",
+    ),
+    Mutation(
+        "bisection takes the narrower width",
+        "search/scaling.py",
+        "widest = max((i for i, a in answers.items() if _meets(a, budget_ms)), default=None)",
+        "widest = min((i for i, a in answers.items() if _meets(a, budget_ms)), default=None)",
+    ),
+    Mutation(
+        "the MACs-constrained search knows latencies",
+        "search/baseline_searches.py",
+        "costs = within.latency_ms(",
+        "costs = contest.feasible.latency_ms(",
+    ),
+    Mutation(
+        "the budget of MACs is that of any networks",
+        "search/baseline_searches.py",
+        'near = np.argsort(away, kind="stable")[:NEAREST]',
+        "near = np.arange(NEAREST)",
+    ),
+    Mutation(
+        "the smallest uniform network is taken",
+        "search/baseline_searches.py",
+        "key=lambda candidate: (-candidate.fitness, candidate.predicted_ms),",
+        "key=lambda candidate: (candidate.fitness, candidate.predicted_ms),",
+    ),
+    Mutation(
+        "MACs stand where latencies belong",
+        "search/comparison.py",
+        "c.run.append_evaluated(name, c.stage.candidates, _by(c.feasible, batch))",
+        "c.run.append_evaluated(name, c.stage.candidates, batch)",
+    ),
+    Mutation(
+        "baselines are timed without the winner's rounds",
+        "search/comparison.py",
+        "    if all(b.measured is not None for b in there):\n        return known\n",
+        "    there = [b for b in there if b.measured is None]\n",
+    ),
+    Mutation(
+        "a baseline has more evaluations than the search",
+        "search/comparison.py",
+        "wanted = len(c.stage.evaluated)\n",
+        "wanted = 2 * len(c.stage.evaluated)\n",
+    ),
+    Mutation(
+        "a network that fails takes others along",
+        "search/comparison.py",
+        "return [answer for network in networks for answer in self([network])]",
+        "return [str(error)] * len(networks)",
     ),
     Mutation(
         "networks within noise are those above the winner",

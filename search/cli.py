@@ -338,12 +338,10 @@ def space(output: Path | None, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--baselines",
-    default="all",
-    show_default=True,
     metavar="NAMES",
-    help="What the network found is compared with: all, none, or some of random, macs and uniform "
-    "(scored by the supernet) and published networks such as mobilenet-v2 (scaled to the budget), "
-    "separated by commas. All are timed beside it.",
+    help="With one budget, what the network found is compared with: all, none, or some of random, "
+    "macs and uniform (scored by the supernet) and published networks such as mobilenet-v2 (scaled "
+    "to the budget), separated by commas. All are timed beside it [all].",
 )
 @click.option(
     "--train-baselines",
@@ -373,7 +371,7 @@ def search(
 
     settings = _settings(SearchSettings, options)
     supernet = None if reuse is None else TrainedSupernet.of_run(reuse)
-    names = parse_baselines(options["baselines"])
+    names = parse_baselines(options["baselines"] or "all")
     if space_file is None:
         made = _make_space(options, supernet)
     elif supernet is not None:
@@ -386,13 +384,16 @@ def search(
         made = SearchSpace.load(space_file)
         made = accepted(made) if options["accept_table"] else made
         _tell(made.notes())
+    front = bool(made.lower_ms) or supernet is not None
+    if front and (options["baselines"] is not None or options["train_baselines"]):
+        raise BadRequest("baselines are of a search for one budget: leave them out here")
     measure = _measurer(made.table, options)
     baselines = BaselineSettings(
         names, options["train_baselines"], measure.together if measure else None
     )
     if not as_json and leads():
         click.echo(describe_space(made) + "\n", err=True)
-    if made.lower_ms or supernet is not None:
+    if front:
         _search_front(made, settings, output, measure, supernet, as_json)
         return
     with progress_bars() as watch:

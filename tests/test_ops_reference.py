@@ -90,6 +90,40 @@ def in_order(module: nn.Module, images: Tensor) -> list[nn.Module]:
     return seen
 
 
+OUTPUTS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "mobilenet-v2": ((-0.466373, 0.587134), (0.567231, -2.69601)),
+    "mobilenet-v3-small": ((-0.0233707, 0.348951), (-4.4328, 8.19698)),
+    "mobilenet-v3-large": ((-9.5485, -0.653809), (-40.6995, 5.37725)),
+    "mobilenet-v4-conv-small": ((-12.2017, 211.175), (-190.898, 374.612)),
+    "shufflenet-v2": ((-4.94064, 3.81523), (-4.89819, -28.4102)),
+    "efficientnet-lite0": ((-2.97572, -3.08283), (-2.12252, 2.26247)),
+}
+"""What `pinned` gives at 64 and at 32 pixels, of modules whose outputs were those of torchvision and timm."""
+
+
+def pinned(name: str, size: int) -> tuple[float, float]:
+    """The first and the last logit for an image, with weights of numpy's generator."""
+    random = np.random.default_rng(0)
+    module = at(name, 1.0, size).build().eval()
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                shape = tuple(layer.weight.shape)
+                spread = math.sqrt(2 / math.prod(shape[1:]))
+                layer.weight.copy_(torch.from_numpy(random.normal(0, spread, shape)))
+                if layer.bias is not None:
+                    layer.bias.copy_(torch.from_numpy(random.normal(0, 0.1, shape[0])))
+        image = torch.from_numpy(random.normal(0, 1, (1, 3, size, size)).astype(np.float32))
+        logits = module(image)[0]
+    return float(logits[0]), float(logits[-1])
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_outputs_stay_what_they_were(name: str) -> None:
+    for size, expected in zip((64, 32), OUTPUTS[name], strict=True):
+        assert pinned(name, size) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("name", REFERENCES)
 def test_small_images_are_halved_three_times_and_others_five(name: str) -> None:
     def last_pixels(size: int) -> int:
