@@ -98,7 +98,7 @@ OUTPUTS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "shufflenet-v2": ((-4.94064, 3.81523), (-4.89819, -28.4102)),
     "efficientnet-lite0": ((-2.97572, -3.08283), (-2.12252, 2.26247)),
 }
-"""What `pinned` gives at 64 and at 32 pixels, of modules whose outputs were those of torchvision and timm."""
+"""What `pinned` gives at 64 and at 32 pixels; outputs were those of torchvision and timm."""
 
 
 def pinned(name: str, size: int) -> tuple[float, float]:
