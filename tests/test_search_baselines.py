@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,7 +175,9 @@ contest_asked: dict[int, list[tuple[str, str, FeasibleSet]]] = {}
 
 @pytest.fixture(scope="module")
 def problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Backbone, SearchSpace]:
-    return make_problem(tmp_path_factory.mktemp("p") / "tiny.toml")
+    """A space of which a search of one stage evaluates a part only."""
+    backbone, space = make_problem(tmp_path_factory.mktemp("p") / "tiny.toml")
+    return backbone, replace(space, split=0)
 
 
 def test_random_search_draws_within_the_budget_and_ranks_by_accuracy(problem) -> None:
@@ -383,6 +386,22 @@ def test_a_comparison_that_is_there_is_not_made_again(whole) -> None:
     assert again.batches == []
     assert repeated.comparison == outcome.comparison
     assert (folder / "baselines.json").read_bytes() == before
+
+
+@pytest.mark.process
+def test_a_comparison_that_was_cut_off_ends_as_one_that_was_not(whole, tmp_path: Path) -> None:
+    space, folder, _, outcome = whole
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    (copied / "baselines.json").unlink()
+    for name in ("random", "macs"):
+        path = copied / f"evaluated-{name}.csv"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]) + "5,0,0.")
+    resumed = run(space, copied, Device(space), "random,macs,uniform")
+    for name in ("random", "macs"):
+        file = f"evaluated-{name}.csv"
+        assert (copied / file).read_bytes() == (folder / file).read_bytes()
+        assert resumed.comparison.get(name) == outcome.comparison.get(name)
 
 
 @pytest.mark.process
