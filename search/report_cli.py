@@ -111,5 +111,6 @@ def _summary(run: Run) -> dict[str, Any]:
         "statistic": run.statistic,
         "winner": figures(winner),
         "baseline": figures(baseline),
+        "comparison": run.comparison.to_dict() if run.comparison else None,
         "gaps": dict(run.gaps),
     }
