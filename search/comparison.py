@@ -158,7 +158,10 @@ def compare(compared: Compared, settings: BaselineSettings) -> Comparison:
     searcher = _Searcher(compared)
     rankings = {name: searcher.rank(name) for name in wanted if name in SEARCHES}
     published = [name for name in wanted if name not in SEARCHES]
-    if leads() and wanted:
+    untimed = settings.time is not None and any(
+        b.found and b.measured is None for b in known.baselines
+    )
+    if leads() and (wanted or untimed):
         timer = _Timer(compared, settings.time)
         found = [_picked(compared, timer, name, ranking) for name, ranking in rankings.items()]
         found += _scaled(compared, timer, published)
@@ -176,10 +179,10 @@ def compare(compared: Compared, settings: BaselineSettings) -> Comparison:
 
 
 def _is_done(baseline: Baseline | None, settings: BaselineSettings) -> bool:
-    """Whether nothing of a baseline has to be found or timed."""
+    """Whether a baseline's network is settled: timed, trained, or not to be timed."""
     if baseline is None or not baseline.found:
         return False
-    return baseline.measured is not None or settings.time is None
+    return baseline.measured is not None or baseline.trained or settings.time is None
 
 
 class _Searcher:

@@ -432,6 +432,18 @@ def test_a_search_without_a_device_has_predictions_and_no_published_networks(
 
 
 @pytest.mark.process
+def test_a_baseline_that_is_trained_is_timed_later_and_not_exchanged(whole, tmp_path: Path) -> None:
+    space = whole[0]
+    first = run(space, tmp_path / "run", None, "random", train=True).comparison.get("random")
+    assert first.measured is None
+    slow = Device(space, 1.001 * space.budget_ms / predicted(space, first.operators))
+    later = run(space, tmp_path / "run", slow, "random", train=True).comparison.get("random")
+    assert slow.batches == [["winner", "random"]]
+    assert later == replace(first, measured=later.measured)
+    assert later.measured.ms > space.budget_ms
+
+
+@pytest.mark.process
 def test_what_stops_the_device_is_told_and_the_winner_is_not_lost(whole, tmp_path: Path) -> None:
     space, _, _, outcome = whole
 
