@@ -21,7 +21,7 @@ from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable
 from hurricane.ops.pool import POOL
 from hurricane.profiler.accuracy import kendall_tau
-from hurricane.profiler.networks import random_networks, uniform_networks
+from hurricane.profiler.draws import random_networks, uniform_networks
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol

@@ -47,7 +47,7 @@ from hurricane.lookup_tables.table import LookupTable, Row, RowKey
 from hurricane.ops.export import export_architecture
 from hurricane.ops.pool import POOL
 from hurricane.profiler.accuracy import kendall_tau
-from hurricane.profiler.networks import random_networks, uniform_networks
+from hurricane.profiler.draws import random_networks, uniform_networks
 from hurricane.profiler.plan import Graph, PlannedRow, graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import DOUBTFUL, profile
 from hurricane.profiler.protocol import TimingProtocol

@@ -31,7 +31,8 @@ from hurricane.ops.cached_files import CACHE_VARIABLE
 from hurricane.ops.graph import prepare_templates
 from hurricane.ops.pool import POOL, parse_operator
 from hurricane.profiler.accuracy import compare, fit_line, stratified
-from hurricane.profiler.networks import WholeNetwork, random_networks, uniform_networks
+from hurricane.profiler.draws import random_networks, uniform_networks
+from hurricane.profiler.networks import WholeNetwork
 from hurricane.profiler.plan import baseline_graphs, graph_bytes, parse_layers, plan_rows
 from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol

@@ -221,7 +221,7 @@ def _check(
 ) -> int:
     """Tells what the tables lack; the exit status."""
     from ..lookup_tables.journal import load_with_journal
-    from .profile import failed_rows, missing_rows
+    from .coverage import failed_rows, missing_rows
 
     found, lines = [], []
     for group, path in zip(groups, paths, strict=True):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from ..lookup_tables.journal import load_with_journal, read_journal
 from ..lookup_tables.table import Target
+from .coverage import missing_rows
 from .discovery import DeviceGroup
 from .plan import PlannedNetwork, PlannedRow
-from .profile import ProfileResult, missing_rows, prepare_artifacts, profile
+from .profile import ProfileResult, prepare_artifacts, profile
 from .protocol import TimingProtocol
 from .reference import speed_of
 from .runner import ProfileProgress

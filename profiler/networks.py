@@ -1,4 +1,4 @@
-"""End-to-end networks: drawing them for a check, timing them, and comparing with a table's sums."""
+"""End-to-end networks, timed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from ..agents.errors import AgentError
 from ..agents.results import ArtifactResult
 from ..lookup_tables.cells import INTERFERENCE
-from ..lookup_tables.model import LatencyModel
 from ..lookup_tables.spread import QUIET
 from ..ops.artifacts import Artifact
 from ..ops.artifacts.cache import Make
@@ -26,9 +25,6 @@ from .protocol import TimingProtocol
 from .session import TargetSession
 from .timing.interference import slowest_accepted
 from .timing.location import quiet_ms
-
-DRAWS = 20_000
-"""Random architectures among which the stratified ones are picked."""
 
 
 @dataclass(frozen=True)
@@ -99,51 +95,6 @@ class NetworkTime:
             float(np.percentile(calls, percent)) if calls.size else float("nan") for calls in parts
         )
         return whole, first, second
-
-
-def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNetwork]:
-    """Random architectures, one in each of `count` equal steps of the latency range drawn.
-
-    Architectures drawn uniformly crowd around the mean; here each draw leans towards fast or
-    slow operators by a random amount, and one is picked from each stratum.
-    """
-    random = np.random.default_rng(seed)
-    latency = model.latency_ms
-    layers = latency.shape[0]
-    scale = np.nanmean(latency, axis=1, keepdims=True)
-    lean = random.uniform(-4.0, 4.0, (DRAWS, 1))
-    codes = np.empty((DRAWS, layers), dtype=np.int64)
-    for layer in range(layers):
-        present = np.flatnonzero(np.isfinite(latency[layer]))
-        logits = -lean * (latency[layer, present] / scale[layer])[None, :]
-        gumbel = random.gumbel(size=logits.shape)
-        codes[:, layer] = present[np.argmax(logits + gumbel, axis=1)]
-    predicted = model.predict(codes)
-    edges = np.linspace(predicted.min(), predicted.max(), count + 1)
-    stratum = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, count - 1)
-    chosen: list[int] = []
-    for number in range(count):
-        members = np.flatnonzero(stratum == number)
-        if members.size:
-            chosen.append(int(random.choice(members)))
-    taken = set(chosen)
-    rest = [i for i in random.permutation(DRAWS) if i not in taken]
-    chosen += [int(i) for i in rest[: count - len(chosen)]]
-    return [
-        WholeNetwork("random", f"random-{n}", tuple(model.decode(codes[i])))
-        for n, i in enumerate(chosen)
-    ]
-
-
-def uniform_networks(model: LatencyModel) -> list[WholeNetwork]:
-    """The networks with one operator in all layers, of those with a latency in every layer."""
-    layers = model.latency_ms.shape[0]
-    everywhere = [bool(column.all()) for column in np.isfinite(model.latency_ms).T]
-    return [
-        WholeNetwork("uniform", name, (name,) * layers)
-        for name, there in zip(model.operators, everywhere, strict=True)
-        if there
-    ]
 
 
 def time_networks(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..lookup_tables.cells import DOUBTFUL
 from ..lookup_tables.journal import Journal, load_with_journal
 from ..lookup_tables.runs import Run, load_runs, save_runs
-from ..lookup_tables.table import LookupTable, Row, RowKey, Target
+from ..lookup_tables.table import LookupTable, Target
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.graph import prepare_templates
+from .coverage import FAILED, counts, known_rows, missing_rows
 from .failures import Failure
 from .plan import (
     ESTIMATED,
@@ -28,14 +27,10 @@ from .plan import (
     weight_bytes,
 )
 from .protocol import TimingProtocol
-from .recorder import DEVICE_LOST, Recorder
+from .recorder import Recorder
 from .reference import Speed, find_reference, speed_of
 from .runner import Exclusions, ProfileProgress, Runner, RunPlan
 from .session import TargetSession
-
-FAILED = ("failed", "timeout")
-"""Statuses of rows that went wrong and may go well another time; ``unsupported`` is a fact about
-the device."""
 
 _PREPARING = 0.1  # share of a run, as its progress is shown, that making artefacts takes
 
@@ -77,57 +72,6 @@ class ProfileResult:
     def device_s(self) -> float:
         """Time that requests took on all devices, on their clocks."""
         return sum(run.device_s for run in self.runs)
-
-
-def missing_rows(
-    rows: Sequence[PlannedRow], table: LookupTable, target: Target, retry: bool = False
-) -> list[PlannedRow]:
-    """Rows of a plan that a table does not hold yet, and those at which the device was lost.
-
-    Args:
-        rows: the plan.
-        table: with its journal.
-        target: whose rows count.
-        retry: count rows as missing that hold no latency, or are flagged with one of `DOUBTFUL`.
-    """
-    there = _rows_there(rows, table, target)
-
-    def is_doubtful(row: Row) -> bool:
-        return not row.ok or not set(DOUBTFUL).isdisjoint(row.flag_words)
-
-    return [
-        row
-        for row in rows
-        if row not in there or _is_open(there[row]) or (retry and is_doubtful(there[row]))
-    ]
-
-
-def failed_rows(rows: Iterable[PlannedRow], table: LookupTable, target: Target) -> list[PlannedRow]:
-    """Rows of a plan that a table holds, but that went wrong and stay so without `retry`.
-
-    Args:
-        rows: the plan.
-        table: with its journal.
-        target: whose rows count.
-    """
-    there = _rows_there(rows, table, target)
-    return [r for r, found in there.items() if found.status in FAILED and not _is_open(found)]
-
-
-def _is_open(row: Row) -> bool:
-    """Whether the device was lost at a row, so often that one run gave it up.
-
-    That may have been the port, the cable or heat: the next run finds out.
-    """
-    return row.status == "failed" and DEVICE_LOST in row.flag_words
-
-
-def _rows_there(
-    rows: Iterable[PlannedRow], table: LookupTable, target: Target
-) -> dict[PlannedRow, Row]:
-    """Rows of a plan that a table holds, in the order of the plan."""
-    found = {row: table.get(RowKey(target, row.name, row.shape)) for row in rows}
-    return {row: there for row, there in found.items() if there is not None}
 
 
 def profile(
@@ -175,7 +119,7 @@ def profile(
     with Journal.open(path, target) as journal:
         table = load_with_journal(path)
         missing = missing_rows(rows, table, target, retry)
-        known = _known_rows(rows, table, target, missing)
+        known = known_rows(rows, table, target, missing)
         unlooped = [row for row, found in known.items() if found.cold_ms is None]
         if missing or unlooped:
             timed = _networks(first, networks)
@@ -209,7 +153,7 @@ def profile(
         target,
         len(missing),
         len(rows) - len(missing),
-        _counts(rows, table, target),
+        counts(rows, table, target),
         runner.exclusions if runner else Exclusions(),
         Speed(name, slowdown if name else 1.0),
         tuple(runner.runs) if runner else (),
@@ -260,15 +204,6 @@ def _common_target(sessions: Sequence[TargetSession]) -> Target:
     return first.target
 
 
-def _known_rows(
-    rows: Sequence[PlannedRow], table: LookupTable, target: Target, missing: Sequence[PlannedRow]
-) -> dict[PlannedRow, Row]:
-    """Rows of the plan that are there with a latency, and stay."""
-    todo = set(missing)
-    there = _rows_there(rows, table, target)
-    return {row: found for row, found in there.items() if row not in todo and found.ok}
-
-
 def _part_of(note: ProfileProgress, start: float, end: float, what: str, share: float) -> None:
     """Progress within a part of the whole."""
     note(what, start + (end - start) * share)
@@ -298,11 +233,3 @@ def _run(runner: Runner, journal: Journal) -> None:
         if runner.runs:
             with suppress(HurricaneError):  # nothing depends on it
                 save_runs(journal.table_path, (*history, *runner.runs))
-
-
-def _counts(rows: Sequence[PlannedRow], table: LookupTable, target: Target) -> Counter[str]:
-    """How many rows of the plan hold no latency, by status, and are flagged, by flag."""
-    counts: Counter[str] = Counter()
-    for row in _rows_there(rows, table, target).values():
-        counts.update(row.flag_words if row.ok else (row.status,))
-    return counts

@@ -96,8 +96,9 @@ def verify(
     from ..lookup_tables.verdict import MIN_RANDOM
     from ..ops.backbone import load_backbone
     from .accuracy import MIN_CALIBRATION
-    from .networks import WholeNetwork, random_networks
-    from .networks import uniform_networks as all_uniform
+    from .draws import random_networks
+    from .draws import uniform_networks as all_uniform
+    from .networks import WholeNetwork
     from .protocol import TimingProtocol
     from .session import TargetSession, connect
     from .target import TargetRequest, gate_of, parse_target, without_gate

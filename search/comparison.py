@@ -118,7 +118,7 @@ class Compared:
     @cached_property
     def uniform(self) -> dict[str, float]:
         """Operators that can stand everywhere, with the predicted latency of their network."""
-        from ..profiler.networks import uniform_networks
+        from ..profiler.draws import uniform_networks
 
         if self.model is None:
             return {}

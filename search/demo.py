@@ -369,7 +369,7 @@ def _verify(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Runs the additivity check of a table; the answer is kept beside it."""
-    from ..profiler.networks import random_networks, uniform_networks
+    from ..profiler.draws import random_networks, uniform_networks
     from ..profiler.protocol import TimingProtocol
     from ..profiler.session import TargetSession, connect
     from ..profiler.target import parse_target

@@ -19,7 +19,7 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.export import sha256
 from hurricane.ops.pool import select_operators
 from hurricane.profiler.controls import Controls, find_controls
-from hurricane.profiler.networks import random_networks
+from hurricane.profiler.draws import random_networks
 from hurricane.profiler.plan import (
     Graph,
     baseline_graphs,

@@ -34,7 +34,9 @@ from hurricane.profiler import protocol as protocol_module
 from hurricane.profiler.accuracy import compare, kendall_tau
 from hurricane.profiler.additivity import check_networks
 from hurricane.profiler.cli import profile_ops
-from hurricane.profiler.networks import random_networks, time_networks, uniform_networks
+from hurricane.profiler.coverage import missing_rows
+from hurricane.profiler.draws import random_networks, uniform_networks
+from hurricane.profiler.networks import time_networks
 from hurricane.profiler.plan import (
     ESTIMATED,
     HEAVY,
@@ -44,7 +46,7 @@ from hurricane.profiler.plan import (
     plan_row,
     plan_rows,
 )
-from hurricane.profiler.profile import missing_rows, profile
+from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.recorder import Recorder
 from hurricane.profiler.runner import Runner

@@ -25,9 +25,10 @@ from hurricane.ops.errors import BadRequest, UnsupportedNode
 from hurricane.ops.export import export_operator, sha256
 from hurricane.ops.pool import select_operators
 from hurricane.profiler import session as session_module
+from hurricane.profiler.coverage import missing_rows
 from hurricane.profiler.networks import WholeNetwork, time_networks
 from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
-from hurricane.profiler.profile import missing_rows, profile
+from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.session import TargetSession, connect
 from hurricane.profiler.target import parse_target

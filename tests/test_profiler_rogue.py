@@ -27,8 +27,9 @@ from hurricane.ops.pool import select_operators
 from hurricane.profiler import protocol as protocol_module
 from hurricane.profiler.boards_cli import boards_command
 from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.coverage import failed_rows, missing_rows
 from hurricane.profiler.plan import graph_bytes, parse_layers, plan_rows
-from hurricane.profiler.profile import failed_rows, missing_rows, profile
+from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.recorder import Recorder
 from hurricane.profiler.session import TargetSession

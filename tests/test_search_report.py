@@ -27,7 +27,8 @@ from hurricane.ops.backbone import load_backbone, parse_backbone
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.ops.pool import POOL
 from hurricane.profiler.additivity import check_networks
-from hurricane.profiler.networks import NetworkTime, random_networks, uniform_networks
+from hurricane.profiler.draws import random_networks, uniform_networks
+from hurricane.profiler.networks import NetworkTime
 from hurricane.search.candidates import METHODS
 from hurricane.search.cli import cli
 from hurricane.search.evolution import Evaluated

@@ -41,8 +41,8 @@ from hurricane.ops.errors import BadRequest
 from hurricane.ops.jsonfile import Fields
 from hurricane.ops.pool import select_operators
 from hurricane.profiler.accuracy import FITTED, compare, fit_calibration
+from hurricane.profiler.draws import random_networks
 from hurricane.profiler.intervals import bias_interval, rmspe_interval
-from hurricane.profiler.networks import random_networks
 from hurricane.profiler.plan import parse_layers, plan_rows
 from hurricane.profiler.profile import profile
 from hurricane.profiler.protocol import TimingProtocol

@@ -37,7 +37,7 @@ OUTSIDE: dict[str, tuple[str, ...]] = {
     ),
     "profiler/delivery.py": (),
     "profiler/measurement.py": (),
-    "profiler/networks.py": (),
+    "profiler/draws.py": (),
     "profiler/accuracy.py": (),
     "profiler/warnings.py": (),
     "lookup_tables/verdict.py": (

@@ -35,10 +35,11 @@ from hurricane.ops.backbone import load_backbone
 from hurricane.ops.errors import BadRequest
 from hurricane.profiler import profile as module
 from hurricane.profiler.cli import profile_ops
+from hurricane.profiler.coverage import failed_rows, missing_rows
 from hurricane.profiler.groups import Outcome
 from hurricane.profiler.measurement import THROTTLED
 from hurricane.profiler.plan import PlannedRow, baseline_graphs, weight_bytes
-from hurricane.profiler.profile import ProfileResult, failed_rows, missing_rows, profile
+from hurricane.profiler.profile import ProfileResult, profile
 from hurricane.profiler.protocol import TimingProtocol
 from hurricane.profiler.runner import Runner
 from hurricane.profiler.session import DeviceLog, TargetSession
