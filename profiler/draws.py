@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ..lookup_tables.model import LatencyModel
 from .networks import WholeNetwork
 
 DRAWS = 20_000
 """Random architectures among which the stratified ones are picked."""
+
+
+def leaning_draws(
+    costs: Sequence[NDArray[np.float64]], random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Architectures of which each leans towards cheap or dear operators, by a random amount.
+
+    Args:
+        costs: for each layer, those of its operators; at least 0.
+        random: for all draws.
+
+    Returns:
+        Codes [`DRAWS` × layers] into the layers' operators.
+    """
+    lean = random.uniform(-4.0, 4.0, (DRAWS, 1))
+    codes = np.empty((DRAWS, len(costs)), dtype=np.int64)
+    for layer, own in enumerate(costs):
+        logits = -lean * (own / max(float(own.mean()), 1e-12))
+        codes[:, layer] = np.argmax(logits + random.gumbel(size=logits.shape), axis=1)
+    return codes
 
 
 def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNetwork]:
@@ -18,16 +41,10 @@ def random_networks(model: LatencyModel, count: int, seed: int) -> list[WholeNet
     slow operators by a random amount, and one is picked from each stratum.
     """
     random = np.random.default_rng(seed)
-    latency = model.latency_ms
-    layers = latency.shape[0]
-    scale = np.nanmean(latency, axis=1, keepdims=True)
-    lean = random.uniform(-4.0, 4.0, (DRAWS, 1))
-    codes = np.empty((DRAWS, layers), dtype=np.int64)
-    for layer in range(layers):
-        present = np.flatnonzero(np.isfinite(latency[layer]))
-        logits = -lean * (latency[layer, present] / scale[layer])[None, :]
-        gumbel = random.gumbel(size=logits.shape)
-        codes[:, layer] = present[np.argmax(logits + gumbel, axis=1)]
+    present = [np.flatnonzero(np.isfinite(row)) for row in model.latency_ms]
+    costs = [row[known] for row, known in zip(model.latency_ms, present, strict=True)]
+    drawn = leaning_draws(costs, random)
+    codes = np.stack([known[drawn[:, i]] for i, known in enumerate(present)], axis=1)
     predicted = model.predict(codes)
     edges = np.linspace(predicted.min(), predicted.max(), count + 1)
     stratum = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, count - 1)

@@ -21,9 +21,6 @@ from .feasible import FeasibleSet
 from .two_stage import StageResult
 
 MILLION = 1e6
-DRAWS = 20_000
-"""Networks drawn to see how many MACs go with the budget."""
-
 NEAREST = 200
 """Of those, the ones whose latency is nearest to the budget."""
 
@@ -128,12 +125,9 @@ def macs_budget(
     Returns:
         In the unit of `macs`; at least what the smallest network has.
     """
-    random = np.random.default_rng(seed)
-    lean = random.uniform(-4.0, 4.0, (DRAWS, 1))
-    codes = np.empty((DRAWS, len(macs)), dtype=np.int64)
-    for layer, costs in enumerate(macs):
-        logits = -lean * (costs / max(float(costs.mean()), 1e-12))
-        codes[:, layer] = np.argmax(logits + random.gumbel(size=logits.shape), axis=1)
+    from ..profiler.draws import leaning_draws
+
+    codes = leaning_draws(macs, np.random.default_rng(seed))
     totals = fixed + np.sum([costs[codes[:, i]] for i, costs in enumerate(macs)], axis=0)
     away = np.abs(latencies.latency_ms(codes) - latencies.budget_ms)
     near = np.argsort(away, kind="stable")[:NEAREST]
