@@ -175,6 +175,24 @@ def test_graphs_of_small_images_become_int8_artefacts(name: str, recipe: Recipe)
     assert 0 < len(made.content) < 4 * network.params + 1_000_000
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_graphs_of_larger_images_become_tflite_files(name: str) -> None:
+    """Above 32 pixels strides are the published ones, and ShuffleNetV2 has its max pool."""
+    network = at(name, 0.25, 64)
+    content = network.export()
+    made = prepare(content, Recipe("tflite", "fp32"))
+    runtime = pytest.importorskip("ai_edge_litert.interpreter")
+    interpreter = runtime.Interpreter(model_content=made.content)
+    interpreter.allocate_tensors()
+    image = np.random.default_rng(0).standard_normal((1, 64, 64, 3), dtype=np.float32)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image)
+    interpreter.invoke()
+    found = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    expected = session.run(["output"], {"input": image.transpose(0, 3, 1, 2)})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @given(
     channels=st.integers(1, 2000), multiplier=st.floats(0.05, 8), divisor=st.sampled_from([4, 8])
 )

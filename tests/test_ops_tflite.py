@@ -584,6 +584,11 @@ UNKNOWN = {
     "computed weights": ([node("Conv", "x", "x")], {}, "weights are no constant"),
     "clip": ([node("Clip", "x", "low", "six")], {**SIX, "low": np.float32(-1)}, "0 and 6"),
     "clip without a bound": ([node("Clip", "x", "zero")], SIX, "0 and 6"),
+    "pool of dilations": (
+        [node("MaxPool", "x", kernel_shape=[2, 2], dilations=[2, 2])],
+        {},
+        r"dilations = \[2, 2\]",
+    ),
     "concat of rows": ([node("Concat", "x", "x", axis=2)], {}, "axis = 2"),
     "concat with a constant": ([node("Concat", "x", "w", axis=1)], {"w": array(1, 4, 6, 6)}, "'w'"),
     "uneven split": (
@@ -687,6 +692,50 @@ def test_convolutions_of_any_geometry_are_equal_with_one_pad_at_most(
     tflite = write_tflite(content)
     assert_computes_the_same(content, tflite)
     assert counts(tflite).get("PAD", 0) <= any(pads)
+
+
+@settings(max_examples=40, derandomize=True)
+@given(
+    size=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    kernel=st.tuples(st.integers(2, 3), st.integers(2, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    pads=st.tuples(*[st.integers(0, 1)] * 4),
+    negative=st.booleans(),
+)
+def test_max_pools_of_any_geometry_are_equal_or_refused_where_zeros_would_win(
+    size, kernel, strides, pads, negative
+):
+    pool = node("MaxPool", "a", kernel_shape=kernel, strides=strides, pads=pads)
+    before = node("Add", "x", "low", out="a") if negative else node("Relu", "x", out="a")
+    content = model_of([before, pool], {"low": np.float32(-9)}, (1, 4, *size))
+    refused = False
+    try:
+        tflite = write_tflite(content)
+    except UnsupportedNode as error:
+        refused = "its padding is understood behind a Relu" in str(error)
+        tflite = b""
+    if not tflite:
+        assert refused
+        assert negative
+        assert any(pads)
+        return
+    assert_computes_the_same(content, tflite)
+    found = counts(tflite)
+    assert found["MAX_POOL_2D"] == 1
+    assert found.get("PAD", 0) <= (any(pads) and not negative)
+
+
+def test_a_max_pool_in_int8_stays_near_fp32():
+    nodes = [
+        node("Relu", "x", out="a"),
+        node("MaxPool", "a", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    ]
+    content = model_of(nodes, {})
+    int8 = quantise_tflite(write_tflite(content), random_samples((4, 6, 6), 4))
+    codes = {KINDS[c.builtinCode]: c.version for c in unpack_model(int8).operatorCodes}
+    assert codes["MAX_POOL_2D"] == 2
+    x = image_of(content)
+    assert sqnr(run_onnx(content, x), run_tflite(int8, x)) > 25
 
 
 def test_activations_that_cannot_be_fused_stay_operators():

@@ -34,6 +34,7 @@ _INT8_VERSIONS = {
     schema.BuiltinOperator.ADD: 2,
     schema.BuiltinOperator.CONCATENATION: 2,
     schema.BuiltinOperator.DEQUANTIZE: 2,
+    schema.BuiltinOperator.MAX_POOL_2D: 2,
     schema.BuiltinOperator.MEAN: 2,
     schema.BuiltinOperator.MUL: 2,
     schema.BuiltinOperator.PAD: 2,

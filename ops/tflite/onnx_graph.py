@@ -92,6 +92,11 @@ class OnnxGraph:
         constant = self.constants.get(name)
         return None if constant is None or constant.size != 1 else float(constant.reshape(()))
 
+    def is_never_negative(self, name: str) -> bool:
+        """Whether a value comes out of a Relu, or of a Clip to 0 and 6."""
+        writer = next((node for node in self.nodes if name in node.outputs), None)
+        return writer is not None and (writer.op_type == "Relu" or is_relu6(self, writer))
+
     def sole_reader(self, name: str, *op_types: str) -> Node | None:
         """The node that alone reads a value; None where there is none.
 

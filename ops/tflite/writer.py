@@ -194,7 +194,7 @@ def _is_depthwise(conversion: _Conversion, node: Node, groups: int, kernel: np.n
 def _padded(
     conversion: _Conversion, node: Node, kernel: list[int], strides: list[int], pads: list[int]
 ) -> tuple[int, int]:
-    """What a convolution reads, and its padding: VALID, SAME, or VALID behind an explicit PAD."""
+    """What a convolution or pool reads, and its padding: VALID, SAME, or VALID behind a PAD."""
     batch, channels, *size = conversion.graph.shape(node, node.inputs[0])
     out_size = conversion.graph.shape(node, node.output)[2:]
     source = conversion.source(node, node.inputs[0])
@@ -335,6 +335,35 @@ def _global_average_pool(conversion: _Conversion, node: Node) -> None:
     conversion.operator(_Kind.MEAN, inputs, conversion.target(node, node.output), options)
 
 
+def _max_pool(conversion: _Conversion, node: Node) -> None:
+    """MaxPool, [N, C, H, W] to [N, C, H', W']: MAX_POOL_2D.
+
+    ONNX pads with less than any value, a PAD with zeros: the same where no value is negative.
+    """
+    if len(conversion.graph.shape(node, node.inputs[0])) != 4 or len(node.outputs) != 1:
+        raise node.unsupported("only one output, of an input of four dimensions, is known")
+    attributes = node.attributes_over(
+        auto_pad=b"NOTSET",
+        ceil_mode=0,
+        dilations=[1, 1],
+        kernel_shape=None,
+        pads=[0, 0, 0, 0],
+        storage_order=0,
+        strides=[1, 1],
+    )
+    node.require(attributes, auto_pad=b"NOTSET", ceil_mode=0, dilations=[1, 1], storage_order=0)
+    size, strides, pads = (attributes[key] for key in ("kernel_shape", "strides", "pads"))
+    source, padding = _padded(conversion, node, size, strides, pads)
+    explicit = source != conversion.source(node, node.inputs[0])
+    if explicit and not conversion.graph.is_never_negative(node.inputs[0]):
+        raise node.unsupported("its padding is understood behind a Relu or a Clip to 0 and 6 only")
+    options = schema.Pool2DOptionsT(padding=padding)
+    options.strideH, options.strideW = strides
+    options.filterHeight, options.filterWidth = size
+    target = conversion.target(node, node.output)
+    conversion.operator(_Kind.MAX_POOL_2D, [source], target, options)
+
+
 def _split(conversion: _Conversion, node: Node) -> None:
     """Split of the channels into equal parts: SPLIT."""
     node.require(node.attributes_over(axis=0), axis=1)
@@ -412,6 +441,7 @@ _HANDLERS: dict[str, Callable[[_Conversion, Node], None]] = {
     "Flatten": _flatten,
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average_pool,
+    "MaxPool": _max_pool,
     "Mul": _mul,
     "Relu": _relu,
     "Reshape": _channel_shuffle,
