@@ -61,7 +61,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/scoring.py": ("search_scoring", "search_space"),
     "search/space.py": ("search_space", "search_front"),
     "search/supernet.py": ("search_steps", "search_supernet"),
-    "search/training.py": ("search_steps", "search_supernet", "search_retrain", "search_training"),
+    "search/training.py": (
+        "search_steps",
+        "search_training_log",
+        "search_supernet",
+        "search_retrain",
+        "search_training",
+    ),
+    "search/training_log.py": ("search_training_log", "search_steps"),
     "search/two_stage.py": ("search_two_stage",),
     "agents/security.py": ("agents_tls",),
     "lookup_tables/journal.py": ("tables_journal",),
@@ -244,10 +251,22 @@ MUTATIONS = (
         "if False:",
     ),
     Mutation(
+        "a resumed training forgets what it counted since its last row",
+        "search/training.py",
+        'content.get("logged", ())',
+        "()",
+    ),
+    Mutation(
+        "rows after a checkpoint stay when a training resumes",
+        "search/training.py",
+        "    log.rewind(start)\n",
+        "",
+    ),
+    Mutation(
         "the learning rate stays at its height",
         "search/training.py",
-        'group["lr"] = settings.rate(step, steps)',
-        'group["lr"] = settings.learning_rate',
+        "rate = settings.rate(step, steps)",
+        "rate = settings.learning_rate",
     ),
     Mutation(
         "no momentum",
@@ -300,8 +319,8 @@ MUTATIONS = (
     Mutation(
         "every step trains the first path",
         "search/training.py",
-        "yield loss(run(images, paths[step]), labels)",
-        "yield loss(run(images, paths[0]), labels)",
+        "logits = run(images, paths[step])",
+        "logits = run(images, paths[0])",
     ),
     Mutation(
         "fair training draws the same order in every step",
@@ -336,8 +355,8 @@ MUTATIONS = (
     Mutation(
         "a resumed training begins at step 0",
         "search/training.py",
-        ("            return step\n        except _OTHER_CONTENT"),
-        ("            return 0\n        except _OTHER_CONTENT"),
+        "return step, Tally(",
+        "return 0, Tally(",
     ),
     Mutation(
         "a resumed training forgets its momentum",
@@ -354,20 +373,26 @@ MUTATIONS = (
     Mutation(
         "the last weights are not saved",
         "search/training.py",
-        ("if done % settings.checkpoint_steps == 0 or done == steps:\n                saved"),
-        ("if done % settings.checkpoint_steps == 0:\n                saved"),
+        "kept = last or done % settings.checkpoint_steps == 0",
+        "kept = done % settings.checkpoint_steps == 0",
     ),
     Mutation(
         "a loss that is no number goes unnoticed",
         "search/training.py",
-        "if not np.isfinite(value):",
+        "if not np.isfinite(status.loss):",
         "if False:",
     ),
     Mutation(
+        "a replica's gradients are those of one process",
+        "search/distributed.py",
+        "    done.set_result(world.sum(values))",
+        "    done.set_result(values)",
+    ),
+    Mutation(
         "progress tells the sum of losses",
-        "search/training.py",
-        "_report(loss_sum / max(1, loss_count)",
-        "_report(loss_sum",
+        "search/training_log.py",
+        "self.loss / max(1.0, self.losses),",
+        "self.loss,",
     ),
     Mutation(
         "stage 2's length does not follow the run's",
@@ -1053,8 +1078,8 @@ MUTATIONS = (
     Mutation(
         "gradients are not summed over processes",
         "search/distributed.py",
-        "        dist.all_reduce(flat)\n",
-        "",
+        "flat = self.sum(torch.cat([g.flatten() for g in gradients]))",
+        "flat = torch.cat([g.flatten() for g in gradients])",
     ),
     Mutation(
         "a failed stem or head counts as 0 ms",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,8 @@ import click
 from ..agents.console import (
     LazyCommand,
     LazyGroup,
-    Progress,
     emit,
     json_option,
-    progress_bar,
     run_command,
 )
 from ..agents.version import agent_version
@@ -27,6 +24,7 @@ from ..ops.pool import registered_operators
 from ..profiler.options import credential_options, together, use_plugins
 from .candidates import METHODS
 from .evolution import STRATEGIES
+from .progress import progress_bars
 from .trainings import SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
@@ -615,20 +613,3 @@ def _last_lines(outcome: RunOutcome) -> list[str]:
         [f"accuracy on the target not measured: {outcome.untested}"] if outcome.untested else []
     )
     return [*lines, f"everything is in {outcome.directory}"]
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars one after the other: a new label ends the bar before."""
-    with ExitStack() as stack:
-        label = ""
-        bar = Progress()
-
-        def watch(what: str, done: int, total: int) -> None:
-            nonlocal label, bar
-            if what != label:
-                stack.close()
-                label, bar = what, stack.enter_context(progress_bar(total, what))
-            bar.update(done)
-
-        yield watch

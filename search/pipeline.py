@@ -38,6 +38,7 @@ from .comparison import BaselineSettings, Compared, compare
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
+from .progress import Watch
 from .rundir import RunDirectory, leads, wait_for_leader
 from .space import SearchSpace
 from .trainings import SUPERNET_TRAININGS
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
     from .data import ImageData
     from .evaluation import SupernetEvaluator
     from .training import Preset
-
-Watch = Callable[[str, int, int], None]
-"""Told (what is being done, steps done, steps in all)."""
+    from .training_log import TrainingStatus
 
 
 class Measure(Protocol):
@@ -664,13 +663,13 @@ class Workshop:
             stage_2=replace(preset.stage_2, strategy=s.supernet),
         )
 
-    def tell(self, label: str, done: int, total: int) -> None:
+    def tell(self, label: str, done: int, total: int, detail: str = "") -> None:
         if self._watch is not None:
-            self._watch(label, done, total)
+            self._watch(label, done, total, detail)
 
-    def trained(self, label: str) -> Callable[[int, int, float], None]:
+    def trained(self, label: str) -> Callable[[TrainingStatus], None]:
         """A training's progress function under a label."""
-        return lambda done, total, loss: self.tell(label, done, total)
+        return lambda status: self.tell(label, status.step, status.steps, status.text())
 
     def prepare(self, stage: int, candidates: Any, sampler: Any, previous: Any = None) -> None:
         """Trains a stage's supernet (`two_stage.StageEvaluator`)."""
@@ -714,7 +713,7 @@ class Workshop:
             self._gate,
             self._settings.seed,
             self._settings.device,
-            progress=lambda done, total, loss: self.tell(self._label, done, total),
+            progress=lambda status: self.trained(self._label)(status),
         )
 
 

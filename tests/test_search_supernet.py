@@ -280,11 +280,12 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
         evaluator.prepare(2, second, uniform(second), FIXED)
         return first, evaluator.evaluate(every_code(second))
 
-    whole = run(lambda done, total, loss: told.append((done, total)))
+    whole = run(lambda s: told.append((s.step, s.steps)))
     assert told == [(4, 4), (4, 4)]
-    assert {p.name for p in tmp_path.iterdir()} == {"supernet-1.pt", "supernet-2.pt"}
+    names = {"supernet-1.pt", "supernet-2.pt", "training.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == names
     told.clear()
-    assert run(lambda done, total, loss: told.append((done, total))) == whole
+    assert run(lambda s: told.append((s.step, s.steps))) == whole
     assert told == []
 
     (tmp_path / "supernet-2.pt").unlink()  # killed between the stages
