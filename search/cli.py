@@ -25,7 +25,7 @@ from ..profiler.options import credential_options, together, use_plugins
 from .candidates import METHODS
 from .evolution import STRATEGIES
 from .progress import progress_bars
-from .trainings import SUPERNET_TRAININGS
+from .trainings import AUTO, PRECISIONS, SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
     from ..lookup_tables.architecture import TableSource
@@ -216,6 +216,25 @@ _training_options = together(
         show_default=True,
         metavar="FACTOR",
         help="Length of training, as a multiple of the data's preset.",
+    ),
+    click.option(
+        "--epochs",
+        type=float,
+        metavar="N",
+        help="Epochs of a supernet and of the network found, instead of --training.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Images a step, learning rates in proportion [the data's preset, larger on a GPU].",
+    ),
+    click.option(
+        "--precision",
+        default=AUTO,
+        show_default=True,
+        type=click.Choice((*PRECISIONS, AUTO)),
+        help="Of training; auto takes bf16 on a GPU that has it.",
     ),
 )
 

@@ -34,10 +34,9 @@ from .distributed import World, alone, choose_device, join_world, sums_gradients
 from .images import StoredImages, read_ahead
 from .supernet import Supernet
 from .training_log import Meter, Tally, TrainingLog, TrainingStatus, row_is_due
-from .trainings import SUPERNET_TRAININGS
+from .trainings import PRECISIONS, SUPERNET_TRAININGS
 
 SCHEDULES = ("linear", "cosine")
-PRECISIONS = ("fp32", "bf16")
 
 Sampler = Callable[[np.random.Generator, int], np.ndarray]
 """From a random generator and n to codes [n, layers], drawn evenly from what meets the budget."""
@@ -56,6 +55,9 @@ PATHS_AT_ONCE = 256
 
 REPORT_STEPS = 20
 """Steps between calls of the progress function; the loss is looked at then."""
+
+WARMUP = 0.05
+"""Part of all steps in which the learning rate of a large batch climbs (5 of 90 epochs there)."""
 
 RESIDENT_BYTES = 4 << 30
 """Training images up to this size are kept on the GPU."""
@@ -122,6 +124,16 @@ class TrainingSettings:
         for name in ("epochs", "batch", "learning_rate", "parts", "checkpoint_steps"):
             if not getattr(self, name) > 0:
                 raise BadRequest(f"training {name} must be more than 0")
+
+    def with_batch(self, batch: int) -> TrainingSettings:
+        """Another batch, the learning rate in proportion to it.
+
+        A batch that is much larger begins with a warm-up (Goyal et al. 2017, arXiv 1706.02677).
+        """
+        grown = batch / self.batch
+        warmup = max(self.warmup, WARMUP) if grown >= 2 else self.warmup
+        rate = self.learning_rate * grown
+        return replace(self, batch=batch, learning_rate=rate, warmup=warmup)
 
     def steps(self, images: int) -> int:
         """Steps in all, for this many training images."""
@@ -298,7 +310,7 @@ def optimise(
     if parts % world.size or batch % parts:
         raise BadRequest(
             f"a batch of {batch} in {parts} parts cannot be shared out evenly among "
-            f"{world.size} processes; choose a batch and parts that can"
+            f"{world.size} processes; choose one that can (--batch)"
         )
     settings = replace(settings, batch=batch, parts=parts)
     model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -575,6 +587,32 @@ class Preset:
             stage_2=replace(self.stage_2, epochs=self.stage_2.epochs * epochs),
             retrain=replace(self.retrain, epochs=self.retrain.epochs * epochs),
         )
+
+    def lasting(self, epochs: float) -> Preset:
+        """The preset with this many epochs for a supernet and for a network from scratch.
+
+        Stage 2 keeps its share of the supernet's.
+        """
+        second = self.stage_2.epochs * epochs / self.supernet.epochs
+        return replace(
+            self,
+            supernet=replace(self.supernet, epochs=epochs),
+            stage_2=replace(self.stage_2, epochs=second),
+            retrain=replace(self.retrain, epochs=epochs),
+        )
+
+    def with_batch(self, batch: int) -> Preset:
+        """The preset with this batch in all trainings, learning rates in proportion."""
+        return replace(
+            self,
+            supernet=self.supernet.with_batch(batch),
+            stage_2=self.stage_2.with_batch(batch),
+            retrain=self.retrain.with_batch(batch),
+        )
+
+    def scored_by(self, batch: int) -> Preset:
+        """The preset with this many images put through at once in an evaluation."""
+        return replace(self, evaluation_batch=batch)
 
     def adjusted(self, **changes: Any) -> Preset:
         """The preset with the same changes to the settings of all three trainings."""
