@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 AHEAD = 4
@@ -35,10 +36,13 @@ class StoredImages:
     Attributes:
         fetch: from numbers int64 [n] to uint8 [n, channels, height, width].
         numbers: int64 [N], what `fetch` knows the images by.
+        crop: the same from numbers and what was drawn for each (`crops.RandomResizedCrop`); None
+            where images have no other size than that of `fetch`.
     """
 
     fetch: Callable[[Tensor], Tensor]
     numbers: Tensor
+    crop: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -48,7 +52,13 @@ class StoredImages:
 
     def take(self, chosen: Tensor) -> StoredImages:
         """Some of the images, not decoded yet."""
-        return StoredImages(self.fetch, self.numbers[chosen])
+        return StoredImages(self.fetch, self.numbers[chosen], self.crop)
+
+    def cropped(self, chosen: Tensor, drawn: Tensor) -> Tensor:
+        """Some of the images, of each the part that was drawn."""
+        if self.crop is None:
+            raise TypeError("these images cannot be cropped")
+        return self.crop(self.numbers[chosen], drawn)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Batches in order, decoded ahead; the last may be smaller."""
@@ -62,6 +72,25 @@ Images = Tensor | StoredImages
 def take(images: Images, chosen: Tensor) -> Images:
     """Some images; those on the disk stay there."""
     return images.take(chosen) if isinstance(images, StoredImages) else images[chosen]
+
+
+def pick(images: Images, chosen: Tensor) -> Tensor:
+    """Pixels of some images, int64 [n], in memory where the images are, or decoded."""
+    return images[to_device(chosen, images.device) if isinstance(images, Tensor) else chosen]
+
+
+def held(images: Images, limit: int) -> Images:
+    """Images in memory where they take at most `limit` bytes there; else as they are."""
+    if isinstance(images, Tensor) or not len(images):
+        return images
+    return images[:] if images[:1].nbytes * len(images) <= limit else images
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; the program does not wait for a GPU to be done with what it does."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def read_ahead(fetch: Callable[[T], R], wanted: Iterable[T], depth: int = AHEAD) -> Iterator[R]:

@@ -31,7 +31,7 @@ from ..ops.atomic import remove_partials, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from .data import ImageData
 from .distributed import World, alone, choose_device, join_world, sums_gradients
-from .images import StoredImages, read_ahead
+from .images import pick, read_ahead, to_device
 from .supernet import Supernet
 from .training_log import Meter, Tally, TrainingLog, TrainingStatus, row_is_due
 from .trainings import PRECISIONS, SUPERNET_TRAININGS
@@ -412,23 +412,24 @@ class _Batches:
 
         What is on the disk is read ahead; what is drawn is drawn by step and part alone.
         """
-        chosen = (self._chosen(step, part) for step, part in product(steps, parts))
-        read = zip(product(steps, parts), self._read(chosen), strict=True)
-        for (step, part), (numbers, images) in read:
-            if self._settings.augment:
-                drawn = generator(self._settings.seed, AUGMENT, step, part)
-                images = self._data.augmentation.apply(images, drawn)
-            ready = self._data.normalise(images.to(self._device)).contiguous(
+        wanted = ((s, p, self._chosen(s, p)) for s, p in product(steps, parts))
+        at_hand = isinstance(self._images, Tensor) and self._images.device == self._device
+        shown = map(self._shown, wanted) if at_hand else read_ahead(self._shown, wanted)
+        for step, part, numbers, images in shown:
+            ready = self._data.normalise(to_device(images, self._device)).contiguous(
                 memory_format=torch.channels_last
             )
-            yield step, part, ready, self._labels[numbers].to(self._device)
+            yield step, part, ready, to_device(self._labels[numbers], self._device)
 
-    def _read(self, chosen: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        images = self._images
-        if isinstance(images, StoredImages):
-            yield from read_ahead(lambda numbers: (numbers, images[numbers]), chosen)
+    def _shown(self, wanted: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
+        """The images of one part of a step's batch as they are to be seen, uint8."""
+        step, part, numbers = wanted
+        if self._settings.augment:
+            drawn = generator(self._settings.seed, AUGMENT, step, part)
+            images = self._data.augmentation.show(self._images, numbers, drawn)
         else:
-            yield from ((numbers, images[numbers.to(images.device)]) for numbers in chosen)
+            images = pick(self._images, numbers)
+        return step, part, numbers, images
 
     def _chosen(self, step: int, part: int) -> Tensor:
         """Numbers of the images of one part of a step's batch."""
