@@ -482,7 +482,7 @@ MUTATIONS = (
     Mutation(
         "BatchNorm is not recalibrated in the last stretch",
         "search/evaluation.py",
-        ("            for x in kept.calibration:\n                _chain(whole, x)\n"),
+        ("            for x in counted(kept.calibration):\n                _chain(whole, x)\n"),
         "            pass\n",
     ),
     Mutation(
@@ -492,9 +492,21 @@ MUTATIONS = (
         "",
     ),
     Mutation(
+        "paths that are scored together share their statistics",
+        "search/evaluation.py",
+        "        _put(self._own)\n",
+        "",
+    ),
+    Mutation(
+        "images on the disk are read for each path",
+        "search/evaluation.py",
+        "            if self._stored:",
+        "            if False:",
+    ),
+    Mutation(
         "BatchNorm's last batch counts more",
         "search/evaluation.py",
-        "norm.momentum = None",
+        "norm.momentum = 1 / number",
         "norm.momentum = 0.1",
     ),
     Mutation(
