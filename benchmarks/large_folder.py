@@ -170,7 +170,7 @@ def main() -> None:
         stored = isinstance(images, StoredImages)
         found = {}
         if isinstance(images, StoredImages):
-            files = sorted(Path(place, "data", "train", "0").iterdir())[: 16 * BATCH]
+            files = sorted(Path(place, "data", "train").glob("*/*"))[: 16 * BATCH]
             found = reading(images, files)
     print(
         json.dumps(
