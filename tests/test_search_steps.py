@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hurricane.ops.blocks import Network
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.search import evaluation, retrain, training
+from hurricane.search.crops import RandomResizedCrop
 from hurricane.search.data import Augmentation, ImageData, Split
 from hurricane.search.distributed import World
 from hurricane.search.images import StoredImages
@@ -209,6 +210,46 @@ def test_images_on_the_disk_are_shown_as_those_in_memory_are(data: ImageData, tm
         return [trained.validation_accuracy, trained.test_accuracy, *scores[0]]
 
     assert figures(disk) == figures(data)
+
+
+def test_crops_are_drawn_by_step_and_part_wherever_a_training_was_cut_off(
+    data: ImageData, tmp_path: Path
+):
+    class Stop(Exception):
+        pass
+
+    def crop(numbers: Tensor, drawn: Tensor) -> Tensor:
+        """Pixels that tell the image and what was drawn for it."""
+        shown = torch.cat([numbers[:, None], (drawn * 255).round()], 1).to(torch.uint8)
+        return shown[:, None, None, :].contiguous()
+
+    photographs = StoredImages(lambda numbers: torch.zeros(0), torch.arange(IMAGES), crop)
+    train = Split(photographs, data.train.labels)
+    photos = ImageData(**{**vars(data), "train": train, "augmentation": RandomResizedCrop()})
+
+    def run(file: Path | None, stop: int | None = None, **changes: Any) -> list[Tensor]:
+        seen: list[Tensor] = []
+        model = Scale()
+
+        def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+            if step == stop:
+                raise Stop
+            seen.append(images)
+            yield 0 * model.vector.sum(), None
+
+        wanted = settings(checkpoint_steps=2, parts=2, **changes)
+        optimise(model, objective, photos, wanted, {}, file)
+        return seen
+
+    whole = run(None)
+    assert len({images.numpy().tobytes() for images in whole}) == len(whole) == 18
+    with pytest.raises(Stop):
+        run(tmp_path / "c.pt", 5)
+    resumed = run(tmp_path / "c.pt")
+    assert len(resumed) == 10
+    assert all(torch.equal(a, b) for a, b in zip(resumed, whole[8:], strict=True))
+    other = run(None, seed=1)
+    assert not any(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
 
 
 def test_momentum_carries_on_what_steps_did(data: ImageData):
