@@ -182,8 +182,8 @@ MUTATIONS = (
     Mutation(
         "the way a camera was held is not heeded",
         "search/data.py",
-        "ImageOps.exif_transpose(opened).convert",
-        "opened.convert",
+        "            ImageOps.exif_transpose(opened, in_place=True)\n",
+        "",
     ),
     Mutation(
         "augmentation is off",

@@ -15,7 +15,6 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -29,7 +28,7 @@ from torch import Tensor
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
 from .crops import Crop, RandomResizedCrop
-from .images import DECODERS, Images, StoredImages, pick, take, to_device
+from .images import DECODERS, Images, StoredImages, decoders, pick, take, to_device
 
 KINDS = ("digits", "cifar10", "folder")
 SPLIT_FOLDERS = {
@@ -522,8 +521,8 @@ def _decode_all(
         indices: int64 [N].
         drawn: float64 [N, crops.NUMBERS], for random crops; None cuts out the middles.
     """
-    size = (backbone.input_channels, backbone.input_height, backbone.input_width)
-    images = np.empty((len(indices), *size), dtype=np.uint8)
+    size = (backbone.input_height, backbone.input_width, backbone.input_channels)
+    images = np.empty((len(indices), *size), dtype=np.uint8)  # as decoders give them
     chosen = [names[int(i)] for i in indices]
 
     def decode(numbers: range) -> None:
@@ -534,20 +533,19 @@ def _decode_all(
     # Enough tasks for all threads, and not so many that scheduling them counts.
     step = max(1, min(64, len(chosen) // (4 * DECODERS)))
     chunks = [range(i, min(i + step, len(chosen))) for i in range(0, len(chosen), step)]
-    with ThreadPoolExecutor(DECODERS) as executor:
-        list(executor.map(decode, chunks))
-    return torch.from_numpy(images)
+    list(decoders().map(decode, chunks))
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _decode(
     source: _Source,
     name: str,
-    channels: int,
     height: int,
     width: int,
+    channels: int,
     drawn: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """One image as uint8 [channels, height, width].
+    """One image as uint8 [height, width, channels].
 
     Its middle is cut to the aspect asked for, or the crop taken that was drawn.
     """
@@ -558,7 +556,10 @@ def _decode(
         with Image.open(io.BytesIO(source.read(name))) as opened:
             if drawn is not None:
                 crop = _draft(opened, drawn, height, width)
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            ImageOps.exif_transpose(opened, in_place=True)
+            mode = "L" if channels == 1 else "RGB"
+            image = opened if opened.mode == mode else opened.convert(mode)
+            image.load()
     except Exception as error:  # decoders fail on damaged bytes with whatever comes
         raise BadRequest(
             f"{source.where}: cannot read image {name} ({error}); replace or remove it"
@@ -569,7 +570,7 @@ def _decode(
     elif image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return pixels[:, :, None] if channels == 1 else pixels
 
 
 def _draft(opened: Any, drawn: Sequence[float], height: int, width: int) -> Crop:

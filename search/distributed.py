@@ -8,6 +8,7 @@ second process: alone, a process is rank 0 of 1.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class World:
         """
         if self.size == 1:
             return model
-        with _connected():
+        with _connected(), warnings.catch_warnings():
+            # The name that torch 2.13 wants is unknown to earlier ones.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             replica = DistributedDataParallel(
                 model,
                 device_ids=[device] if device.type == "cuda" else None,

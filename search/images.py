@@ -9,6 +9,7 @@ speaks gRPC or holds a GPU must not fork.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,11 @@ from torch import Tensor
 AHEAD = 4
 """Batches that are read before they are asked for."""
 
+AT_ONCE = 2
+"""Batches that are read side by side, so that no decoder waits for a batch's last image."""
+
 DECODERS = min(16, os.cpu_count() or 1)
-"""Threads that decode the images of a batch."""
+"""Threads that decode images."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -93,9 +97,15 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
+@functools.cache
+def decoders() -> ThreadPoolExecutor:
+    """The threads that decode the images of all batches."""
+    return ThreadPoolExecutor(DECODERS)
+
+
 def read_ahead(fetch: Callable[[T], R], wanted: Iterable[T], depth: int = AHEAD) -> Iterator[R]:
-    """Results of a slow function in order, made in a thread up to `depth` before they are used."""
-    executor = ThreadPoolExecutor(1)
+    """Results of a slow function in order, made in threads up to `depth` before they are used."""
+    executor = ThreadPoolExecutor(AT_ONCE)
     waiting: deque[Future[R]] = deque()
     try:
         for item in wanted:
