@@ -664,9 +664,13 @@ class Workshop:
             self._data = load_data(self._settings.data, self.backbone, self._settings.seed)
         return self._data
 
-    @functools.cached_property
+    @property
     def preset(self) -> Preset:
-        """The trainings' settings, with this run's length, seed and device."""
+        """The trainings' settings, with this run's length, seed, device, batch and precision."""
+        return self._settled
+
+    @functools.cached_property
+    def _settled(self) -> Preset:
         from .training import preset_for
 
         s = self._settings
