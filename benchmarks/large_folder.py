@@ -4,7 +4,8 @@
   different ones, each under many names), trains on it for some steps and scores the network. In
   memory the images would take `decoded_gib`.
 - Reading: images a second that batches read ahead give, over those that as many processes as there
-  are decoding threads get when they do nothing but decode; both in turns, medians of rounds.
+  are decoding threads get when they do nothing but decode; both in turns, medians of rounds. Once
+  for whole images, as networks are scored on, and once for random crops, as they are trained on.
 
     python benchmarks/large_folder.py                  # a few minutes, 200 MB of disk
 """
@@ -22,14 +23,16 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from hurricane.ops.backbone import parse_backbone
+from hurricane.search.crops import RandomResizedCrop
 from hurricane.search.data import load_data
-from hurricane.search.images import DECODERS, StoredImages
+from hurricane.search.images import DECODERS, StoredImages, read_ahead
 from hurricane.search.retrain import train_architecture
 from hurricane.search.training import TrainingSettings
 
@@ -88,25 +91,57 @@ def decode(paths: Sequence[Path]) -> None:
         np.asarray(ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-def reading(images: StoredImages, paths: Sequence[Path], rounds: int = 5) -> dict[str, float]:
+def decode_crops(paths: Sequence[Path]) -> None:
+    """The same for random crops."""
+    crops = RandomResizedCrop()
+    drawn = crops.draw(len(paths), torch.Generator().manual_seed(0)).tolist()
+    for path, numbers in zip(paths, drawn, strict=True):
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+        box = crops.place(numbers, *image.size).box(image.size)
+        np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
+
+
+def read_whole(images: StoredImages) -> None:
+    """Reads images ahead as a network is scored on them."""
+    for _batch in images.split(BATCH):
+        continue
+
+
+def read_crops(images: StoredImages) -> None:
+    """Reads images ahead as a network is trained on them."""
+    crops, drawn = RandomResizedCrop(), torch.Generator().manual_seed(0)
+    chosen = torch.arange(len(images)).split(BATCH)
+    for _batch in read_ahead(lambda numbers: crops.show(images, numbers, drawn), chosen):
+        continue
+
+
+def reading(images: StoredImages, paths: Sequence[Path], rounds: int = 5) -> dict[str, Any]:
     """Images a second of as many processes as there are decoders, and of batches read ahead."""
-    alone: list[float] = []
-    ahead: list[float] = []
+    kinds = {"whole": (decode, read_whole), "crops": (decode_crops, read_crops)}
+    alone: dict[str, list[float]] = {kind: [] for kind in kinds}
+    ahead: dict[str, list[float]] = {kind: [] for kind in kinds}
+    some = images.take(torch.arange(len(paths)))
     with ProcessPoolExecutor(DECODERS, get_context("spawn")) as processes:
         shares = [paths[first::DECODERS] for first in range(DECODERS)]
         list(processes.map(decode, shares))  # starts them
         for _ in range(rounds):
-            begun = time.perf_counter()
-            list(processes.map(decode, shares))
-            alone.append(len(paths) / (time.perf_counter() - begun))
-            begun = time.perf_counter()
-            for _batch in images.take(torch.arange(len(paths))).split(BATCH):
-                continue
-            ahead.append(len(paths) / (time.perf_counter() - begun))
+            for kind, (decoding, read) in kinds.items():
+                begun = time.perf_counter()
+                list(processes.map(decoding, shares))
+                alone[kind].append(len(paths) / (time.perf_counter() - begun))
+                begun = time.perf_counter()
+                read(some)
+                ahead[kind].append(len(paths) / (time.perf_counter() - begun))
     return {
-        "decoding_images_per_s": median(alone),
-        "read_ahead_images_per_s": median(ahead),
-        "share_of_decoding": median(a / b for a, b in zip(ahead, alone, strict=True)),
+        kind: {
+            "decoding_images_per_s": median(alone[kind]),
+            "read_ahead_images_per_s": median(ahead[kind]),
+            "share_of_decoding": median(
+                a / b for a, b in zip(ahead[kind], alone[kind], strict=True)
+            ),
+        }
+        for kind in kinds
     }
 
 
@@ -135,7 +170,7 @@ def main() -> None:
         stored = isinstance(images, StoredImages)
         found = {}
         if isinstance(images, StoredImages):
-            files = sorted(Path(place, "data", "train", "0").iterdir())[: 16 * BATCH]
+            files = sorted(Path(place, "data", "train").glob("*/*"))[: 16 * BATCH]
             found = reading(images, files)
     print(
         json.dumps(
@@ -150,7 +185,7 @@ def main() -> None:
                 "steps": arguments.steps,
                 "training_and_scoring_s": trained,
                 "decoding_threads": DECODERS,
-                **found,
+                "reading": found,
             }
         )
     )

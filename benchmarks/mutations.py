@@ -46,7 +46,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/candidates.py": ("search_candidates", "search_space"),
     "search/comparison.py": ("search_baselines",),
     "search/confirm.py": ("search_confirm",),
-    "search/data.py": ("search_data",),
+    "search/crops.py": ("search_crops",),
+    "search/data.py": ("search_data", "search_crops"),
     "search/distributed.py": ("search_steps", "search_training"),
     "search/evaluation.py": ("search_supernet", "search_retrain", "search_front"),
     "search/evolution.py": ("search_evolution", "search_two_stage"),
@@ -61,7 +62,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "search/scoring.py": ("search_scoring", "search_space"),
     "search/space.py": ("search_space", "search_front"),
     "search/supernet.py": ("search_steps", "search_supernet"),
-    "search/training.py": ("search_steps", "search_supernet", "search_retrain", "search_training"),
+    "search/training.py": (
+        "search_steps",
+        "search_training_log",
+        "search_supernet",
+        "search_retrain",
+        "search_training",
+    ),
+    "search/training_log.py": ("search_training_log", "search_steps"),
     "search/two_stage.py": ("search_two_stage",),
     "agents/security.py": ("agents_tls",),
     "lookup_tables/journal.py": ("tables_journal",),
@@ -174,8 +182,8 @@ MUTATIONS = (
     Mutation(
         "the way a camera was held is not heeded",
         "search/data.py",
-        "ImageOps.exif_transpose(opened).convert",
-        "opened.convert",
+        "            ImageOps.exif_transpose(opened, in_place=True)\n",
+        "",
     ),
     Mutation(
         "augmentation is off",
@@ -244,10 +252,22 @@ MUTATIONS = (
         "if False:",
     ),
     Mutation(
+        "a resumed training forgets what it counted since its last row",
+        "search/training.py",
+        'content.get("logged", ())',
+        "()",
+    ),
+    Mutation(
+        "rows after a checkpoint stay when a training resumes",
+        "search/training.py",
+        "    log.rewind(start)\n",
+        "",
+    ),
+    Mutation(
         "the learning rate stays at its height",
         "search/training.py",
-        'group["lr"] = settings.rate(step, steps)',
-        'group["lr"] = settings.learning_rate',
+        "rate = settings.rate(step, steps)",
+        "rate = settings.learning_rate",
     ),
     Mutation(
         "no momentum",
@@ -300,8 +320,8 @@ MUTATIONS = (
     Mutation(
         "every step trains the first path",
         "search/training.py",
-        "yield loss(run(images, paths[step]), labels)",
-        "yield loss(run(images, paths[0]), labels)",
+        "logits = run(images, paths[step])",
+        "logits = run(images, paths[0])",
     ),
     Mutation(
         "fair training draws the same order in every step",
@@ -336,8 +356,8 @@ MUTATIONS = (
     Mutation(
         "a resumed training begins at step 0",
         "search/training.py",
-        ("            return step\n        except _OTHER_CONTENT"),
-        ("            return 0\n        except _OTHER_CONTENT"),
+        "return step, Tally(",
+        "return 0, Tally(",
     ),
     Mutation(
         "a resumed training forgets its momentum",
@@ -354,20 +374,26 @@ MUTATIONS = (
     Mutation(
         "the last weights are not saved",
         "search/training.py",
-        ("if done % settings.checkpoint_steps == 0 or done == steps:\n                saved"),
-        ("if done % settings.checkpoint_steps == 0:\n                saved"),
+        "kept = last or done % settings.checkpoint_steps == 0",
+        "kept = done % settings.checkpoint_steps == 0",
     ),
     Mutation(
         "a loss that is no number goes unnoticed",
         "search/training.py",
-        "if not np.isfinite(value):",
+        "if not np.isfinite(status.loss):",
         "if False:",
     ),
     Mutation(
+        "a replica's gradients are those of one process",
+        "search/distributed.py",
+        "    done.set_result(world.sum(values))",
+        "    done.set_result(values)",
+    ),
+    Mutation(
         "progress tells the sum of losses",
-        "search/training.py",
-        "_report(loss_sum / max(1, loss_count)",
-        "_report(loss_sum",
+        "search/training_log.py",
+        "self.loss / max(1.0, self.losses),",
+        "self.loss,",
     ),
     Mutation(
         "stage 2's length does not follow the run's",
@@ -456,7 +482,7 @@ MUTATIONS = (
     Mutation(
         "BatchNorm is not recalibrated in the last stretch",
         "search/evaluation.py",
-        ("            for x in kept.calibration:\n                _chain(whole, x)\n"),
+        ("            for x in counted(kept.calibration):\n                _chain(whole, x)\n"),
         "            pass\n",
     ),
     Mutation(
@@ -466,9 +492,21 @@ MUTATIONS = (
         "",
     ),
     Mutation(
+        "paths that are scored together share their statistics",
+        "search/evaluation.py",
+        "        _put(self._own)\n",
+        "",
+    ),
+    Mutation(
+        "images on the disk are read for each path",
+        "search/evaluation.py",
+        "            if self._stored:",
+        "            if False:",
+    ),
+    Mutation(
         "BatchNorm's last batch counts more",
         "search/evaluation.py",
-        "norm.momentum = None",
+        "norm.momentum = 1 / number",
         "norm.momentum = 0.1",
     ),
     Mutation(
@@ -1053,8 +1091,8 @@ MUTATIONS = (
     Mutation(
         "gradients are not summed over processes",
         "search/distributed.py",
-        "        dist.all_reduce(flat)\n",
-        "",
+        "flat = self.sum(torch.cat([g.flatten() for g in gradients]))",
+        "flat = torch.cat([g.flatten() for g in gradients])",
     ),
     Mutation(
         "a failed stem or head counts as 0 ms",
@@ -1233,10 +1271,40 @@ MUTATIONS = (
         "        while False:\n",
     ),
     Mutation(
+        "crops are always from the left",
+        "search/crops.py",
+        "left, top = int(across * (width - w + 1)), int(",
+        "left, top = 0, int(",
+    ),
+    Mutation(
+        "crops are all of one shape",
+        "search/crops.py",
+        "ratio = math.exp(first + shape * (last - first))",
+        "ratio = 1.0",
+    ),
+    Mutation(
+        "a crop is not taken smaller where the image was decoded smaller",
+        "search/crops.py",
+        "across, down = size[0] / self.image[0], size[1] / self.image[1]",
+        "across, down = 1.0, 1.0",
+    ),
+    Mutation(
+        "a crop heeds no way of holding a camera",
+        "search/data.py",
+        "size = opened.size[::-1] if turned else opened.size",
+        "size = opened.size",
+    ),
+    Mutation(
+        "a crop is never mirrored",
+        "search/data.py",
+        "ImageOps.mirror(image) if crop.mirrored else image",
+        "image",
+    ),
+    Mutation(
         "images on the disk are counted from the first",
         "search/images.py",
-        "return StoredImages(self.fetch, self.numbers[chosen])",
-        "return StoredImages(self.fetch, chosen)",
+        "return StoredImages(self.fetch, self.numbers[chosen], self.crop)",
+        "return StoredImages(self.fetch, chosen, self.crop)",
     ),
     Mutation(
         "a val folder beside a test folder is not the validation split",

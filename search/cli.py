@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,8 @@ import click
 from ..agents.console import (
     LazyCommand,
     LazyGroup,
-    Progress,
     emit,
     json_option,
-    progress_bar,
     run_command,
 )
 from ..agents.version import agent_version
@@ -27,7 +24,8 @@ from ..ops.pool import registered_operators
 from ..profiler.options import credential_options, together, use_plugins
 from .candidates import METHODS
 from .evolution import STRATEGIES
-from .trainings import SUPERNET_TRAININGS
+from .progress import progress_bars
+from .trainings import AUTO, PRECISIONS, SUPERNET_TRAININGS
 
 if TYPE_CHECKING:
     from ..lookup_tables.architecture import TableSource
@@ -218,6 +216,25 @@ _training_options = together(
         show_default=True,
         metavar="FACTOR",
         help="Length of training, as a multiple of the data's preset.",
+    ),
+    click.option(
+        "--epochs",
+        type=float,
+        metavar="N",
+        help="Epochs of a supernet and of the network found, instead of --training.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Images a step, learning rates in proportion [the data's preset, larger on a GPU].",
+    ),
+    click.option(
+        "--precision",
+        default=AUTO,
+        show_default=True,
+        type=click.Choice((*PRECISIONS, AUTO)),
+        help="Of training; auto takes bf16 on a GPU that has it.",
     ),
 )
 
@@ -615,20 +632,3 @@ def _last_lines(outcome: RunOutcome) -> list[str]:
         [f"accuracy on the target not measured: {outcome.untested}"] if outcome.untested else []
     )
     return [*lines, f"everything is in {outcome.directory}"]
-
-
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars one after the other: a new label ends the bar before."""
-    with ExitStack() as stack:
-        label = ""
-        bar = Progress()
-
-        def watch(what: str, done: int, total: int) -> None:
-            nonlocal label, bar
-            if what != label:
-                stack.close()
-                label, bar = what, stack.enter_context(progress_bar(total, what))
-            bar.update(done)
-
-        yield watch

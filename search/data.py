@@ -9,12 +9,12 @@ Folders and archives of more than `IN_MEMORY_BYTES` stay on the disk and are dec
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
-from .images import DECODERS, Images, StoredImages, take
+from .crops import Crop, RandomResizedCrop
+from .images import DECODERS, Images, StoredImages, decoders, pick, take, to_device
 
 KINDS = ("digits", "cifar10", "folder")
 SPLIT_FOLDERS = {
@@ -54,10 +55,16 @@ DIGITS_VALIDATION_PER_CLASS = 30
 
 CIFAR_SIDE = 32
 IN_MEMORY_BYTES = 1 << 30
-"""Up to this size all splits together are decoded once and kept."""
+"""Up to this size splits are decoded once and kept: validation first, then test, then training."""
+
+CROPPED_ABOVE = 64
+"""Photographs of a folder are shown as random resized crops where a side is longer than this."""
 
 STATISTICS_IMAGES = 10_000
 """Training images that mean and deviation are taken of where they are not in memory."""
+
+ORIENTATION = 0x0112
+"""Exif's tag of how a camera was held; from 5 on width and height change places."""
 
 TEST_SHARE = 0.2
 """Part of each class that is set aside for test where class folders are all there is."""
@@ -107,6 +114,10 @@ class Augmentation:
     shift: int = 0
     flip: bool = False
 
+    def show(self, images: Images, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Some of the images [N, C, H, W], augmented."""
+        return self.apply(pick(images, chosen), generator)
+
     def apply(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augments a batch [N, C, H, W] of any type; every image draws its own shift and flip."""
         if not self.shift and not self.flip:
@@ -120,7 +131,7 @@ class Augmentation:
             columns = torch.where(mirrored, columns.flip(1), columns)
         device = images.device
         batch = torch.arange(n, device=device)[:, None, None]
-        rows, columns = rows.to(device)[:, :, None], columns.to(device)[:, None, :]
+        rows, columns = to_device(rows, device)[:, :, None], to_device(columns, device)[:, None, :]
         return images.permute(0, 2, 3, 1)[batch, rows, columns].permute(0, 3, 1, 2)
 
 
@@ -146,14 +157,14 @@ class ImageData:
     test: Split
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augmentation: Augmentation
+    augmentation: Augmentation | RandomResizedCrop
     seed: int
 
     def normalise(self, images: Tensor) -> Tensor:
         """From uint8 [N, C, H, W] to float32 with the training images' mean 0 and deviation 1."""
         device = images.device
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        scale = 1 / (torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255)
+        mean = to_device(torch.tensor(self.mean), device).view(1, -1, 1, 1) * 255
+        scale = 1 / (to_device(torch.tensor(self.std), device).view(1, -1, 1, 1) * 255)
         return (images.float() - mean) * scale
 
     def describe(self) -> dict[str, Any]:
@@ -205,6 +216,8 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
         else:
             classes, pools = _from_folders(source, backbone, spec)
         augmentation = Augmentation(shift=max(1, backbone.input_height // 8), flip=True)
+        if kind == "folder" and max(backbone.input_height, backbone.input_width) > CROPPED_ABOVE:
+            augmentation = RandomResizedCrop()
     if len(classes) != backbone.classes:
         raise BadRequest(
             f"{spec} has {len(classes)} classes, the head of {backbone.name} has "
@@ -222,12 +235,12 @@ def load_data(spec: str, backbone: Backbone, seed: int = 0) -> ImageData:
         pools = {name: pool.divide(per_class)[0] for name, pool in pools.items()}
     for name, pool in pools.items():
         _check_counts(pool.labels, name, classes, spec)
-    count = sum(len(pool.labels) for pool in pools.values())
-    size = count * backbone.input_channels * backbone.input_height * backbone.input_width
-    in_memory = size <= IN_MEMORY_BYTES or not all(pool.stored for pool in pools.values())
-    splits = {name: pool.load(in_memory) for name, pool in pools.items()}
+    image = backbone.input_channels * backbone.input_height * backbone.input_width
+    splits = _load(pools, image, isinstance(augmentation, RandomResizedCrop))
     train = splits["train"]
-    mean, std = _statistics((train if in_memory else train.balanced(STATISTICS_IMAGES)).images)
+    if isinstance(train.images, StoredImages):
+        train = train.balanced(STATISTICS_IMAGES)
+    mean, std = _statistics(train.images)
     return ImageData(
         spec=spec,
         kind=kind,
@@ -276,16 +289,18 @@ class _Pool:
         indices: int64 [N], what `fetch` knows the images by.
         fetch: from indices to uint8 [n, channels, height, width].
         stored: whether it gets them from the disk.
+        crop: as in `StoredImages`.
     """
 
     labels: Tensor
     indices: Tensor
     fetch: Callable[[Tensor], Tensor]
     stored: bool = False
+    crop: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, labels: Tensor, fetch: Callable[[Tensor], Tensor], stored: bool = False) -> _Pool:
-        return cls(labels, torch.arange(len(labels)), fetch, stored)
+    def of(cls, labels: Tensor, fetch: Callable[[Tensor], Tensor]) -> _Pool:
+        return cls(labels, torch.arange(len(labels)), fetch)
 
     def divide(self, per_class: int) -> tuple[_Pool, _Pool]:
         """Draws up to `per_class` images of every class; gives (drawn, rest), each in old order."""
@@ -301,8 +316,26 @@ class _Pool:
         )
 
     def load(self, in_memory: bool) -> Split:
-        images = StoredImages(self.fetch, self.indices)
+        images = StoredImages(self.fetch, self.indices, self.crop)
         return Split(images[:] if in_memory else images, self.labels)
+
+
+def _load(pools: Mapping[str, _Pool], image: int, cropped: bool) -> dict[str, Split]:
+    """Splits in memory, as far as they fit there.
+
+    Args:
+        pools: by the splits' names.
+        image: bytes of a decoded image.
+        cropped: training images are shown in parts, which have to be decoded each time.
+    """
+    room, splits = IN_MEMORY_BYTES, {}
+    for name in ("validation", "test", "train"):
+        pool = pools[name]
+        size = image * len(pool.labels)
+        kept = not pool.stored or (size <= room and not (cropped and name == "train"))
+        room -= size if kept else 0
+        splits[name] = pool.load(kept)
+    return splits
 
 
 def _share_per_class(labels: Tensor, classes: int) -> int:
@@ -459,7 +492,7 @@ def _from_folders(
         names = [n for c in classes for n in found[c]]
         labels = torch.tensor([i for i, c in enumerate(classes) for _ in found[c]])
         fetch = partial(_decode_all, source, names, backbone)
-        pools[part] = _Pool.of(labels, fetch, stored=True)
+        pools[part] = _Pool(labels, torch.arange(len(labels)), fetch, stored=True, crop=fetch)
     return classes, pools
 
 
@@ -473,40 +506,81 @@ def _is_text(name: str) -> bool:
 
 
 def _decode_all(
-    source: _Source, names: Sequence[str], backbone: Backbone, indices: Tensor
+    source: _Source,
+    names: Sequence[str],
+    backbone: Backbone,
+    indices: Tensor,
+    drawn: Tensor | None = None,
 ) -> Tensor:
-    """uint8 [N, channels, height, width] of the files with these indices, decoded in threads."""
-    size = (backbone.input_channels, backbone.input_height, backbone.input_width)
-    images = np.empty((len(indices), *size), dtype=np.uint8)
+    """uint8 [N, channels, height, width] of the files with these indices, decoded in threads.
+
+    Args:
+        source: of the files.
+        names: of all of them.
+        backbone: gives the size.
+        indices: int64 [N].
+        drawn: float64 [N, crops.NUMBERS], for random crops; None cuts out the middles.
+    """
+    size = (backbone.input_height, backbone.input_width, backbone.input_channels)
+    images = np.empty((len(indices), *size), dtype=np.uint8)  # as decoders give them
     chosen = [names[int(i)] for i in indices]
 
     def decode(numbers: range) -> None:
         for i in numbers:
-            images[i] = _decode(source, chosen[i], *size)
+            crop = None if drawn is None else drawn[i].tolist()
+            images[i] = _decode(source, chosen[i], *size, crop)
 
     # Enough tasks for all threads, and not so many that scheduling them counts.
     step = max(1, min(64, len(chosen) // (4 * DECODERS)))
     chunks = [range(i, min(i + step, len(chosen))) for i in range(0, len(chosen), step)]
-    with ThreadPoolExecutor(DECODERS) as executor:
-        list(executor.map(decode, chunks))
-    return torch.from_numpy(images)
+    list(decoders().map(decode, chunks))
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def _decode(source: _Source, name: str, channels: int, height: int, width: int) -> np.ndarray:
-    """One image as uint8 [channels, height, width], its middle cut to the aspect asked for."""
+def _decode(
+    source: _Source,
+    name: str,
+    height: int,
+    width: int,
+    channels: int,
+    drawn: Sequence[float] | None = None,
+) -> np.ndarray:
+    """One image as uint8 [height, width, channels].
+
+    Its middle is cut to the aspect asked for, or the crop taken that was drawn.
+    """
     from PIL import Image, ImageOps
 
+    crop = None
     try:
         with Image.open(io.BytesIO(source.read(name))) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
+            if drawn is not None:
+                crop = _draft(opened, drawn, height, width)
+            ImageOps.exif_transpose(opened, in_place=True)
+            mode = "L" if channels == 1 else "RGB"
+            image = opened if opened.mode == mode else opened.convert(mode)
+            image.load()
     except Exception as error:  # decoders fail on damaged bytes with whatever comes
         raise BadRequest(
             f"{source.where}: cannot read image {name} ({error}); replace or remove it"
         ) from error
-    if image.size != (width, height):
+    if crop is not None:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, crop.box(image.size))
+        image = ImageOps.mirror(image) if crop.mirrored else image
+    elif image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _draft(opened: Any, drawn: Sequence[float], height: int, width: int) -> Crop:
+    """Where the crop that was drawn lies; a JPEG is set to be decoded no larger than that needs."""
+    turned = opened.getexif().get(ORIENTATION, 1) >= 5
+    size = opened.size[::-1] if turned else opened.size
+    crop = RandomResizedCrop().place(drawn, *size)
+    shrink = max(width / crop.width, height / crop.height)
+    opened.draft(None, tuple(math.ceil(side * shrink) for side in opened.size))
+    return crop
 
 
 # CIFAR-10's python batches

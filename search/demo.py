@@ -290,7 +290,7 @@ def _work(job: Job, news: Any) -> None:
 
     torch.set_num_threads(1)
 
-    def watch(what: str, done: int, total: int) -> None:
+    def watch(what: str, done: int, total: int, detail: str = "") -> None:
         for start, (low, high) in _SPANS.items():
             if what.startswith(start):
                 news.put((str(job.folder), low + (high - low) * done / max(total, 1)))

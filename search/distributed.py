@@ -8,12 +8,16 @@ second process: alone, a process is rank 0 of 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..ops.errors import BadRequest, HurricaneError
 
@@ -46,12 +50,52 @@ class World:
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
+        flat = self.sum(torch.cat([g.flatten() for g in gradients]))
         for gradient, part in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
             gradient.copy_(part.view(gradient.shape))
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over all processes, in place where that is faster.
+
+        On a CPU they are added in the order of the ranks: as one process adds its parts up.
+        """
+        if self.size == 1:
+            return values
+        with _connected():
+            if values.is_cuda or self.size == 2:
+                dist.all_reduce(values)
+                return values
+            found = [torch.empty_like(values) for _ in range(self.size)]
+            dist.all_gather(found, values)
+        total = found[0]
+        for other in found[1:]:
+            total += other
+        return total
+
+    def replica(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model such that running backward through it sums its gradients over all processes.
+
+        Communication overlaps computing (DistributedDataParallel). For models all of whose
+        parameters get a gradient in every step; those of a supernet do not (`sum_gradients`).
+
+        Args:
+            model: on its device, with the same weights in every process.
+            device: that one.
+        """
+        if self.size == 1:
+            return model
+        with _connected(), warnings.catch_warnings():
+            # The name that torch 2.13 wants is unknown to earlier ones.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            replica = DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+            )
+        replica.register_comm_hook(self, _sum_bucket)
+        return replica
 
     def share_out(self, count: int, work: Callable[[Sequence[int]], Sequence[T]]) -> list[T]:
         """Does `work` on this process's share of range(count); gives everybody's results."""
@@ -59,7 +103,9 @@ class World:
             return list(work(range(count)))
         first, end = (count * r // self.size for r in (self.rank, self.rank + 1))
         shares: list[list[T]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(shares, list(work(range(first, end))))
+        own = list(work(range(first, end)))
+        with _connected():
+            dist.all_gather_object(shares, own)
         return [result for share in shares for result in share]
 
     def agree(self, value: object, what: str) -> None:
@@ -74,7 +120,55 @@ class World:
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.size > 1:
-            dist.barrier()
+            with _connected():
+                dist.barrier()
+
+
+def _sum_bucket(world, bucket):  # torch takes no annotations that are text, as here they are
+    """Sums a part of a replica's gradients: not their mean, as parts were weighted before.
+
+    Args:
+        world: these processes (World).
+        bucket: gradients of one dtype (torch.distributed.GradBucket).
+
+    Returns:
+        A future of their sums.
+    """
+    values = bucket.buffer()
+    if values.is_cuda:
+        work = dist.all_reduce(values, async_op=True)
+        assert work is not None  # as it is asynchronous
+        return work.get_future().then(lambda done: done.value()[0])
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(world.sum(values))
+    return done
+
+
+def sums_gradients(model: nn.Module) -> bool:
+    """Whether gradients of a model are summed by itself (`World.replica`)."""
+    return isinstance(model, DistributedDataParallel)
+
+
+def alone(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, gradients of a replica pile up in their process and are not summed yet."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Tells in our words that another process has ended.
+
+    Raises:
+        HurricaneError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise HurricaneError(
+            f"another process of this run has ended or cannot be reached ({reason}); "
+            "look for its own error above; the same command carries the run on"
+        ) from error
 
 
 def join_world() -> World:

@@ -6,13 +6,14 @@ scored on the validation split. Every path sees the same images in the same batc
 
 Paths that begin alike share work. A layer's outputs depend only on the layers before it, so paths
 are walked as a tree: a stretch that several paths have in common is recalibrated and run once,
-and its outputs are kept for as long as a path needs them. The figures are those of scoring each
-path by itself.
+and its outputs are kept for as long as a path needs them. Where the images themselves are too
+many for memory, nothing is kept: they are read once for many paths, which run one after the other
+on each batch. Either way the figures are those of scoring each path by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..ops.errors import HurricaneError
 from ..ops.pool import GATES
 from .data import ImageData, Split
 from .distributed import choose_device, join_world
-from .images import Images, take
+from .images import Images, StoredImages, held, take, to_device
 from .rundir import SUPERNET_FILE
 from .supernet import Candidates, Supernet
 from .training import (
@@ -44,7 +45,16 @@ CALIBRATION = 1000
 """What the random numbers that pick the calibration images are for (see `derive`)."""
 
 KEPT_BYTES = 1 << 30
-"""Outputs of shared stretches that may be kept at one time."""
+"""Outputs of shared stretches that may be kept at one time on a CPU."""
+
+KEPT_SHARE = 0.25
+"""The same on a GPU, as a share of its memory."""
+
+HELD_BYTES = 1 << 30
+"""Calibration images up to this size are decoded once for all paths."""
+
+PATHS_AT_ONCE = 64
+"""Paths that images on the disk are read once for."""
 
 
 def evaluate_network(
@@ -73,17 +83,27 @@ def evaluate_network(
 
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Sets BatchNorm's statistics to their averages over some batches of normalised images."""
-    with torch.inference_mode(), _calibrating([network]):
-        for images in batches:
+    with torch.inference_mode(), _calibrating([network]) as counted:
+        for images in counted(batches):
             network(images)
 
 
-def calibration_batches(data: ImageData, images: int, batch: int, device: torch.device) -> Batches:
-    """A fixed draw of training images, not augmented, normalised, in whole batches."""
+def calibration_batches(
+    data: ImageData, images: int, batch: int, device: torch.device, hold: bool = False
+) -> Batches:
+    """A fixed draw of training images, not augmented, normalised, in whole batches.
+
+    Args:
+        data: gives the training images.
+        images: how many, if there are as many.
+        batch: of each batch.
+        device: for the batches.
+        hold: decode images on the disk once, if they take no more than `HELD_BYTES`.
+    """
     count = min(images, len(data.train))
     order = torch.randperm(len(data.train), generator=generator(data.seed, CALIBRATION))
     chosen = take(data.train.images, order[: max(count - count % batch, min(count, batch))])
-    return Batches(chosen, data, batch, device)
+    return Batches(held(chosen, HELD_BYTES) if hold else chosen, data, batch, device)
 
 
 class Batches(Iterable[Tensor]):
@@ -94,10 +114,15 @@ class Batches(Iterable[Tensor]):
         data: for normalisation.
         batch: images in a batch, but for the last.
         device: for the batches.
+
+    Attributes:
+        images: how many there are.
+        stored: whether they are on the disk.
     """
 
     def __init__(self, images: Images, data: ImageData, batch: int, device: torch.device) -> None:
         self._images = images.to(device) if isinstance(images, Tensor) else images
+        self.stored = isinstance(images, StoredImages)
         self._data = data
         self._batch = batch
         self._device = device
@@ -109,16 +134,24 @@ class Batches(Iterable[Tensor]):
 
 
 def _ready(images: Tensor, data: ImageData, device: torch.device) -> Tensor:
-    return data.normalise(images.to(device)).contiguous(memory_format=torch.channels_last)
+    return data.normalise(to_device(images, device)).contiguous(memory_format=torch.channels_last)
 
 
 def _right(logits: Tensor, labels: Tensor) -> int:
     return int((logits.argmax(1) == labels).sum())
 
 
+Counted = Callable[[Iterable[Tensor]], Iterator[Tensor]]
+"""The same batches, each with its weight in BatchNorm's averages."""
+
+
 @contextmanager
-def _calibrating(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """BatchNorm, and nothing else, learns plain averages of its batches' statistics inside."""
+def _calibrating(modules: Sequence[nn.Module]) -> Iterator[Counted]:
+    """BatchNorm, and nothing else, learns plain averages of the statistics of counted batches.
+
+    With no momentum torch computes the same averages, but asks the GPU at every layer how many
+    batches there were, and so waits for it.
+    """
     norms = [n for m in modules for n in m.modules() if isinstance(n, nn.BatchNorm2d)]
     momenta = [n.momentum for n in norms]
     modes = [(part, part.training) for m in modules for part in m.modules()]
@@ -126,10 +159,16 @@ def _calibrating(modules: Sequence[nn.Module]) -> Iterator[None]:
         module.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
         norm.train()
+
+    def counted(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches, 1):
+            for norm in norms:
+                norm.momentum = 1 / number
+            yield batch
+
     try:
-        yield
+        yield counted
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -145,6 +184,40 @@ class _Kept:
     validation: Iterable[Tensor]
 
 
+class _Path:
+    """A path's modules with BatchNorm statistics of its own: other paths have the same modules.
+
+    Args:
+        modules: from images to logits.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        norms = [n for m in modules for n in m.modules() if isinstance(n, nn.BatchNorm2d)]
+        found = ((norm, *_statistics(norm)) for norm in norms)
+        self._own = [(norm, mean.clone(), variance.clone()) for norm, mean, variance in found]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Logits of a batch; in training mode the path's own statistics learn from it."""
+        shared = [(norm, *_statistics(norm)) for norm, _, _ in self._own]
+        _put(self._own)
+        try:
+            return _chain(self._modules, x)
+        finally:
+            _put(shared)
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None  # none of ours does without
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _put(statistics: Iterable[tuple[nn.BatchNorm2d, Tensor, Tensor]]) -> None:
+    for norm, mean, variance in statistics:
+        norm.running_mean, norm.running_var = mean, variance
+
+
 class PathScorer:
     """Scores paths of a supernet on the validation split.
 
@@ -154,7 +227,9 @@ class PathScorer:
         calibration_images: training images for BatchNorm.
         batch: images put through at once.
         device: as in `TrainingSettings`.
-        kept_bytes: memory for outputs of shared stretches; 0 scores every path by itself.
+        kept_bytes: memory for outputs of shared stretches; 0 scores every path by itself; None
+            takes what suits the device.
+        precision: ``fp32`` or ``bf16``, as it was trained in.
     """
 
     def __init__(
@@ -164,7 +239,8 @@ class PathScorer:
         calibration_images: int,
         batch: int = 128,
         device: str = "auto",
-        kept_bytes: int = KEPT_BYTES,
+        kept_bytes: int | None = None,
+        precision: str = "fp32",
     ) -> None:
         self._device = choose_device(device, join_world())
         # In one layout, or the last bits, and by them an accuracy, would depend on whether the
@@ -172,10 +248,13 @@ class PathScorer:
         layout = torch.channels_last
         supernet.to(device=self._device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self._supernet = supernet.eval()
+        self._mixed = precision == "bf16"
+        kept_bytes = _memory(self._device) if kept_bytes is None else kept_bytes
         self._budget = kept_bytes
-        inputs = calibration_batches(data, calibration_images, batch, self._device)
+        inputs = calibration_batches(data, calibration_images, batch, self._device, hold=True)
         validation = Batches(data.validation.images, data, batch, self._device)
         self._labels = data.validation.labels.to(self._device)
+        self._batch = batch
         self._images = inputs.images + validation.images
         self._root = 0
         self._kept = _Kept(inputs, validation)
@@ -185,9 +264,17 @@ class PathScorer:
             # What no path can change, stem and first fixed layers, is run once and for all.
             # What is too large for that, such as images on the disk, is gone through for each.
             common = np.zeros(len(widths), dtype=np.int64)
-            self._kept = self._advance(self._stretch(common, 0, fixed), self._kept)
+            with self._computing():
+                self._kept = self._advance(self._stretch(common, 0, fixed), self._kept)
             self._root = fixed
             self._budget -= self._size(fixed)
+        self._stored = self._root == 0 and (inputs.stored or validation.stored)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        kind = self._device.type
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=self._mixed):
+            yield
 
     def score(self, codes: np.ndarray) -> list[float]:
         """Validation accuracies (0 to 1) of codes [N, layers]; equal codes are run once."""
@@ -197,8 +284,13 @@ class PathScorer:
         found = np.full(len(distinct), np.nan)
         # Places on a path: 0 is the stem, which offers one choice, then come the layers.
         places = np.pad(distinct, ((0, 0), (1, 0)))
-        with torch.inference_mode():
-            self._walk(places, np.arange(len(places)), self._root, self._kept, found)
+        with self._computing():
+            if self._stored:
+                for first in range(0, len(places), PATHS_AT_ONCE):
+                    some = places[first : first + PATHS_AT_ONCE]
+                    found[first : first + PATHS_AT_ONCE] = self._together(some)
+            else:
+                self._walk(places, np.arange(len(places)), self._root, self._kept, found)
         return found[inverse.reshape(-1)].tolist()
 
     def _walk(
@@ -219,6 +311,22 @@ class PathScorer:
             for row in group:
                 found[row] = self._finish(self._stretch(codes[row], place, last), kept)
 
+    def _together(self, codes: np.ndarray) -> list[float]:
+        """Accuracies of some paths, whose images are gone through once for all of them."""
+        head = self._supernet.head
+        stretches = [[*self._stretch(code, 0, codes.shape[1]), head] for code in codes]
+        with _calibrating([self._supernet]) as counted:
+            paths = [_Path(modules) for modules in stretches]  # with statistics that were reset
+            for x in counted(self._kept.calibration):
+                for path in paths:
+                    path.run(x)
+        right = torch.zeros(len(paths), dtype=torch.int64, device=self._device)
+        labels = self._labels.split(self._batch)
+        for x, wanted in zip(self._kept.validation, labels, strict=True):
+            for number, path in enumerate(paths):
+                right[number] += (path.run(x).argmax(1) == wanted).sum()
+        return (right.double() / len(self._labels)).tolist()
+
     def _stretch(self, code: np.ndarray, start: int, end: int) -> list[nn.Module]:
         """Modules of a path from one place to before another."""
         return [
@@ -228,16 +336,15 @@ class PathScorer:
 
     def _advance(self, modules: Sequence[nn.Module], kept: _Kept) -> _Kept:
         """Recalibrates a stretch on its inputs and gives its outputs."""
-        with torch.inference_mode():
-            with _calibrating(modules):
-                calibration = [_chain(modules, x) for x in kept.calibration]
-            return _Kept(calibration, [_chain(modules, x) for x in kept.validation])
+        with _calibrating(modules) as counted:
+            calibration = [_chain(modules, x) for x in counted(kept.calibration)]
+        return _Kept(calibration, [_chain(modules, x) for x in kept.validation])
 
     def _finish(self, modules: Sequence[nn.Module], kept: _Kept) -> float:
         """Recalibrates a path's last stretch and its head, and gives the path's accuracy."""
         whole = [*modules, self._supernet.head]
-        with _calibrating(whole):
-            for x in kept.calibration:
+        with _calibrating(whole) as counted:
+            for x in counted(kept.calibration):
                 _chain(whole, x)
         logits = torch.cat([_chain(whole, x) for x in kept.validation])
         return _right(logits, self._labels) / len(self._labels)
@@ -252,6 +359,13 @@ class PathScorer:
         else:
             shape = backbone.head_shape
         return 4 * self._images * shape.in_pixels * shape.in_channels
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes for outputs that paths share."""
+    if device.type != "cuda":
+        return KEPT_BYTES
+    return int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
 
 
 def _alike(codes: np.ndarray, rows: np.ndarray, place: int) -> list[np.ndarray]:
@@ -372,6 +486,7 @@ class SupernetEvaluator:
             self._preset.calibration_images,
             self._preset.evaluation_batch,
             self._preset.supernet.device,
+            precision=self._preset.supernet.precision,
         )
 
     def evaluate(self, codes: np.ndarray) -> list[float]:
@@ -416,6 +531,7 @@ class SupernetEvaluator:
             self._preset.evaluation_batch,
             self._preset.supernet.device,
             kept_bytes=0,
+            precision=self._preset.supernet.precision,
         )
         return scorer.score(np.asarray(codes))
 

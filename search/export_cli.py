@@ -11,7 +11,8 @@ import click
 
 from ..agents.console import emit, json_option
 from ..ops.errors import BadRequest
-from .cli import named_agent, one_agent, progress_bars
+from .cli import named_agent, one_agent
+from .progress import progress_bars
 
 if TYPE_CHECKING:
     from ..lookup_tables.architecture import Architecture, ArtifactAccuracy, TrainingData

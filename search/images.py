@@ -9,6 +9,7 @@ speaks gRPC or holds a GPU must not fork.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,13 +17,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 AHEAD = 4
 """Batches that are read before they are asked for."""
 
+AT_ONCE = 2
+"""Batches that are read side by side, so that no decoder waits for a batch's last image."""
+
 DECODERS = min(16, os.cpu_count() or 1)
-"""Threads that decode the images of a batch."""
+"""Threads that decode images."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,10 +40,13 @@ class StoredImages:
     Attributes:
         fetch: from numbers int64 [n] to uint8 [n, channels, height, width].
         numbers: int64 [N], what `fetch` knows the images by.
+        crop: the same from numbers and what was drawn for each (`crops.RandomResizedCrop`); None
+            where images have no other size than that of `fetch`.
     """
 
     fetch: Callable[[Tensor], Tensor]
     numbers: Tensor
+    crop: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -48,7 +56,13 @@ class StoredImages:
 
     def take(self, chosen: Tensor) -> StoredImages:
         """Some of the images, not decoded yet."""
-        return StoredImages(self.fetch, self.numbers[chosen])
+        return StoredImages(self.fetch, self.numbers[chosen], self.crop)
+
+    def cropped(self, chosen: Tensor, drawn: Tensor) -> Tensor:
+        """Some of the images, of each the part that was drawn."""
+        if self.crop is None:
+            raise TypeError("these images cannot be cropped")
+        return self.crop(self.numbers[chosen], drawn)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """Batches in order, decoded ahead; the last may be smaller."""
@@ -64,9 +78,34 @@ def take(images: Images, chosen: Tensor) -> Images:
     return images.take(chosen) if isinstance(images, StoredImages) else images[chosen]
 
 
+def pick(images: Images, chosen: Tensor) -> Tensor:
+    """Pixels of some images, int64 [n], in memory where the images are, or decoded."""
+    return images[to_device(chosen, images.device) if isinstance(images, Tensor) else chosen]
+
+
+def held(images: Images, limit: int) -> Images:
+    """Images in memory where they take at most `limit` bytes there; else as they are."""
+    if isinstance(images, Tensor) or not len(images):
+        return images
+    return images[:] if images[:1].nbytes * len(images) <= limit else images
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; the program does not wait for a GPU to be done with what it does."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+@functools.cache
+def decoders() -> ThreadPoolExecutor:
+    """The threads that decode the images of all batches."""
+    return ThreadPoolExecutor(DECODERS)
+
+
 def read_ahead(fetch: Callable[[T], R], wanted: Iterable[T], depth: int = AHEAD) -> Iterator[R]:
-    """Results of a slow function in order, made in a thread up to `depth` before they are used."""
-    executor = ThreadPoolExecutor(1)
+    """Results of a slow function in order, made in threads up to `depth` before they are used."""
+    executor = ThreadPoolExecutor(AT_ONCE)
     waiting: deque[Future[R]] = deque()
     try:
         for item in wanted:

@@ -38,9 +38,10 @@ from .comparison import BaselineSettings, Compared, compare
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import STRATEGIES, Strategy, best_first
 from .measuring import Measurement, NotMeasurable
+from .progress import Watch
 from .rundir import RunDirectory, leads, wait_for_leader
 from .space import SearchSpace
-from .trainings import SUPERNET_TRAININGS
+from .trainings import AUTO, PRECISIONS, SUPERNET_TRAININGS
 from .two_stage import Candidates, StageResult, TwoStageResult, two_stage_search
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
     from .data import ImageData
     from .evaluation import SupernetEvaluator
     from .training import Preset
-
-Watch = Callable[[str, int, int], None]
-"""Told (what is being done, steps done, steps in all)."""
+    from .training_log import TrainingStatus
 
 
 class Measure(Protocol):
@@ -146,6 +145,10 @@ class SearchSettings:
         seed: of everything that is drawn, but for the data's splits, which stay the same.
         device: for training: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         training: length of all trainings, as a multiple of the data's preset.
+        epochs: of a supernet and of a network from scratch, instead of the preset's; stage 2 in
+            proportion.
+        batch: images a step, learning rates in proportion; None: the preset's, larger on a GPU.
+        precision: ``fp32``, ``bf16`` or ``auto``: bf16 on a GPU that has it.
         supernet: how a supernet is trained: ``single-path``, ``fair`` or ``sandwich``.
         finalists: best networks that are trained from scratch; of those, the most accurate on
             the validation split is the search's.
@@ -159,6 +162,9 @@ class SearchSettings:
     seed: int = 0
     device: str = "auto"
     training: float = 1.0
+    epochs: float | None = None
+    batch: int | None = None
+    precision: str = AUTO
     supernet: str = "single-path"
     finalists: int = 1
 
@@ -166,6 +172,7 @@ class SearchSettings:
         for name, allowed in (
             ("strategy", tuple(STRATEGIES)),
             ("supernet", SUPERNET_TRAININGS),
+            ("precision", (AUTO, *PRECISIONS)),
             ("stages", (1, 2)),
         ):
             if getattr(self, name) not in allowed:
@@ -174,6 +181,12 @@ class SearchSettings:
             raise BadRequest("evaluations, population and finalists must be at least 1")
         if not 0 < self.training < math.inf:
             raise BadRequest("training must be a positive multiple of the preset's length")
+        if self.epochs is not None and self.training != 1:
+            raise BadRequest("epochs and training both say how long to train: give one of them")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise BadRequest("epochs must be more than 0")
+        if self.batch is not None and self.batch < 1:
+            raise BadRequest("batch must be at least 1")
         if self.seed < 0:
             raise BadRequest("seed must not be negative")
 
@@ -588,8 +601,9 @@ def space_facts(space: SearchSpace) -> dict[str, Any]:
 def settings_facts(settings: SearchSettings, preset: Preset | None) -> dict[str, Any]:
     """What a run's configuration keeps of its settings."""
     facts = asdict(settings)
-    if settings.finalists == 1:
-        del facts["finalists"]  # as in runs of earlier versions, which can be carried on
+    for name in ("finalists", "epochs", "batch", "precision"):
+        if facts[name] == getattr(SearchSettings, name):
+            del facts[name]  # as in runs of earlier versions, which can be carried on
     return {**facts, "preset": asdict(preset) if preset else None}
 
 
@@ -652,25 +666,53 @@ class Workshop:
 
     @property
     def preset(self) -> Preset:
-        """The trainings' settings, with this run's length, seed and device."""
+        """The trainings' settings, with this run's length, seed, device, batch and precision."""
+        return self._settled
+
+    @functools.cached_property
+    def _settled(self) -> Preset:
         from .training import preset_for
 
         s = self._settings
         preset = (self._wanted_preset or preset_for(self.data)).scaled(s.training)
+        if s.epochs is not None:
+            preset = preset.lasting(s.epochs)
         preset = preset.adjusted(seed=s.seed, device=s.device)
-        return replace(
+        preset = replace(
             preset,
             supernet=replace(preset.supernet, strategy=s.supernet),
             stage_2=replace(preset.stage_2, strategy=s.supernet),
         )
+        return self._suited(preset)
 
-    def tell(self, label: str, done: int, total: int) -> None:
+    def _suited(self, preset: Preset) -> Preset:
+        """The preset with batch and precision as asked for, or as suits where the run began."""
+        from .distributed import choose_device, join_world
+        from .hardware import Choice
+
+        world, path = join_world(), self._run.trainings_path
+        device, images = choose_device(self._settings.device, world), len(self.data.train)
+        if leads() and not path.exists():
+            choice = Choice.of(
+                preset,
+                device,
+                images,
+                world.size,
+                self._settings.batch,
+                self._settings.precision,
+                keep_batch=self._wanted_preset is not None,
+            )
+            choice.save(path, choice.apply(preset, images), device)
+        world.wait()
+        return Choice.load(path).apply(preset, images)
+
+    def tell(self, label: str, done: int, total: int, detail: str = "") -> None:
         if self._watch is not None:
-            self._watch(label, done, total)
+            self._watch(label, done, total, detail)
 
-    def trained(self, label: str) -> Callable[[int, int, float], None]:
+    def trained(self, label: str) -> Callable[[TrainingStatus], None]:
         """A training's progress function under a label."""
-        return lambda done, total, loss: self.tell(label, done, total)
+        return lambda status: self.tell(label, status.step, status.steps, status.text())
 
     def prepare(self, stage: int, candidates: Any, sampler: Any, previous: Any = None) -> None:
         """Trains a stage's supernet (`two_stage.StageEvaluator`)."""
@@ -714,7 +756,7 @@ class Workshop:
             self._gate,
             self._settings.seed,
             self._settings.device,
-            progress=lambda done, total, loss: self.tell(self._label, done, total),
+            progress=lambda status: self.trained(self._label)(status),
         )
 
 

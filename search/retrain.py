@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from .distributed import choose_device, join_world
 from .evaluation import calibration_batches, evaluate_network, recalibrate
 from .training import (
     INITIAL,
+    Losses,
     Progress,
     TrainingSettings,
     forward,
@@ -96,7 +97,8 @@ def train_architecture(
         operators: one name a layer.
         data: training split to learn from; validation and test splits to score on.
         settings: by default those for the data.
-        directory: gets ``training.pt`` (checkpoint) and ``weights.pt``; None keeps nothing.
+        directory: gets ``training.pt`` (checkpoint), ``training.csv`` and ``weights.pt``; None
+            keeps nothing.
         gate: of squeeze-and-excitation.
         progress: is told how far it is.
 
@@ -149,13 +151,16 @@ def train_module(
     Returns:
         Its accuracies on the validation and the test split, 0 to 1.
     """
+    world = join_world()
+    device = choose_device(settings.device, world)
+    network.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    replica = world.replica(network, device)
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        logits = forward(network, settings, images)
-        yield F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+        logits = forward(replica, settings, images)
+        yield F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing), logits
 
-    optimise(network, objective, data, settings, identity, checkpoint, progress)
-    device = choose_device(settings.device, join_world())
+    optimise(network, objective, data, settings, identity, checkpoint, progress, replica)
     recalibrate(network, calibration_batches(data, BATCH_NORM_IMAGES, BATCH_NORM_BATCH, device))
     validation = evaluate_network(network, data.validation, data, device=settings.device)
     test = evaluate_network(network, data.test, data, device=settings.device)

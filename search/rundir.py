@@ -95,6 +95,10 @@ class RunDirectory:
         return self.path / "space.json"
 
     @property
+    def trainings_path(self) -> Path:
+        return self.path / "trainings.json"
+
+    @property
     def architecture_path(self) -> Path:
         return self.path / "architecture.json"
 

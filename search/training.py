@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -30,21 +30,24 @@ from torch.nn import functional as F
 from ..ops.atomic import remove_partials, write_atomically
 from ..ops.errors import BadRequest, HurricaneError
 from .data import ImageData
-from .distributed import World, choose_device, join_world
-from .images import StoredImages, read_ahead
+from .distributed import World, alone, choose_device, join_world, sums_gradients
+from .images import pick, read_ahead, to_device
 from .supernet import Supernet
-from .trainings import SUPERNET_TRAININGS
+from .training_log import Meter, Tally, TrainingLog, TrainingStatus, row_is_due
+from .trainings import PRECISIONS, SUPERNET_TRAININGS
 
 SCHEDULES = ("linear", "cosine")
-PRECISIONS = ("fp32", "bf16")
 
 Sampler = Callable[[np.random.Generator, int], np.ndarray]
 """From a random generator and n to codes [n, layers], drawn evenly from what meets the budget."""
 
-Progress = Callable[[int, int, float], None]
-"""Told (steps done, steps in all, mean training loss since the last call)."""
+Progress = Callable[[TrainingStatus], None]
+"""Told now and then how a training stands since the last call."""
 
-Objective = Callable[[Tensor, Tensor, int], Iterator[Tensor]]
+Losses = Iterator[tuple[Tensor, Tensor | None]]
+"""Losses, each with the logits that it is of (None where they are not to meet the labels)."""
+
+Objective = Callable[[Tensor, Tensor, int], Losses]
 """From images, labels and step to losses, each of which is differentiated before the next."""
 
 PATHS_AT_ONCE = 256
@@ -52,6 +55,9 @@ PATHS_AT_ONCE = 256
 
 REPORT_STEPS = 20
 """Steps between calls of the progress function; the loss is looked at then."""
+
+WARMUP = 0.05
+"""Part of all steps in which the learning rate of a large batch climbs (5 of 90 epochs there)."""
 
 RESIDENT_BYTES = 4 << 30
 """Training images up to this size are kept on the GPU."""
@@ -118,6 +124,16 @@ class TrainingSettings:
         for name in ("epochs", "batch", "learning_rate", "parts", "checkpoint_steps"):
             if not getattr(self, name) > 0:
                 raise BadRequest(f"training {name} must be more than 0")
+
+    def with_batch(self, batch: int) -> TrainingSettings:
+        """Another batch, the learning rate in proportion to it.
+
+        A batch that is much larger begins with a warm-up (Goyal et al. 2017, arXiv 1706.02677).
+        """
+        grown = batch / self.batch
+        warmup = max(self.warmup, WARMUP) if grown >= 2 else self.warmup
+        rate = self.learning_rate * grown
+        return replace(self, batch=batch, learning_rate=rate, warmup=warmup)
 
     def steps(self, images: int) -> int:
         """Steps in all, for this many training images."""
@@ -237,22 +253,24 @@ def _supernet_objective(supernet: Supernet, paths: _Paths, settings: TrainingSet
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
 
-    def single(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        yield loss(run(images, paths[step]), labels)
+    def single(images: Tensor, labels: Tensor, step: int) -> Losses:
+        logits = run(images, paths[step])
+        yield loss(logits, labels), logits
 
-    def fair(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+    def fair(images: Tensor, labels: Tensor, step: int) -> Losses:
         rng = np.random.default_rng([settings.seed, FAIR, step])
         orders = [rng.permutation(len(names)) for names in supernet.candidates]
         for turn in range(max(map(len, orders))):
             code = [int(order[turn % len(order)]) for order in orders]
-            yield loss(run(images, code), labels)
+            logits = run(images, code)
+            yield loss(logits, labels), logits
 
-    def sandwich(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+    def sandwich(images: Tensor, labels: Tensor, step: int) -> Losses:
         logits = run(images, supernet.largest())
         teacher = logits.detach().softmax(1)
-        yield loss(logits, labels)
+        yield loss(logits, labels), logits
         for code in (supernet.smallest(), paths[2 * step], paths[2 * step + 1]):
-            yield F.cross_entropy(run(images, code, False), teacher)
+            yield F.cross_entropy(run(images, code, False), teacher), None
 
     return {"single-path": single, "fair": fair, "sandwich": sandwich}[settings.strategy]
 
@@ -265,6 +283,7 @@ def optimise(
     identity: Mapping[str, Any],
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    replica: nn.Module | None = None,
 ) -> int:
     """Stochastic gradient descent on the training split, with checkpoints.
 
@@ -277,8 +296,9 @@ def optimise(
         data: the training split is used; augmented where the settings say so.
         settings: how.
         identity: what else makes a run this run; a checkpoint of another is refused.
-        checkpoint: file to write to and to resume from.
+        checkpoint: file to write to and to resume from; ``training.csv`` is kept beside it.
         progress: is told how far it is.
+        replica: the model by `World.replica`, if the objective runs that.
 
     Returns:
         The step it started from.
@@ -290,54 +310,71 @@ def optimise(
     if parts % world.size or batch % parts:
         raise BadRequest(
             f"a batch of {batch} in {parts} parts cannot be shared out evenly among "
-            f"{world.size} processes; choose a batch and parts that can"
+            f"{world.size} processes; choose one that can (--batch)"
         )
     settings = replace(settings, batch=batch, parts=parts)
     model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = _sgd(model, settings)
     steps = settings.steps(len(data.train))
+    per_epoch = settings.steps_per_epoch(len(data.train))
     saved = _Checkpoint(checkpoint, _fingerprint(identity, settings, data), world)
-    start = saved.load(model, optimizer, device)
+    start, logged = saved.load(model, optimizer, device)
     world.agree(start, f"the step to resume from in {checkpoint}")
+    log = TrainingLog.beside(checkpoint, world.leads)
+    log.rewind(start)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    replica = model if replica is None else replica
     mine = range(world.rank, parts, world.size)
-    batches = _Batches(data, settings, device).parts(range(start, steps), mine)
+    meter, told = Meter(world, device), Tally()
+    batches = meter.waiting(_Batches(data, settings, device).parts(range(start, steps), mine))
     model.train()
-    loss_sum, loss_count = torch.zeros((), device=device), 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for step in range(start, steps):
+            rate = settings.rate(step, steps)
             for group in optimizer.param_groups:
-                group["lr"] = settings.rate(step, steps)
+                group["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
             for _, part, images, labels in islice(batches, len(mine)):
                 torch.manual_seed(derive(settings.seed, DROPOUT, step, part))
-                for loss in objective(images, labels, step):
-                    (loss / parts).backward()
-                    loss_sum += loss.detach()
-                    loss_count += 1
-            world.sum_gradients(parameters)
+                with nullcontext() if part == mine[-1] else alone(replica):
+                    for loss, logits in objective(images, labels, step):
+                        (loss / parts).backward()
+                        meter.add(loss, logits, labels)
+            if not sums_gradients(replica):
+                world.sum_gradients(parameters)
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(parameters, settings.clip)
             optimizer.step()
+            meter.add_step(batch)
             done = step + 1
-            if done % REPORT_STEPS == 0 or done == steps:
-                _report(loss_sum / max(1, loss_count), done, steps, progress)
-                loss_sum, loss_count = torch.zeros((), device=device), 0
-            if done % settings.checkpoint_steps == 0 or done == steps:
-                saved.save(model, optimizer, done)
+            last = done == steps
+            shown = last or done % REPORT_STEPS == 0
+            kept = last or done % settings.checkpoint_steps == 0
+            row = row_is_due(done, steps, per_epoch)
+            if shown or kept or row:
+                found = meter.collect()
+                told, logged = told + found, logged + found
+            if shown:
+                _report(told.status(done, steps, rate), progress)
+                told = Tally()
+            if row:
+                log.append(done / per_epoch, logged.status(done, steps, rate))
+                logged = Tally()
+            if kept:
+                saved.save(model, optimizer, done, logged)
     optimizer.zero_grad(set_to_none=True)
     world.wait()
     return start
 
 
-def _report(loss: Tensor, done: int, steps: int, progress: Progress | None) -> None:
-    value = float(loss)
-    if not np.isfinite(value):
+def _report(status: TrainingStatus, progress: Progress | None) -> None:
+    if not np.isfinite(status.loss):
         raise HurricaneError(
-            f"training diverged before step {done}: the loss is {value}; lower the learning rate"
+            f"training diverged before step {status.step}: the loss is {status.loss}; "
+            "lower the learning rate"
         )
     if progress is not None:
-        progress(done, steps, value)
+        progress(status)
 
 
 def _sgd(model: nn.Module, settings: TrainingSettings) -> torch.optim.SGD:
@@ -375,23 +412,24 @@ class _Batches:
 
         What is on the disk is read ahead; what is drawn is drawn by step and part alone.
         """
-        chosen = (self._chosen(step, part) for step, part in product(steps, parts))
-        read = zip(product(steps, parts), self._read(chosen), strict=True)
-        for (step, part), (numbers, images) in read:
-            if self._settings.augment:
-                drawn = generator(self._settings.seed, AUGMENT, step, part)
-                images = self._data.augmentation.apply(images, drawn)
-            ready = self._data.normalise(images.to(self._device)).contiguous(
+        wanted = ((s, p, self._chosen(s, p)) for s, p in product(steps, parts))
+        at_hand = isinstance(self._images, Tensor) and self._images.device == self._device
+        shown = map(self._shown, wanted) if at_hand else read_ahead(self._shown, wanted)
+        for step, part, numbers, images in shown:
+            ready = self._data.normalise(to_device(images, self._device)).contiguous(
                 memory_format=torch.channels_last
             )
-            yield step, part, ready, self._labels[numbers].to(self._device)
+            yield step, part, ready, to_device(self._labels[numbers], self._device)
 
-    def _read(self, chosen: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        images = self._images
-        if isinstance(images, StoredImages):
-            yield from read_ahead(lambda numbers: (numbers, images[numbers]), chosen)
+    def _shown(self, wanted: tuple[int, int, Tensor]) -> tuple[int, int, Tensor, Tensor]:
+        """The images of one part of a step's batch as they are to be seen, uint8."""
+        step, part, numbers = wanted
+        if self._settings.augment:
+            drawn = generator(self._settings.seed, AUGMENT, step, part)
+            images = self._data.augmentation.show(self._images, numbers, drawn)
         else:
-            yield from ((numbers, images[numbers.to(images.device)]) for numbers in chosen)
+            images = pick(self._images, numbers)
+        return step, part, numbers, images
 
     def _chosen(self, step: int, part: int) -> Tensor:
         """Numbers of the images of one part of a step's batch."""
@@ -431,7 +469,9 @@ class _Checkpoint:
         self._fingerprint = fingerprint
         self._world = world
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, logged: Tally
+    ) -> None:
         if self._path is None or not self._world.leads:
             return
         content = {
@@ -439,17 +479,24 @@ class _Checkpoint:
             "step": step,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "logged": list(astuple(logged)),
         }
         save_weights(self._path, content)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-        """Puts the saved state in place; gives its step, 0 where there is no file."""
+    def load(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> tuple[int, Tally]:
+        """Puts the saved state in place.
+
+        Returns:
+            Its step and what was counted since the last row; 0 and nothing without a file.
+        """
         if self._path is None:
-            return 0
+            return 0, Tally()
         if self._world.leads:
             remove_partials(self._path)
         if not self._path.exists():
-            return 0
+            return 0, Tally()
         content = read_saved(self._path, device)
         try:
             saved = content["fingerprint"]
@@ -464,7 +511,7 @@ class _Checkpoint:
             step = content["step"]
             if not isinstance(step, int) or step < 0:
                 raise ValueError(f"its step is {step!r}")
-            return step
+            return step, Tally(*map(float, content.get("logged", ())))
         except _OTHER_CONTENT as error:
             raise _unreadable(self._path, error) from error
 
@@ -541,6 +588,32 @@ class Preset:
             stage_2=replace(self.stage_2, epochs=self.stage_2.epochs * epochs),
             retrain=replace(self.retrain, epochs=self.retrain.epochs * epochs),
         )
+
+    def lasting(self, epochs: float) -> Preset:
+        """The preset with this many epochs for a supernet and for a network from scratch.
+
+        Stage 2 keeps its share of the supernet's.
+        """
+        second = self.stage_2.epochs * epochs / self.supernet.epochs
+        return replace(
+            self,
+            supernet=replace(self.supernet, epochs=epochs),
+            stage_2=replace(self.stage_2, epochs=second),
+            retrain=replace(self.retrain, epochs=epochs),
+        )
+
+    def with_batch(self, batch: int) -> Preset:
+        """The preset with this batch in all trainings, learning rates in proportion."""
+        return replace(
+            self,
+            supernet=self.supernet.with_batch(batch),
+            stage_2=self.stage_2.with_batch(batch),
+            retrain=self.retrain.with_batch(batch),
+        )
+
+    def scored_by(self, batch: int) -> Preset:
+        """The preset with this many images put through at once in an evaluation."""
+        return replace(self, evaluation_batch=batch)
 
     def adjusted(self, **changes: Any) -> Preset:
         """The preset with the same changes to the settings of all three trainings."""

@@ -2,9 +2,10 @@
 
     python search_training_worker.py FOLDER PARTS [KILL]
 
-Trains a supernet and scores its paths, then trains a network from scratch. With KILL, the
-process kills itself with SIGKILL in the middle of writing that file for the second time.
-The rank comes from the environment, as torchrun sets it. Rank 0 writes ``result.pt``.
+Trains a supernet and scores its paths, then trains a network from scratch. KILL is a file: the
+process kills itself with SIGKILL in the middle of writing it for the second time; or a number of
+steps, after which that of rank 1 does. The rank comes from the environment, as torchrun sets it.
+Rank 0 writes ``result.pt``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def settings(parts: int, **changes) -> TrainingSettings:
     return TrainingSettings(
         **{
             "epochs": 3,
-            "batch": 20,
+            "batch": -(-20 // parts) * parts,
             "learning_rate": 0.1,
             "parts": parts,
             "device": "cpu",
@@ -118,10 +119,26 @@ def die_in_second_write(name: str) -> None:
     os.replace = fatal
 
 
+def die_after_steps(count: int) -> None:
+    """Arranges for SIGKILL after so many steps of training, the supernet's first."""
+    step, done = torch.optim.SGD.step, []
+
+    def fatal(self: torch.optim.SGD) -> None:
+        step(self)
+        done.append(1)
+        if len(done) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.optim.SGD.step = fatal  # type: ignore[assignment]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, parts = Path(sys.argv[1]), int(sys.argv[2])
-    if len(sys.argv) > 3:
+    if len(sys.argv) > 3 and sys.argv[3].isdecimal():
+        if os.environ["RANK"] == "1":
+            die_after_steps(int(sys.argv[3]))
+    elif len(sys.argv) > 3:
         die_in_second_write(sys.argv[3])
     result = train_both(folder, parts)
     if join_world().leads:

@@ -181,3 +181,43 @@ def test_a_ranking_is_judged_by_the_true_one(monkeypatch: pytest.MonkeyPatch) ->
     assert swapped["tau_best_tenth"] == pytest.approx(1 - 2 / 6)  # one of six pairs
     assert swapped["regret_points"] == pytest.approx(truth[-1] - truth[-2])
     assert networks.ceiling() == right
+
+
+@pytest.mark.process
+def test_the_gpu_benchmark_runs_in_small_on_any_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    module = load("gpu_training", monkeypatch)
+    monkeypatch.setattr(sys, "argv", ["gpu_training.py", "--tiny", "--device", "cpu"])
+    module.main()
+    found = json.loads(capsys.readouterr().out)
+    speeds = {name: figures["images_per_s"] for name, figures in found["training"].items()}
+    assert set(speeds) == {"defaults", "small", "network"}
+    assert found["defaults_over_small"] == speeds["defaults"] / speeds["small"]
+    assert found["supernet_over_network"] == speeds["defaults"] / speeds["network"]
+    assert found["scoring"]["candidates_per_s"] > 0
+
+
+def test_the_plain_way_of_scoring_gives_the_accuracies_of_ours(monkeypatch: pytest.MonkeyPatch):
+    module = load("gpu_training", monkeypatch)
+    backbone = module.parse_backbone(module.TINY, "tiny", "tiny.toml")
+    data = module.random_data(backbone, 180)
+    supernet = module.build_supernet(backbone, [module.OPERATORS] * 2, module.GATE, 0)
+    codes = np.array([[0, 1], [0, 4], [3, 2]])
+    device = module.choose_device("cpu")
+    ours = module.PathScorer(supernet, data, 64, 128, "cpu").score(codes)
+    assert module.score_plainly(supernet, data, codes, 64, device) == ours
+
+
+def test_the_fixed_network_has_the_mean_macs_of_the_space(monkeypatch: pytest.MonkeyPatch):
+    module = load("gpu_training", monkeypatch)
+    backbone = load_backbone("cifar32")
+    names = module.mean_network(backbone, [module.OPERATORS] * len(backbone.layers))
+
+    def macs(operators: list[str] | tuple[str, ...], layer: int) -> list[int]:
+        shape = backbone.layers[layer]
+        return [pool.parse_operator(name).macs(shape) for name in operators]
+
+    layers = range(len(backbone.layers))
+    mean = sum(np.mean(macs(module.OPERATORS, layer)) for layer in layers)
+    assert sum(macs([names[i]], i)[0] for i in layers) == pytest.approx(mean, rel=0.01)

@@ -5,6 +5,7 @@ Supernets and trainings are stand-ins that answer at once, by a hash of the oper
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,42 @@ def test_trainings_get_the_runs_length_seed_device_and_gate(bench: Bench, tmp_pa
     assert isinstance(preset, Preset)
     assert (preset, gate, seed, device) == (fair, "hard-sigmoid", 3, "cpu")
     assert bench.trained == [(done.operators, wanted.retrain, tmp_path / "run", "hard-sigmoid")]
+
+
+def test_trainings_get_the_runs_batch_epochs_and_precision_and_keep_them(
+    bench: Bench, tmp_path: Path
+):
+    settings = replace(SETTINGS, training=1.0, epochs=3.0, batch=16, precision="bf16")
+    bench.run(tmp_path / "run", settings, until="trained")
+    wanted = PRESET.lasting(3.0).with_batch(16).adjusted(seed=3, device="cpu", precision="bf16")
+    assert bench.evaluators[0][0] == wanted
+    assert bench.trained[0][1] == wanted.retrain
+    for changes in ({"batch": 32}, {"batch": None}, {"precision": "auto"}, {"epochs": 4.0}):
+        (name,) = changes
+        with pytest.raises(BadRequest, match=f"holds a run with {name}=") as refused:
+            bench.run(tmp_path / "run", replace(settings, **changes))
+        assert len(str(refused.value).splitlines()) == 2
+    # What a run left open is settled where it began.
+    bench.run(tmp_path / "open", SETTINGS, until="searched")
+    kept = tmp_path / "open" / "trainings.json"
+    kept.write_text(kept.read_text().replace('"precision": "fp32"', '"precision": "bf16"', 1))
+    bench.run(tmp_path / "open", SETTINGS, until="trained")
+    wanted = PRESET.scaled(0.5).adjusted(seed=3, device="cpu", precision="bf16")
+    assert bench.trained[-1][1] == wanted.retrain
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"epochs": 3.0}, "give one of them"),
+        ({"training": 1.0, "epochs": 0.0}, "epochs must be more than 0"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"precision": "int8"}, "precision must be one of auto, fp32, bf16"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(changes: dict[str, Any], words: str):
+    with pytest.raises(BadRequest, match=words):
+        replace(SETTINGS, **changes)
 
 
 def test_a_search_gets_the_runs_evaluations_seed_and_strategy(bench: Bench, tmp_path: Path):
@@ -328,7 +365,8 @@ def test_finalists_in_training_are_not_exchanged(bench: Bench, tmp_path: Path):
 
 def test_a_run_of_one_finalist_is_that_of_earlier_versions(bench: Bench, tmp_path: Path):
     bench.run(tmp_path / "run", until="searched")
-    assert "finalists" not in (tmp_path / "run" / "config.json").read_text()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config.keys().isdisjoint({"finalists", "epochs", "batch", "precision"})
     with pytest.raises(BadRequest, match="finalists"):
         bench.run(tmp_path / "run", replace(SETTINGS, finalists=2))
     with pytest.raises(BadRequest, match="finalists must be at least 1"):

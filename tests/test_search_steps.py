@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,18 @@ from torch import Tensor, nn
 from hurricane.ops.blocks import Network
 from hurricane.ops.errors import BadRequest, HurricaneError
 from hurricane.search import evaluation, retrain, training
+from hurricane.search.crops import RandomResizedCrop
 from hurricane.search.data import Augmentation, ImageData, Split
 from hurricane.search.distributed import World
 from hurricane.search.images import StoredImages
-from hurricane.search.training import TrainingSettings, build_supernet, optimise, train_supernet
+from hurricane.search.training import (
+    Losses,
+    TrainingSettings,
+    build_supernet,
+    optimise,
+    train_supernet,
+)
+from hurricane.search.training_log import TrainingStatus
 
 from . import search_training_worker as worker
 
@@ -58,9 +65,9 @@ def steps_of(data: ImageData, **changes: Any) -> list[tuple[Tensor, Tensor]]:
     seen: list[tuple[Tensor, Tensor]] = []
     model = Scale()
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
         seen.append((images, labels))
-        yield 0 * model.vector.sum()
+        yield 0 * model.vector.sum(), None
 
     optimise(model, objective, data, settings(**changes), {})
     return seen
@@ -76,9 +83,9 @@ def weights_after(
     def note() -> None:
         seen.append((model.matrix.detach().clone(), model.vector.detach().clone()))
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
         note()
-        yield slope * (model.matrix.sum() + model.vector.sum())
+        yield slope * (model.matrix.sum() + model.vector.sum()), None
 
     optimise(model, objective, data, settings(**changes), {})
     note()
@@ -134,9 +141,9 @@ def test_every_step_and_part_draws_its_own_dropout(data: ImageData):
         found: list[float] = []
         model = Scale()
 
-        def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
             found.append(float(torch.rand(())))
-            yield 0 * model.vector.sum()
+            yield 0 * model.vector.sum(), None
 
         optimise(model, objective, data, settings(parts=2, **changes), {})
         return found
@@ -156,11 +163,11 @@ def test_dropout_does_not_depend_on_where_a_training_was_cut_off(data: ImageData
         found: list[float] = []
         model = Scale()
 
-        def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
             if step == stop:
                 raise Stop
             found.append(float(torch.rand(())))
-            yield 0 * model.vector.sum()
+            yield 0 * model.vector.sum(), None
 
         optimise(model, objective, data, settings(checkpoint_steps=2), {}, file)
         return found
@@ -205,6 +212,46 @@ def test_images_on_the_disk_are_shown_as_those_in_memory_are(data: ImageData, tm
     assert figures(disk) == figures(data)
 
 
+def test_crops_are_drawn_by_step_and_part_wherever_a_training_was_cut_off(
+    data: ImageData, tmp_path: Path
+):
+    class Stop(Exception):
+        pass
+
+    def crop(numbers: Tensor, drawn: Tensor) -> Tensor:
+        """Pixels that tell the image and what was drawn for it."""
+        shown = torch.cat([numbers[:, None], (drawn * 255).round()], 1).to(torch.uint8)
+        return shown[:, None, None, :].contiguous()
+
+    photographs = StoredImages(lambda numbers: torch.zeros(0), torch.arange(IMAGES), crop)
+    train = Split(photographs, data.train.labels)
+    photos = ImageData(**{**vars(data), "train": train, "augmentation": RandomResizedCrop()})
+
+    def run(file: Path | None, stop: int | None = None, **changes: Any) -> list[Tensor]:
+        seen: list[Tensor] = []
+        model = Scale()
+
+        def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+            if step == stop:
+                raise Stop
+            seen.append(images)
+            yield 0 * model.vector.sum(), None
+
+        wanted = settings(checkpoint_steps=2, parts=2, **changes)
+        optimise(model, objective, photos, wanted, {}, file)
+        return seen
+
+    whole = run(None)
+    assert len({images.numpy().tobytes() for images in whole}) == len(whole) == 18
+    with pytest.raises(Stop):
+        run(tmp_path / "c.pt", 5)
+    resumed = run(tmp_path / "c.pt")
+    assert len(resumed) == 10
+    assert all(torch.equal(a, b) for a, b in zip(resumed, whole[8:], strict=True))
+    other = run(None, seed=1)
+    assert not any(torch.equal(a, b) for a, b in zip(other, whole, strict=True))
+
+
 def test_momentum_carries_on_what_steps_did(data: ImageData):
     still, moving = (weights_after(data, 1.0, momentum=m)[2][1][0] for m in (0.0, 0.9))
     first, second = (settings().rate(step, 9) for step in range(2))
@@ -241,7 +288,7 @@ def test_the_loss_is_cross_entropy_with_smoothed_labels(data: ImageData, kind: s
     def loss(smoothing: float) -> float:
         found: list[float] = []
         wanted = settings(label_smoothing=smoothing, epochs=0.4)
-        progress = lambda done, total, loss: found.append(loss)  # noqa: E731
+        progress = lambda status: found.append(status.loss)  # noqa: E731
         if kind == "supernet":
             supernet = build_supernet(worker.BACKBONE, worker.CANDIDATES, "h-swish", 0)
             train_supernet(supernet, data, worker.sampler, wanted, None, progress)
@@ -258,14 +305,14 @@ def test_progress_is_the_mean_loss_since_it_was_told_last(
     data: ImageData, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(training, "REPORT_STEPS", 2)
-    told: list[tuple[int, int, float]] = []
+    told: list[TrainingStatus] = []
     model = Scale()
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        yield 0 * model.vector.sum() + step
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+        yield 0 * model.vector.sum() + step, None
 
-    optimise(model, objective, data, settings(epochs=5 / 3), {}, None, lambda *a: told.append(a))
-    assert told == [(2, 5, 0.5), (4, 5, 2.5), (5, 5, 4.0)]
+    optimise(model, objective, data, settings(epochs=5 / 3), {}, None, told.append)
+    assert [(s.step, s.steps, s.loss) for s in told] == [(2, 5, 0.5), (4, 5, 2.5), (5, 5, 4.0)]
 
 
 def test_a_checkpoint_is_written_at_every_so_many_steps_and_at_the_end(
@@ -277,8 +324,8 @@ def test_a_checkpoint_is_written_at_every_so_many_steps_and_at_the_end(
     )
     model = Scale()
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        yield 0 * model.vector.sum()
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+        yield 0 * model.vector.sum(), None
 
     optimise(model, objective, data, settings(checkpoint_steps=4), {}, tmp_path / "c.pt")
     assert steps == [4, 8, 9]
@@ -291,11 +338,11 @@ def test_a_resumed_training_goes_on_with_its_momentum(data: ImageData, tmp_path:
     def run(file: Path | None, stop: int | None = None) -> tuple[list[int], Tensor]:
         model, done = Scale(), []
 
-        def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
+        def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
             if step == stop:
                 raise Stop
             done.append(step)
-            yield model.matrix.sum() * (step == 1)
+            yield model.matrix.sum() * (step == 1), None
 
         optimise(model, objective, data, settings(momentum=0.9, checkpoint_steps=3), {}, file)
         return done, model.matrix.detach()
@@ -311,8 +358,8 @@ def test_a_resumed_training_goes_on_with_its_momentum(data: ImageData, tmp_path:
 def test_a_checkpoint_of_other_data_is_refused(data: ImageData, tmp_path: Path):
     model = Scale()
 
-    def objective(images: Tensor, labels: Tensor, step: int) -> Iterator[Tensor]:
-        yield 0 * model.vector.sum()
+    def objective(images: Tensor, labels: Tensor, step: int) -> Losses:
+        yield 0 * model.vector.sum(), None
 
     optimise(model, objective, data, settings(), {}, tmp_path / "c.pt")
     other = ImageData(**{**vars(data), "spec": "other"})
@@ -399,14 +446,15 @@ def test_a_sandwichs_teacher_does_not_learn_from_its_pupils(data: ImageData):
     images, labels = data.normalise(data.train.images), data.train.labels
     supernet.head.dropout.p = 0.0
     losses = objective(images, labels, 0)
-    own = next(losses)
+    own, _ = next(losses)
     own.backward()
     teacher = [
         p for i, c in enumerate(supernet.largest()) for p in supernet.operator(i, c).parameters()
     ]
     alone = [p.grad.clone() for p in teacher if p.grad is not None]
     assert len(alone) == len(teacher) > 0
-    for loss in losses:
+    for loss, logits in losses:
+        assert logits is None  # theirs are not to meet the labels
         loss.backward()
     for parameter, gradient in zip(teacher, alone, strict=True):
         assert parameter.grad is not None

@@ -22,6 +22,7 @@ from hurricane.search.evaluation import (
     calibration_batches,
     evaluate_network,
 )
+from hurricane.search.images import StoredImages
 from hurricane.search.supernet import Candidates, Supernet
 from hurricane.search.training import (
     PRESETS,
@@ -280,11 +281,12 @@ def test_an_evaluator_trains_both_stages_and_resumes_them_from_their_checkpoints
         evaluator.prepare(2, second, uniform(second), FIXED)
         return first, evaluator.evaluate(every_code(second))
 
-    whole = run(lambda done, total, loss: told.append((done, total)))
+    whole = run(lambda s: told.append((s.step, s.steps)))
     assert told == [(4, 4), (4, 4)]
-    assert {p.name for p in tmp_path.iterdir()} == {"supernet-1.pt", "supernet-2.pt"}
+    names = {"supernet-1.pt", "supernet-2.pt", "training.csv"}
+    assert {p.name for p in tmp_path.iterdir()} == names
     told.clear()
-    assert run(lambda done, total, loss: told.append((done, total))) == whole
+    assert run(lambda s: told.append((s.step, s.steps))) == whole
     assert told == []
 
     (tmp_path / "supernet-2.pt").unlink()  # killed between the stages
@@ -360,3 +362,83 @@ def test_presets_grow_and_change_as_a_whole():
     half = PRESETS["digits"].scaled(0.5).adjusted(seed=7)
     assert half.supernet.epochs == PRESETS["digits"].supernet.epochs / 2
     assert {half.supernet.seed, half.stage_2.seed, half.retrain.seed} == {7}
+
+
+def on_the_disk(digits: ImageData, read: list[int]) -> ImageData:
+    """The same images, decoded when they are asked for; counts how many were."""
+
+    def stored(split: Split) -> Split:
+        assert isinstance(split.images, torch.Tensor)
+        pixels = split.images
+
+        def fetch(numbers: torch.Tensor) -> torch.Tensor:
+            read.append(len(numbers))
+            return pixels[numbers]
+
+        return Split(StoredImages(fetch, torch.arange(len(split))), split.labels)
+
+    return replace(digits, train=stored(digits.train), validation=stored(digits.validation))
+
+
+@pytest.mark.parametrize("candidates", [FULL, FIXED])
+def test_images_on_the_disk_are_read_once_for_many_paths(
+    digits: ImageData, candidates: Candidates, monkeypatch: pytest.MonkeyPatch
+):
+    supernet = trained(candidates, digits)
+    codes = every_code(candidates)
+    alone = PathScorer(supernet, digits, 60, batch=20, device="cpu", kept_bytes=0).score(codes)
+    monkeypatch.setattr(evaluation, "HELD_BYTES", 0)
+    monkeypatch.setattr(evaluation, "PATHS_AT_ONCE", 4)
+    before = {k: v.clone() for k, v in supernet.named_parameters()}
+    read: list[int] = []
+    data = on_the_disk(digits, read)
+    scorer = PathScorer(supernet, data, 60, batch=20, device="cpu", kept_bytes=0)
+    read.clear()
+    assert scorer.score(codes) == alone
+    times = -(-len(codes) // 4)
+    assert sum(read) == times * (60 + len(digits.validation))
+    assert scorer.score(codes[::-1]) == alone[::-1]
+    assert all(torch.equal(v, before[k]) for k, v in supernet.named_parameters())
+    # Whatever was scored, the supernet can be trained on.
+    supernet.train()(torch.randn(4, 1, 8, 8), codes[0]).sum().backward()
+
+
+def test_calibration_images_are_decoded_once_where_they_fit(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    size = 60 * 8 * 8
+    for limit, stored in ((size, False), (size - 1, True)):
+        monkeypatch.setattr(evaluation, "HELD_BYTES", limit)
+        data = on_the_disk(digits, [])
+        found = calibration_batches(data, 60, 20, torch.device("cpu"), hold=True)
+        assert found.stored == stored
+        assert found.images == 60
+        plain = calibration_batches(digits, 60, 20, torch.device("cpu"))
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+
+
+def test_paths_are_scored_in_the_precision_they_were_trained_in(
+    digits: ImageData, monkeypatch: pytest.MonkeyPatch
+):
+    supernet = trained(FULL, digits, epochs=6)
+    codes = every_code(FULL)
+    full = PathScorer(supernet, digits, 60, 20, "cpu").score(codes)
+    seen: set[torch.dtype] = set()
+    run = supernet.head.forward
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        seen.add(x.dtype)
+        return run(x)
+
+    supernet.head.forward = watched
+    for kept in (0, 1 << 30):
+        mixed = PathScorer(supernet, digits, 60, 20, "cpu", kept, "bf16").score(codes)
+        assert seen == {torch.bfloat16}
+        assert mixed == pytest.approx(full, abs=0.1)
+    asked: list[str] = []
+    monkeypatch.setattr(
+        evaluation, "PathScorer", lambda *a, precision, **k: asked.append(precision)
+    )
+    evaluator = SupernetEvaluator(TINY, digits, None, preset(precision="bf16"), device="cpu")
+    evaluator.prepare(1, FIXED, uniform(FIXED))
+    assert asked == ["bf16"]

@@ -80,24 +80,79 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert not list(folder.glob("*.partial"))
 
 
-def test_two_processes_do_the_same_as_one_with_two_parts(tmp_path: Path):
-    alone = worker.train_both(tmp_path / "alone", 2)
+def launch(folder: Path, processes: int, *kill: str, parts: int = 1) -> tuple[int, str]:
+    """The worker under torchrun; its exit status and what it said."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            f"--nproc-per-node={processes}",
+            *(str(WORKER), str(folder), str(parts), *kill),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    return done.returncode, done.stderr
+
+
+def assert_same_results(one: dict, other: dict) -> None:
+    # A supernet keeps the statistics that BatchNorm saw on rank 0: no score depends on them.
+    supernets = (run["supernet"]["model"] for run in (one, other))
+    assert_equal_weights(*({k: v for k, v in m.items() if not is_statistic(k)} for m in supernets))
+    assert_equal_weights(one["network"]["model"], other["network"]["model"])
+    for what in ("supernet", "network"):
+        assert one[what]["scores"] == other[what]["scores"]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_do_the_same_as_one_with_as_many_parts(tmp_path: Path, processes: int):
+    alone = worker.train_both(tmp_path / "alone", processes)
+    folder = tmp_path / "together"
+    folder.mkdir()
+    status, said = launch(folder, processes, parts=processes)
+    assert status == 0, said
+    assert_same_results(alone, torch.load(folder / "result.pt", weights_only=True))
+    assert exact_rows(folder) == exact_rows(tmp_path / "alone")
+
+
+def exact_rows(folder: Path) -> list[list[str]]:
+    """Which training, step, epoch and rate: the rest is rounded, or depends on the clock."""
+    lines = (folder / "training.csv").read_text().splitlines()
+    return [line.split(",")[:5] for line in lines]
+
+
+@pytest.mark.parametrize("steps", [6, 22])  # of 15 of the supernet, and 15 of the network
+def test_a_killed_rank_ends_the_job_with_a_clear_error_and_it_resumes(tmp_path: Path, steps: int):
+    """The supernet sums its gradients itself, the network by DistributedDataParallel."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        start(tmp_path / "together", 1, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(folder), "2", str(steps)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), **shared},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
-    ]
-    assert [p.wait(TIMEOUT_S) for p in processes] == [0, 0]
-    together = torch.load(tmp_path / "together" / "result.pt", weights_only=True)
-    # A supernet keeps the statistics that BatchNorm saw on rank 0: no score depends on them.
-    supernets = (run["supernet"]["model"] for run in (alone, together))
-    assert_equal_weights(*({k: v for k, v in m.items() if not is_statistic(k)} for m in supernets))
-    assert_equal_weights(alone["network"]["model"], together["network"]["model"])
-    for what in ("supernet", "network"):
-        assert alone[what]["scores"] == together[what]["scores"]
+    )
+    _, said = first.communicate(timeout=TIMEOUT_S)
+    second.communicate(timeout=TIMEOUT_S)
+    assert second.returncode == -signal.SIGKILL
+    assert first.returncode == 1
+    assert "HurricaneError: another process of this run has ended or cannot be reached" in said
+    assert "the same command carries the run on" in said
+    assert not (folder / "result.pt").exists()
+
+    status, said = launch(folder, 2, parts=2)
+    assert status == 0, said
+    whole = worker.train_both(tmp_path / "alone", 2)
+    assert_same_results(whole, torch.load(folder / "result.pt", weights_only=True))
+    assert exact_rows(folder) == exact_rows(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +227,7 @@ def test_every_strategy_lowers_the_loss_and_is_reproducible(digits: ImageData, s
     settings = worker.settings(1, strategy=strategy, epochs=16)
     supernet = tiny()
     train_supernet(
-        supernet, digits, worker.sampler, settings, None, lambda d, t, loss: losses.append(loss)
+        supernet, digits, worker.sampler, settings, None, lambda s: losses.append(s.loss)
     )
     assert losses[-1] < losses[0]
     again = tiny()
@@ -239,7 +294,7 @@ def test_a_damaged_checkpoint_is_named(digits: ImageData, tmp_path: Path, damage
     file.write_bytes(content[: len(content) // 2] if damage == "cut" else b"latency,table")
     with pytest.raises(HurricaneError, match=r"c\.pt cannot be read.*remove it"):
         train_supernet(tiny(), digits, worker.sampler, worker.settings(1), file)
-    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    assert {p.name for p in tmp_path.iterdir()} == {"c.pt", "training.csv"}
 
 
 def test_a_diverging_training_stops_and_says_so(digits: ImageData):
