@@ -41,6 +41,7 @@ from hurricane.search.training import (
     build_supernet,
     train_supernet,
 )
+from hurricane.search.training_log import TrainingStatus
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "nas_bench_macro"
 OPERATORS = ("Identity", "MB3_K3", "MB6_K5")
@@ -50,6 +51,7 @@ NETWORKS_SEED = 0
 CALIBRATION_IMAGES = (512, 2048, 8192)
 """Images that BatchNorm is recalibrated on; the middle one is the preset's."""
 
+EVALUATION_BATCH = 512
 BEST_SHARE = 0.1
 
 
@@ -184,9 +186,10 @@ def rank(
     before = float(clock.read_text()) if clock.exists() else 0.0
     start = time.monotonic()
 
-    def progress(done: int, steps: int, loss: float) -> None:
+    def progress(status: TrainingStatus) -> None:
         clock.write_text(str(before + time.monotonic() - start))
-        print(f"{name}, seed {seed}: step {done} of {steps}, loss {loss:.3f}", file=sys.stderr)
+        steps = f"step {status.step} of {status.steps}"
+        print(f"{name}, seed {seed}: {steps}, {status.text()}", file=sys.stderr)
         check()
 
     train_supernet(supernet, data, sample, settings, checkpoint, progress)
@@ -195,7 +198,14 @@ def rank(
     for images in CALIBRATION_IMAGES:
         check()
         start = time.monotonic()
-        scorer = PathScorer(supernet, data, images, device=arguments.device)
+        scorer = PathScorer(
+            supernet,
+            data,
+            images,
+            EVALUATION_BATCH,
+            arguments.device,
+            precision=arguments.precision,
+        )
         scores = np.array(scorer.score(networks.codes))
         ranked[images] = {
             **networks.figures(scores),
