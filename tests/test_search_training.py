@@ -322,4 +322,4 @@ def test_impossible_settings_are_refused(changes: dict):
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(digits: ImageData):
     with pytest.raises(BadRequest, match="20 in 3 parts"):
-        train_supernet(tiny(), digits, worker.sampler, worker.settings(3))
+        train_supernet(tiny(), digits, worker.sampler, worker.settings(3, batch=20))
