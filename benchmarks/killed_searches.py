@@ -29,6 +29,7 @@ COMPARED = (
     "finalist-*/architecture.json",
     "architecture.json",
     "model.onnx",
+    "baselines.json",
 )
 AGAIN_SHARE = 0.3
 """Part of the searches that are killed a second time."""
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--training", default="0.1")
     parser.add_argument("--evaluations", default="100")
     parser.add_argument("--latency", default="2.6")
+    parser.add_argument("--baselines", default="none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/killed"))
     arguments = parser.parse_args()
@@ -96,7 +98,8 @@ def main() -> None:
     def search(run: Path) -> list[str]:
         words = ["--table", str(table), "--latency", arguments.latency, "--no-measure"]
         words += ["--training", arguments.training, "--evaluations", arguments.evaluations]
-        words += ["--finalists", "2", "--device", "cpu", "-o", str(run)]
+        words += ["--finalists", "2", "--device", "cpu", "--baselines", arguments.baselines]
+        words += ["-o", str(run)]
         return command("hurricane", "search", *words)
 
     reference = arguments.output / "reference"
