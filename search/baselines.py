@@ -25,16 +25,19 @@ def parse_baselines(text: str) -> tuple[str, ...]:
     """Names separated by commas, ``all`` or ``none``, in the order of `BASELINES`.
 
     Raises:
-        BadRequest: there is no such baseline.
+        BadRequest: there is no such baseline, or none is named.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names in (["all"], ["none"]):
         return BASELINES if names == ["all"] else ()
+    choice = f"there are all, none, {', '.join(BASELINES)}"
+    if not names:
+        raise BadRequest(f"{text!r} names no baseline; {choice}")
+    if not {"all", "none"}.isdisjoint(names):
+        raise BadRequest(f"all and none are given alone, not as in {text!r}; {choice}")
     for name in names:
         if name not in BASELINES:
-            raise BadRequest(
-                f"no baseline is called {name!r}; there are all, none, {', '.join(BASELINES)}"
-            )
+            raise BadRequest(f"no baseline is called {name!r}; {choice}")
     return tuple(name for name in BASELINES if name in names)
 
 

@@ -388,7 +388,9 @@ def search(
 
     settings = _settings(SearchSettings, options)
     supernet = None if reuse is None else TrainedSupernet.of_run(reuse)
-    names = parse_baselines(options["baselines"] or "all")
+    names = parse_baselines("all" if options["baselines"] is None else options["baselines"])
+    if options["train_baselines"] and not names:
+        raise BadRequest("--baselines none leaves --train-baselines nothing to train")
     if space_file is None:
         made = _make_space(options, supernet)
     elif supernet is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..ops.errors import HurricaneError
+from ..ops.errors import BadRequest, HurricaneError
 from ..ops.jsonfile import Fields, write_json
 from .measuring import Measurement
 
@@ -99,7 +99,9 @@ class Confirmation:
         fields = Fields.load(path, "confirmation file", FORMAT_VERSION)
         attempts = []
         for item in fields.objects("attempts"):
-            first, second = item.pair("measured_halves_ms")
+            values = item.number("measured_ms"), *item.pair("measured_halves_ms")
+            if not all(values):
+                raise BadRequest(f"{item.where}: latencies must be more than 0")
             attempts.append(
                 Attempt(
                     Candidate(
@@ -107,7 +109,7 @@ class Confirmation:
                         item.number("accuracy"),
                         item.number("predicted_ms"),
                     ),
-                    Measurement(item.number("measured_ms"), first, second),
+                    Measurement(*values),
                     item.flag("met"),
                 )
             )

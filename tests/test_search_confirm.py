@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,11 @@ def test_what_was_measured_can_be_read_back(tmp_path: Path):
     found = confirm(CANDIDATES, 10.0, device(1.1, spread=0.01))
     found.save(tmp_path / "confirmed.json")
     assert Confirmation.load(tmp_path / "confirmed.json") == found
+    content = json.loads((tmp_path / "confirmed.json").read_text())
+    content["attempts"][-1]["measured_ms"] = 0
+    (tmp_path / "confirmed.json").write_text(json.dumps(content))
+    with pytest.raises(BadRequest, match="more than 0"):
+        Confirmation.load(tmp_path / "confirmed.json")
     (tmp_path / "confirmed.json").write_text('{"format_version": 1, "chosen": 0, "attempts": []}')
     with pytest.raises(BadRequest, match="chosen"):
         Confirmation.load(tmp_path / "confirmed.json")
