@@ -180,9 +180,11 @@ def compare(compared: Compared, settings: BaselineSettings) -> Comparison:
 
 
 def _is_done(baseline: Baseline | None, settings: BaselineSettings) -> bool:
-    """Whether a baseline's network is settled: timed, trained, or not to be timed."""
-    if baseline is None or not baseline.found:
+    """Whether a baseline is settled: timed, trained, not to be timed, or too slow at any width."""
+    if baseline is None:
         return False
+    if not baseline.found:  # one that could not run is tried again
+        return bool(baseline.tried) and baseline.tried[-1][1] is not None
     return baseline.measured is not None or baseline.trained or settings.time is None
 
 

@@ -50,7 +50,7 @@ def test_names_are_put_in_order_and_wrong_ones_refused() -> None:
     assert parse_baselines("all") == BASELINES
     assert parse_baselines("none") == ()
     assert parse_baselines("shufflenet-v2, random") == ("random", "shufflenet-v2")
-    for text in ("best", "all,random", "none,macs"):
+    for text in ("best", "all,random", "none,macs", "", " , "):
         with pytest.raises(BadRequest, match="there are all, none, random"):
             parse_baselines(text)
 
@@ -386,6 +386,27 @@ def test_a_comparison_that_is_there_is_not_made_again(whole) -> None:
     assert again.batches == []
     assert repeated.comparison == outcome.comparison
     assert (folder / "baselines.json").read_bytes() == before
+
+
+@pytest.mark.process
+def test_what_is_too_slow_at_every_width_is_timed_once(whole, tmp_path: Path) -> None:
+    class Slow(Device):
+        def answer(self, network: WholeNetwork) -> Measurement | str:
+            if network.reference is not None:
+                return Measurement(9e3, 9e3, 9e3)
+            return super().answer(network)
+
+    class Broken(Device):
+        def answer(self, network: WholeNetwork) -> Measurement | str:
+            return "broken" if network.reference is not None else super().answer(network)
+
+    space, folder, *_ = whole
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    (copied / "baselines.json").unlink()
+    for device, asked in ((Broken(space), True), (Slow(space), True), (Slow(space), False)):
+        run(space, copied, device, "shufflenet-v2")
+        assert bool(device.batches) == asked
 
 
 @pytest.mark.process
