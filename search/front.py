@@ -3,7 +3,9 @@
 The supernet's paths meet one of the budgets each, in turn by chance, so that it is trained where
 it will be asked. Budgets are then searched from the lowest to the highest; each search starts
 with the best networks of those before, which all meet its budget, and what a search finds that
-meets a lower budget too counts there as well. So accuracy never falls from one budget to the next.
+meets a lower budget too counts there as well. So the best accuracy never falls from one budget to
+the next; the networks that a run gives for one are others than those of lower budgets, and can be
+less accurate.
 
 Once-for-All (Cai et al. 2020, arXiv 1908.09791) has the aim: train once, search for many devices
 and budgets. The supernet is SPOS's, as in every search here.
@@ -12,6 +14,7 @@ and budgets. The supernet is SPOS's, as in every search here.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..lookup_tables.architecture import Architecture
+from ..lookup_tables.architecture import Accuracy, Architecture
 from ..ops.errors import BadRequest
 from .confirm import Candidate, Confirmation, confirm
 from .evolution import Codes, Evaluated, EvolutionSearch, Strategy, best_first
@@ -49,6 +52,9 @@ from .two_stage import (
 
 if TYPE_CHECKING:
     from .training import Preset
+
+COMMAND = "front"
+"""What the ``config.json`` of such a run says."""
 
 CARRIED = 10
 """Best networks of the lower budgets that a search starts with; evolution has 10 parents."""
@@ -195,6 +201,7 @@ class FrontOutcome:
         space: what was searched.
         results: what was found for each budget, the lowest first.
         points: the networks, budget by budget.
+        data: what accuracies are of, as `data.load_data` takes it.
         unmeasured: why nothing was measured, where it was asked for.
     """
 
@@ -202,7 +209,13 @@ class FrontOutcome:
     space: SearchSpace
     results: tuple[StageResult, ...]
     points: tuple[Point, ...]
+    data: str
     unmeasured: str = ""
+
+    @property
+    def train_command(self) -> str:
+        """Trains the most accurate network."""
+        return train_command([(p.file, p.architecture.accuracy) for p in self.points], self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -224,6 +237,21 @@ class FrontOutcome:
             ],
             "unmeasured": self.unmeasured,
         }
+
+
+def train_command(networks: Sequence[tuple[Path, Sequence[Accuracy]]], data: str) -> str:
+    """What to type to train the most accurate of a front's networks.
+
+    Args:
+        networks: file and accuracies of each; the validation split's counts, of equals the first.
+        data: that they were searched with.
+    """
+
+    def validation(network: tuple[Path, Sequence[Accuracy]]) -> float:
+        return next((a.value for a in network[1] if a.split == "validation"), 0.0)
+
+    file, _ = max(networks, key=validation)
+    return shlex.join(["hurricane", "train", str(file), "--data", data, "-o", "RUN"])
 
 
 @dataclass(frozen=True)
@@ -248,7 +276,7 @@ class TrainedSupernet:
             BadRequest: there is no run, no space, or no trained supernet in the directory.
         """
         folder = Path(directory)
-        read_config(folder)
+        run = RunDirectory(folder, read_config(folder), resumed=True)
         space = SearchSpace.load(folder / "space.json")
         if space.split:
             raise BadRequest(
@@ -258,6 +286,11 @@ class TrainedSupernet:
         weights = folder / SUPERNET_FILE.format(1)
         if not weights.is_file():
             raise BadRequest(f"{folder} holds no trained supernet: it has no {weights.name}")
+        if not run.evaluated_path(1).is_file():  # a checkpoint is there from early on
+            raise BadRequest(
+                f"{folder}: its supernet may be half trained, as it has scored nothing yet; "
+                "carry that run on first, by the same command"
+            )
         with weights.open("rb") as file:
             return cls(folder, space, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -291,7 +324,7 @@ def run_front(
     if not begun and (words := refusal(space)):
         raise BadRequest(words)
     config: dict[str, Any] = {
-        "command": "front",
+        "command": COMMAND,
         **space_facts(space),
         "budgets_ms": list(space.budgets_ms),
         "supernet_sha256": None if reuse is None else reuse.sha256,
@@ -333,7 +366,10 @@ def run_front(
                 )
                 file = run.point_path(len(points) + 1)
                 known = Architecture.load(file) if file.exists() else None
-                if known is None or known.operators != found.operators:
+                if known is None or (known.operators, known.budget_ms) != (
+                    found.operators,
+                    budget_ms,
+                ):
                     figures = workshop.figures(found)
                     known = found_architecture(space.within(budget_ms), found, settings, *figures)
                 if measured is not None:
@@ -342,8 +378,10 @@ def run_front(
                 if leads():
                     known.save(file)
                 points.append(Point(file, known, met))
+        if leads():
+            run.drop_points(len(points))
         unmeasured = "" if timer is None else timer.problem
-        return FrontOutcome(run.path, space, results, tuple(points), unmeasured)
+        return FrontOutcome(run.path, space, results, tuple(points), settings.data, unmeasured)
 
 
 class _Timer:

@@ -146,6 +146,13 @@ class RunDirectory:
         """A network of a front, from 1."""
         return self.path / f"point-{number}.json"
 
+    def drop_points(self, kept: int) -> None:
+        """Removes networks of a front beyond so many: of a time when nothing was measured yet."""
+        number = kept + 1
+        while (file := self.point_path(number)).exists():
+            file.unlink()
+            number += 1
+
     def save_space(self, space: SearchSpace) -> None:
         if leads():
             space.save(self.space_path)

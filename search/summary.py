@@ -118,7 +118,7 @@ def describe_front(outcome: FrontOutcome) -> str:
         *_columns(rows),
         "",
         *([f"not measured: {outcome.unmeasured}"] if outcome.unmeasured else []),
-        f"train the one you pick: hurricane train {outcome.points[-1].file} -o RUN",
+        f"train the one you pick, such as the most accurate: {outcome.train_command}",
         f"everything is in {outcome.directory}",
     ]
     return "\n".join(lines)

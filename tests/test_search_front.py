@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shlex
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from hurricane.lookup_tables.architecture import Architecture
+from hurricane.lookup_tables.architecture import Accuracy, Architecture
 from hurricane.lookup_tables.model import LatencyModel
 from hurricane.lookup_tables.table import LookupTable, Row, Target
 from hurricane.ops.backbone import load_backbone
@@ -28,10 +30,12 @@ from hurricane.search.front import (
     front_search,
     mixed_sampler,
     run_front,
+    train_command,
 )
-from hurricane.search.front_report import Front, render_fronts
+from hurricane.search.front_report import Front, FrontPoint, render_fronts
 from hurricane.search.measuring import Measurement, NotMeasurable
 from hurricane.search.pipeline import SearchSettings
+from hurricane.search.report import NetworkFigures
 from hurricane.search.rundir import RunDirectory
 from hurricane.search.space import SearchSpace, build_space, retime
 from hurricane.search.summary import describe_front
@@ -326,9 +330,10 @@ def test_a_run_gives_each_budget_networks_that_meet_it_as_measured(
     assert page.count("✓ met") == 6
     assert page.count('class="budget"') == 3
     assert page.count('class="solid"') == 6
-    # Done again it does nothing, and a file that was lost is made anew.
+    # Done again it does nothing; a file that was lost, or is of another budget, is made anew.
     before = files(tmp_path / "run")
     (tmp_path / "run" / "point-4.json").unlink()
+    replace(networks[1], budget_ms=9.0).save(tmp_path / "run" / "point-2.json")
     asked = len(device.asked)
     run_front(small, settings, tmp_path / "run", measure=device)
     assert files(tmp_path / "run") == before
@@ -358,6 +363,41 @@ def test_without_a_device_networks_stay_unmeasured_and_a_later_run_times_them(
     later = run_front(small, SETTINGS, tmp_path / "run", measure=Device(small, 1.0))
     assert all(p.architecture.measured_ms is not None for p in later.points)
     assert not later.unmeasured
+
+
+@pytest.mark.process
+def test_networks_given_before_they_were_timed_do_not_stay(
+    small: SearchSpace, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, finalists=2)
+    assert len(run_front(small, settings, tmp_path / "run").points) == 6
+    # Of each budget only the fastest is given, as none meets it.
+    outcome = run_front(small, settings, tmp_path / "run", measure=Device(small, 9.0))
+    shown = Front.read(tmp_path / "run").points
+    assert [point.file for point in shown] == [point.file for point in outcome.points]
+    assert [point.budget_ms for point in shown] == list(small.budgets_ms)
+    assert [point.met for point in shown] == [False, False, False]
+
+
+def test_the_page_says_met_where_the_terminal_does() -> None:
+    measured = Measurement(0.95, 1.0, 0.9)
+    figures = NetworkFigures("point-1.json", ("Choice_3",), 1, 1, whole_ms=measured.ms)
+    noisy = replace(figures, halves_ms=(measured.first_ms, measured.second_ms))
+    for budget_ms in (0.9, 1.0, 1.1):
+        point = FrontPoint(Path("point-1.json"), budget_ms, noisy)
+        assert point.met == (measured.careful_ms <= budget_ms)
+    assert FrontPoint(Path("point-1.json"), 1.0, figures).met
+    assert FrontPoint(Path("point-1.json"), 1.0, replace(noisy, whole_ms=None)).met is None
+
+
+def test_the_most_accurate_network_is_trained_on_the_data_of_the_search() -> None:
+    networks = [
+        (Path(f"my runs/point-{number}.json"), (Accuracy(value, "validation", "supernet", 300),))
+        for number, value in enumerate((0.7, 0.9, 0.9, 0.8), 1)
+    ]
+    words = shlex.split(train_command(networks, "folder:my photos?limit=9"))
+    assert words[:3] == ["hurricane", "train", "my runs/point-2.json"]
+    assert words[3:] == ["--data", "folder:my photos?limit=9", "-o", "RUN"]
 
 
 @pytest.mark.process
@@ -416,6 +456,11 @@ def test_what_is_no_trained_supernet_of_all_layers_is_refused(
     small.save(tmp_path / "run" / "space.json")
     with pytest.raises(BadRequest, match=r"no supernet-1\.pt"):
         TrainedSupernet.of_run(tmp_path / "run")
+    (tmp_path / "run" / "supernet-1.pt").write_bytes(b"a checkpoint in the middle of training")
+    with pytest.raises(BadRequest, match="half trained"):
+        TrainedSupernet.of_run(tmp_path / "run")
+    (tmp_path / "run" / "evaluated-1.csv").write_text("evaluation\n")
+    assert TrainedSupernet.of_run(tmp_path / "run").space == small
 
 
 # --- The command -------------------------------------------------------------------------------
@@ -466,8 +511,11 @@ def test_the_command_finds_a_front_and_uses_its_supernet_again(
     run = tmp_path / "front"
     text = call("search", *made, *fast, "--latency", f"{low},{high}", "-o", str(run))
     assert "with one supernet" in text
-    assert f"hurricane train {run / 'point-2.json'}" in text
+    command = text[text.index("hurricane train") :].splitlines()[0]
+    words = shlex.split(command)[1:-1]
+    call(*words, str(tmp_path / "trained"), "--training", "0.02", "--no-measure")
     page = (run / "report.html").read_text()
+    assert command in html.unescape(page)
     assert "point-2.json" in page
     (run / "report.html").unlink()
     call("report", str(run))
@@ -485,6 +533,11 @@ def test_the_command_refuses_what_does_not_go_together(
 ) -> None:
     made = ["--table", str(table[0]), "--backbone", str(table[1]), "-o", str(tmp_path / "run")]
     assert "no number of ms" in call("search", *made, "--latency", "0.2,much", status=2)
+    none = ["--baselines", "none", "--train-baselines"]
+    assert "nothing to train" in call("search", *made, "--latency", "0.2", *none, status=2)
+    assert "names no baseline" in call(
+        "search", *made, "--latency", "0.2", "--baselines", "", status=2
+    )
     assert "--method hurricane" in call(
         "search", *made, "--latency", ",".join(table[2]), "--method", "hurricane", status=2
     )
