@@ -262,11 +262,13 @@ class TrainedSupernet:
         directory: of that run.
         space: that it was trained for.
         sha256: of its weights.
+        data: that it was trained on, as `data.load_data` takes it.
     """
 
     directory: Path
     space: SearchSpace
     sha256: str
+    data: str
 
     @classmethod
     def of_run(cls, directory: str | Path) -> TrainedSupernet:
@@ -292,7 +294,8 @@ class TrainedSupernet:
                 "carry that run on first, by the same command"
             )
         with weights.open("rb") as file:
-            return cls(folder, space, hashlib.file_digest(file, "sha256").hexdigest())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(folder, space, digest, str(run.config.get("data")))
 
 
 def run_front(
@@ -317,8 +320,13 @@ def run_front(
         reuse: a supernet to search with; None trains one.
 
     Raises:
-        BadRequest: as `pipeline.run_search`.
+        BadRequest: as `pipeline.run_search`, or the supernet was trained on other data.
     """
+    if reuse is not None and reuse.data != settings.data:
+        raise BadRequest(
+            f"{reuse.directory}: its supernet was trained on {reuse.data}, not on {settings.data}; "
+            f"give --data {shlex.quote(reuse.data)}"
+        )
     space.within(space.budgets_ms[0]).feasible_set.require_members()
     begun = (Path(directory) / "config.json").exists()
     if not begun and (words := refusal(space)):

@@ -427,6 +427,10 @@ def test_a_trained_supernet_is_searched_again_without_training(
     }
     assert len(shared) > 2
     assert all(a == b for a, b in shared.values())
+    # It knows nothing of other data, which has as many classes.
+    with pytest.raises(BadRequest, match="give --data 'digits\\?limit=200'"):
+        run_front(small, replace(SETTINGS, data="digits"), tmp_path / "other", reuse=trained)
+    assert not (tmp_path / "other").exists()
     # It is another run: the folder is refused to a search that trains.
     with pytest.raises(BadRequest, match="supernet_sha256"):
         run_front(small, SETTINGS, tmp_path / "again")
