@@ -213,9 +213,19 @@ class FrontOutcome:
     unmeasured: str = ""
 
     @property
+    def networks(self) -> list[tuple[Path, Sequence[Accuracy]]]:
+        """File and accuracies of each network."""
+        return [(point.file, point.architecture.accuracy) for point in self.points]
+
+    @property
+    def surpassed(self) -> list[Path | None]:
+        """For each network, the one of a lower budget that is better here too, if there is one."""
+        return surpassed_by(self.networks, [p.architecture.budget_ms or 0.0 for p in self.points])
+
+    @property
     def train_command(self) -> str:
         """Trains the most accurate network."""
-        return train_command([(p.file, p.architecture.accuracy) for p in self.points], self.data)
+        return train_command(self.networks, self.data)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -232,8 +242,13 @@ class FrontOutcome:
                 for budget_ms, result in zip(self.space.budgets_ms, self.results, strict=True)
             ],
             "points": [
-                {"met": point.met, "file": str(point.file), **point.architecture.to_dict()}
-                for point in self.points
+                {
+                    "met": point.met,
+                    "file": str(point.file),
+                    "surpassed_by": None if better is None else str(better),
+                    **point.architecture.to_dict(),
+                }
+                for point, better in zip(self.points, self.surpassed, strict=True)
             ],
             "unmeasured": self.unmeasured,
         }
@@ -247,11 +262,34 @@ def train_command(networks: Sequence[tuple[Path, Sequence[Accuracy]]], data: str
         data: that they were searched with.
     """
 
-    def validation(network: tuple[Path, Sequence[Accuracy]]) -> float:
-        return next((a.value for a in network[1] if a.split == "validation"), 0.0)
-
-    file, _ = max(networks, key=validation)
+    file, _ = max(networks, key=lambda network: _validation(network[1]))
     return shlex.join(["hurricane", "train", str(file), "--data", data, "-o", "RUN"])
+
+
+def surpassed_by(
+    networks: Sequence[tuple[Path, Sequence[Accuracy]]], budgets_ms: Sequence[float]
+) -> list[Path | None]:
+    """For each network of a front, the most accurate one of lower budgets that is more accurate.
+
+    Such a network is the better choice for this budget as well.
+
+    Args:
+        networks: as `train_command` takes them.
+        budgets_ms: of each.
+    """
+    known = [
+        (budget, _validation(accuracy), file)
+        for (file, accuracy), budget in zip(networks, budgets_ms, strict=True)
+    ]
+    found = []
+    for budget, own, _ in known:
+        better = [(value, file) for ms, value, file in known if ms < budget and value > own]
+        found.append(max(better, key=lambda one: one[0])[1] if better else None)
+    return found
+
+
+def _validation(accuracy: Sequence[Accuracy]) -> float:
+    return next((a.value for a in accuracy if a.split == "validation"), 0.0)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..lookup_tables.architecture import Architecture
+from ..lookup_tables.architecture import Accuracy, Architecture
 from ..ops.backbone import Backbone, load_backbone
 from ..ops.errors import BadRequest
-from .front import COMMAND, train_command
+from .front import COMMAND, surpassed_by, train_command
 from .measuring import Measurement
 from .report import (
     Axis,
@@ -115,7 +115,17 @@ class Front:
     @property
     def command(self) -> str:
         """Trains the most accurate network."""
-        return train_command([(p.file, p.network.accuracy) for p in self.points], self.data)
+        return train_command(self._networks, self.data)
+
+    @property
+    def surpassed(self) -> list[str | None]:
+        """For each network, the one of a lower budget that is better here too, if there is one."""
+        found = surpassed_by(self._networks, [point.budget_ms for point in self.points])
+        return [file and file.name for file in found]
+
+    @property
+    def _networks(self) -> list[tuple[Path, tuple[Accuracy, ...]]]:
+        return [(point.file, point.network.accuracy) for point in self.points]
 
     @cached_property
     def plot(self) -> FrontPlot | None:

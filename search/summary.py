@@ -96,7 +96,8 @@ def describe_front(outcome: FrontOutcome) -> str:
     origin = outcome.space.table.origin if outcome.space.table else "measured"
     rows = [("budget ms", "predicted ms", f"{origin} ms", "validation", "test", "network")]
     images = set()
-    for point in outcome.points:
+    for point, better in zip(outcome.points, outcome.surpassed, strict=True):
+        note = "" if better is None else f" ({better.name} is better here too)"
         network = point.architecture
         figures = {a.split: f"{a.value:.1%}" for a in network.accuracy}
         images |= {f"{a.images:,} {a.split} images" for a in network.accuracy if a.images}
@@ -108,7 +109,7 @@ def describe_front(outcome: FrontOutcome) -> str:
                 timed + ("" if point.met in (None, True) else ", missed"),
                 figures.get("validation", "–"),
                 figures.get("test", "–"),
-                point.file.name,
+                point.file.name + note,
             )
         )
     lines = [

@@ -30,6 +30,7 @@ from hurricane.search.front import (
     front_search,
     mixed_sampler,
     run_front,
+    surpassed_by,
     train_command,
 )
 from hurricane.search.front_report import Front, FrontPoint, render_fronts
@@ -319,7 +320,9 @@ def test_a_run_gives_each_budget_networks_that_meet_it_as_measured(
         assert {a.split for a in network.accuracy} == {"validation", "test"}
         assert Architecture.load(point.file) == network
     text = describe_front(outcome)
-    assert text.count("point-") == 7  # each, and the one in the command that trains one
+    # Each, the one in the command that trains one, and those that are better elsewhere too.
+    better = [file for file in outcome.surpassed if file is not None]
+    assert text.count("point-") == 7 + len(better)
     assert "missed" not in text
     assert json.dumps(outcome.to_dict())
     # The page has each network with its figures, and the budgets.
@@ -434,6 +437,22 @@ def test_a_trained_supernet_is_searched_again_without_training(
     # It is another run: the folder is refused to a search that trains.
     with pytest.raises(BadRequest, match="supernet_sha256"):
         run_front(small, SETTINGS, tmp_path / "again")
+
+
+def test_a_network_of_a_lower_budget_that_is_better_is_named() -> None:
+    shares = [0.5, 0.4, 0.6, 0.6, 0.55, 0.7]
+    networks = [
+        (Path(f"point-{n}.json"), [Accuracy(0.1, "test", "x"), Accuracy(share, "validation", "x")])
+        for n, share in enumerate(shares, 1)
+    ]
+    budgets = [1.0, 1.0, 2.0, 3.0, 3.0, 4.0]
+    names = [file and file.name for file in surpassed_by(networks, budgets)]
+    assert names == [None, None, None, None, "point-3.json", None]
+    lower = surpassed_by(networks, [1.0, 2.0, 3.0, 3.0, 4.0, 5.0])
+    assert [file and file.name for file in lower] == [
+        None, "point-1.json", None, None, "point-3.json", None,
+    ]  # fmt: skip
+    assert "point-6.json --data 'a b'" in train_command(networks, "a b")
 
 
 def test_a_page_is_of_one_kind_of_runs(small: SearchSpace, tmp_path: Path) -> None:
