@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -17,6 +17,27 @@ _T = TypeVar("_T")
 def call_in_loop(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Runs a coroutine in the loop's thread and waits for what it returns or raises."""
     return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
+
+
+async def within(limit_s: float, work: Awaitable[_T]) -> _T:
+    """What some work gives, if it ends in time; if not, or if the caller is cancelled, so is it.
+
+    As `asyncio.wait_for`, which before Python 3.12 loses a cancellation that comes as the work
+    ends: a request whose caller has gone would hold the processor until its time is over.
+
+    Raises:
+        asyncio.TimeoutError: it did not end in time.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=limit_s)
+        if task.done():
+            return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    raise asyncio.TimeoutError
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2
 
 from . import wire
 from .errors import AgentError, BadRequest, ErrorKind, Internal, TimedOut
+from .eventloop import within
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _Call:
         if len(raw) > wire.MAX_MESSAGE_BYTES:
             raise Internal(f"an answer of {len(raw)} bytes; at most {wire.MAX_MESSAGE_BYTES}")
         try:
-            await asyncio.wait_for(context.write(raw), WRITE_S)
+            await within(WRITE_S, context.write(raw))
         except asyncio.TimeoutError:
             log.warning("a caller who reads no answers is dropped")
             raise asyncio.CancelledError from None
@@ -160,6 +161,6 @@ class _Call:
 
 async def _within(limit_s: float, awaitable: Awaitable[_T], what: str) -> _T:
     try:
-        return await asyncio.wait_for(awaitable, limit_s)
+        return await within(limit_s, awaitable)
     except asyncio.TimeoutError:
         raise TimedOut(f"{what} within {limit_s:g} s") from None

@@ -30,7 +30,7 @@ from .backends.base import (
 )
 from .conditions import read_conditions
 from .errors import AgentError, BadRequest, Busy, Internal, TimedOut
-from .eventloop import call_in_loop
+from .eventloop import call_in_loop, within
 from .guard import Guard
 from .machine import DeviceInfo, read_device
 from .proto import agent_pb2 as pb
@@ -260,7 +260,7 @@ class AgentService(pb_grpc.AgentServicer):
             raise Busy(f"{self._uploads} uploads go on at this moment; try later")
         self._uploads += 1
         try:
-            await asyncio.wait_for(self._take(first, request_iterator), _upload_limit_s(first.size))
+            await within(_upload_limit_s(first.size), self._take(first, request_iterator))
         except asyncio.TimeoutError:
             raise TimedOut(f"artefact {first.sha256[:12]} did not arrive in time") from None
         finally:

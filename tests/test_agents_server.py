@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -43,6 +44,7 @@ from hurricane.agents.errors import (
     Unauthorised,
     Unreachable,
 )
+from hurricane.agents.eventloop import within
 from hurricane.agents.proto import agent_pb2 as pb
 from hurricane.agents.proto import agent_pb2_grpc as pb_grpc
 from hurricane.agents.server import AgentServer, Limits, Security
@@ -465,6 +467,46 @@ def test_describe_tells_the_boards_conditions(
     now = Conditions(temperature_c=61.5, frequency_mhz=1800.0, load_1m=0.25)
     monkeypatch.setattr(server_module, "read_conditions", lambda: now)
     assert agent.describe().conditions == now
+
+
+def test_a_caller_that_goes_as_its_answer_is_written_is_not_forgotten() -> None:
+    """asyncio.wait_for takes no notice, before Python 3.12: it gives the result instead."""
+
+    async def cancelled_as_it_ends() -> bool:
+        written = asyncio.get_running_loop().create_future()
+
+        async def write() -> None:
+            await written
+
+        caller = asyncio.ensure_future(within(DEADLINE_S, write()))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        written.set_result(None)
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait([caller])
+        return caller.cancelled()
+
+    assert asyncio.run(cancelled_as_it_ends())
+
+
+def test_what_takes_too_long_is_cancelled_and_its_end_waited_for() -> None:
+    ended = []
+
+    async def work() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(True)
+
+    async def failing() -> None:
+        raise ValueError("its own")
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(within(0.01, work()))
+    assert ended == [True]
+    with pytest.raises(ValueError, match="its own"):
+        asyncio.run(within(1.0, failing()))
 
 
 def test_cancelling_frees_the_processor_and_kills_the_worker(
