@@ -19,6 +19,8 @@ from hurricane.ops.graph import count_graph, fold_batchnorm
 from hurricane.ops.reference import REFERENCES, ReferenceNetwork
 from hurricane.ops.reference_networks import scaled
 
+pytestmark = pytest.mark.process  # it computes for seconds
+
 PUBLISHED = {
     "mobilenet-v2": (3_504_872, 300.8),  # paper: 3.4 M, 300 M
     "mobilenet-v3-small": (2_542_856, 56.5),  # paper: 2.5 M (2.9 M in its first version), 56 M
