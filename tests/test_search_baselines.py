@@ -100,6 +100,7 @@ class Board:
         return Measurement(ms, ms * (1 + self.spread), ms)
 
 
+@pytest.mark.process
 def test_networks_are_scaled_to_the_widest_that_fits_side_by_side() -> None:
     names = ("mobilenet-v2", "shufflenet-v2", "mobilenet-v3-large")
     board = Board()
@@ -118,6 +119,7 @@ def test_networks_are_scaled_to_the_widest_that_fits_side_by_side() -> None:
     assert all(ms is None for _, ms in refused.tried)
 
 
+@pytest.mark.process
 def test_a_width_must_fit_with_the_difference_of_its_halves_to_spare() -> None:
     calm = scale(["mobilenet-v2"], DIGITS, 1.0, Board())["mobilenet-v2"].network
     restless = scale(["mobilenet-v2"], DIGITS, 1.0, Board(spread=0.5))["mobilenet-v2"].network
@@ -126,6 +128,7 @@ def test_a_width_must_fit_with_the_difference_of_its_halves_to_spare() -> None:
     assert restless.multiplier < calm.multiplier
 
 
+@pytest.mark.process
 def test_a_network_that_is_too_slow_at_every_width_says_how_slow() -> None:
     found = scale(["mobilenet-v2"], DIGITS, 1.0, Board(1000.0))["mobilenet-v2"]
     smallest = reference("mobilenet-v2", WIDTHS[0], DIGITS)

@@ -368,6 +368,7 @@ def test_another_device_than_the_tables_is_not_measured(simulated: Target, finis
         TargetMeasurer(replace(simulated, precision="fp32")).check()
 
 
+@pytest.mark.process
 def test_export_takes_the_trained_weights_where_there_are_any(
     bench: Path, finished: Path, tmp_path: Path
 ) -> None:
