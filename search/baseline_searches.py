@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ..ops.backbone import Backbone
 from ..ops.pool import parse_operator
-from .confirm import Candidate
+from .confirm import Candidate, ranked
 from .evolution import Codes, Evaluated, EvolutionSearch, RandomSearch, Strategy, best_first
 from .feasible import FeasibleSet
+from .scoring import log_capacity
 from .two_stage import StageResult
 
 MILLION = 1e6
@@ -75,10 +76,8 @@ class Ranking:
 def random_search(contest: Contest) -> Ranking:
     """Networks drawn uniformly from those within the budget."""
     found = contest.search("random", RandomSearch(contest.population), contest.feasible)
-    ranked = tuple(
-        Candidate(contest.stage.names(e.codes), e.fitness, e.latency_ms) for e in best_first(found)
-    )
-    return Ranking(f"best of {len(found):,} drawn within the budget", ranked, tuple(found))
+    best = tuple(ranked(contest.stage, found))
+    return Ranking(f"best of {len(found):,} drawn within the budget", best, tuple(found))
 
 
 def macs_search(contest: Contest) -> Ranking:
@@ -100,12 +99,12 @@ def macs_search(contest: Contest) -> Ranking:
     found = contest.search("macs", strategy, within)
     best = best_first(found)
     costs = within.latency_ms(np.array([e.codes for e in best], dtype=np.int64)).tolist()
-    ranked = tuple(
+    candidates = tuple(
         Candidate(contest.stage.names(e.codes), e.fitness, contest.budget_ms * cost / limit)
         for e, cost in zip(best, costs, strict=True)
     )
     detail = f"best of {len(found):,} by evolution within {limit:.3g} M MACs"
-    return Ranking(detail, ranked, tuple(found))
+    return Ranking(detail, candidates, tuple(found))
 
 
 def macs_budget(
@@ -145,10 +144,9 @@ def uniform_network(contest: Contest) -> Ranking:
 
     def capacity(name: str) -> float:
         operator = parse_operator(name)
-        costs = [max(1, operator.macs(s)) * max(1, operator.params(s)) for s in shapes]
-        return math.fsum(map(math.log, costs))
+        return math.fsum(log_capacity(operator, shape) for shape in shapes)
 
-    ranked = sorted(
+    largest = sorted(
         (Candidate((name,) * len(shapes), capacity(name), ms) for name, ms in contest.uniform),
         key=lambda candidate: (-candidate.fitness, candidate.predicted_ms),
     )
@@ -158,8 +156,8 @@ def uniform_network(contest: Contest) -> Ranking:
             codes = [names.index(name) for names in contest.stage.candidates]
             (fitness,) = contest.score(np.array([codes], dtype=np.int64))
             evaluated.append(Evaluated(tuple(codes), fitness, ms, 0))
-    detail = f"the largest of {len(ranked)} that fits"
-    return Ranking(detail, tuple(ranked), tuple(evaluated), by_accuracy=False)
+    detail = f"the largest of {len(largest)} that fits"
+    return Ranking(detail, tuple(largest), tuple(evaluated), by_accuracy=False)
 
 
 SEARCHES: dict[str, Callable[[Contest], Ranking]] = {

@@ -201,7 +201,5 @@ def _read_baseline(fields: Fields) -> Baseline:
 def _read_measurement(fields: Fields | None) -> Measurement | None:
     if fields is None:
         return None
-    values = [fields.number(key) for key in ("ms", "first_ms", "second_ms")]
-    if not all(values):
-        raise BadRequest(f"{fields.where}: latencies must be more than 0")
-    return Measurement(*values)
+    values = (fields.number(key) for key in ("ms", "first_ms", "second_ms"))
+    return Measurement.read(fields.where, *values)

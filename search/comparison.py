@@ -15,7 +15,7 @@ from ..ops.errors import HurricaneError
 from .baseline_searches import SEARCHES, Contest, Ranking
 from .baselines import Baseline, Comparison
 from .confirm import Candidate, confirm
-from .evolution import Codes, Evaluated, Strategy, run_strategy
+from .evolution import Codes, Evaluated, ScoredOnce, Strategy, run_strategy
 from .feasible import FeasibleSet
 from .measuring import Measurement, NotMeasurable
 from .rundir import RunDirectory, leads, wait_for_leader
@@ -193,7 +193,8 @@ class _Searcher:
 
     def __init__(self, compared: Compared) -> None:
         self._compared = compared
-        self._known = {e.codes: e.fitness for e in compared.stage.evaluated}
+        known = {e.codes: e.fitness for e in compared.stage.evaluated}
+        self._score = ScoredOnce(self._evaluate, known)
         self._opened = False
 
     def rank(self, name: str) -> Ranking | str:
@@ -208,25 +209,20 @@ class _Searcher:
             c.population,
             _seed(c.seed, name),
             self.search,
-            self.score,
+            self._score,
         )
         try:
             return SEARCHES[name](contest)
         except HurricaneError as error:
             return str(error)
 
-    def score(self, codes: Codes) -> list[float]:
-        """Accuracies of codes [N × layers]; what is known is not evaluated again."""
-        rows = list(map(tuple, codes.tolist()))
-        fresh = [row for row in dict.fromkeys(rows) if row not in self._known]
-        if fresh:
-            workshop, stage = self._compared.workshop, self._compared.stage
-            if not self._opened:
-                workshop.reopen(stage.stage, stage.candidates)
-                self._opened = True
-            scores = workshop.evaluate(np.array(fresh, dtype=np.int64))
-            self._known.update(zip(fresh, scores, strict=True))
-        return [self._known[row] for row in rows]
+    def _evaluate(self, codes: Codes) -> list[float]:
+        """Accuracies of codes [N × layers]; the supernet is opened for the first."""
+        workshop, stage = self._compared.workshop, self._compared.stage
+        if not self._opened:
+            workshop.reopen(stage.stage, stage.candidates)
+            self._opened = True
+        return workshop.evaluate(codes)
 
     def search(self, name: str, strategy: Strategy, within: FeasibleSet) -> list[Evaluated]:
         """Evaluates what a strategy proposes, as many networks as the stage did.
@@ -248,7 +244,7 @@ class _Searcher:
         wait_for_leader()  # all have read what is recorded
         seed = _seed(c.seed, name)
         known = _by(within, recorded)
-        found = run_strategy(strategy, within, self.score, wanted, seed, known, record)
+        found = run_strategy(strategy, within, self._score, wanted, seed, known, record)
         return _by(c.feasible, found)
 
 
@@ -403,7 +399,7 @@ def _side_by_side(compared: Compared, timer: _Timer, known: Comparison) -> Compa
 
 def _trained(compared: Compared, baseline: Baseline) -> Baseline:
     """A baseline with its figures when trained from scratch as the winner is."""
-    from .retrain import train_architecture, train_module
+    from .retrain import scratch_accuracies, train_architecture, train_module
     from .training import INITIAL, seeded
 
     if baseline.operators == compared.winner.operators:
@@ -427,9 +423,5 @@ def _trained(compared: Compared, baseline: Baseline) -> Baseline:
         identity = {"published": repr(one)}
         checkpoint = folder / "training.pt"
         validation, test = train_module(module, data, settings, identity, checkpoint, progress)
-    how = f"trained from scratch on {data.spec}, {settings.epochs:g} epochs"
-    figures = (
-        Accuracy(validation, "validation", how, len(data.validation)),
-        Accuracy(test, "test", how, len(data.test)),
-    )
+    figures = scratch_accuracies(data, settings, validation, test)
     return replace(baseline, accuracy=(*baseline.accuracy, *figures))

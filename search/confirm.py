@@ -8,13 +8,15 @@ accurate architecture that was evaluated takes its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..ops.errors import BadRequest, HurricaneError
 from ..ops.jsonfile import Fields, write_json
+from .evolution import Evaluated, best_first
 from .measuring import Measurement
+from .two_stage import StageResult
 
 FORMAT_VERSION = 1
 ATTEMPTS = 6
@@ -28,6 +30,18 @@ class Candidate:
     operators: tuple[str, ...]
     fitness: float
     predicted_ms: float
+
+
+def ranked(result: StageResult, evaluated: Sequence[Evaluated]) -> list[Candidate]:
+    """Candidates of a stage, best first.
+
+    Args:
+        result: of the stage.
+        evaluated: architectures of its candidates.
+    """
+    return [
+        Candidate(result.names(e.codes), e.fitness, e.latency_ms) for e in best_first(evaluated)
+    ]
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,28 @@ class Confirmation:
                         "accuracy": a.candidate.fitness,
                         "predicted_ms": a.candidate.predicted_ms,
                         "measured_ms": a.measured.ms,
-                        "measured_halves_ms": [a.measured.first_ms, a.measured.second_ms],
+                        "measured_halves_ms": list(a.measured.halves_ms),
                         "met": a.met,
                     }
                     for a in self.attempts
                 ],
             },
         )
+
+    @classmethod
+    def of_search(cls, path: Path, candidates: Collection[Candidate]) -> Confirmation:
+        """Reads the file of a search that evaluated these candidates.
+
+        Raises:
+            BadRequest: a field is missing or wrong, or a network is none of the candidates.
+        """
+        found = cls.load(path)
+        if not {attempt.candidate for attempt in found.attempts} <= set(candidates):
+            raise BadRequest(
+                f"{path} names a network that this search did not evaluate; "
+                "start a new run directory"
+            )
+        return found
 
     @classmethod
     def load(cls, path: Path) -> Confirmation:
@@ -100,8 +129,6 @@ class Confirmation:
         attempts = []
         for item in fields.objects("attempts"):
             values = item.number("measured_ms"), *item.pair("measured_halves_ms")
-            if not all(values):
-                raise BadRequest(f"{item.where}: latencies must be more than 0")
             attempts.append(
                 Attempt(
                     Candidate(
@@ -109,7 +136,7 @@ class Confirmation:
                         item.number("accuracy"),
                         item.number("predicted_ms"),
                     ),
-                    Measurement(*values),
+                    Measurement.read(item.where, *values),
                     item.flag("met"),
                 )
             )

@@ -12,7 +12,7 @@ nothing twice, and its last generation counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
@@ -42,6 +42,29 @@ _SPARE_DRAWS = 8  # beyond what is short, as some were seen before
 _LISTED_AT_ONCE = 50  # a set that is evaluated completely is still recorded in portions
 _SMALL_SET = 10
 """Feasible sets up to this many times the evaluations are listed rather than sampled."""
+
+
+class ScoredOnce:
+    """An `Evaluate` that asks another only for architectures whose fitness is not known.
+
+    Args:
+        evaluate: is asked; its answers must not depend on what was evaluated before.
+        known: fitness by codes.
+    """
+
+    def __init__(
+        self, evaluate: Evaluate, known: Mapping[tuple[int, ...], float] | None = None
+    ) -> None:
+        self._evaluate = evaluate
+        self.known = dict(known or {})
+
+    def __call__(self, codes: Codes) -> list[float]:
+        rows = list(map(tuple, codes.tolist()))
+        fresh = [row for row in dict.fromkeys(rows) if row not in self.known]
+        if fresh:
+            found = self._evaluate(np.array(fresh, dtype=np.int64))
+            self.known.update(zip(fresh, found, strict=True))
+        return [self.known[row] for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

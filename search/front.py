@@ -24,17 +24,17 @@ import numpy as np
 
 from ..lookup_tables.architecture import Accuracy, Architecture
 from ..ops.errors import BadRequest
-from .confirm import Candidate, Confirmation, confirm
-from .evolution import Codes, Evaluated, EvolutionSearch, Strategy, best_first
-from .measuring import Measurement, NotMeasurable
+from .confirm import Candidate, Confirmation, ranked
+from .evolution import Codes, Evaluated, EvolutionSearch, ScoredOnce, Strategy, best_first
+from .measuring import Measurement
 from .pipeline import (
     Measure,
     SearchSettings,
     Watch,
-    Workshop,
+    check_request,
+    confirm_on_target,
     found_architecture,
     open_workshop,
-    refusal,
     settings_facts,
     space_facts,
 )
@@ -106,7 +106,7 @@ def front_search(
         )
         for one in found.evaluated:
             known.setdefault(one.codes, one)
-            shared.known[one.codes] = one.fitness
+            shared.evaluate.known[one.codes] = one.fitness
         results.append(found)
     everything = list(known.values())
     fronts = []
@@ -152,7 +152,7 @@ class _SharedSupernet:
         self._evaluator = evaluator
         self._space = space
         self._ready = False
-        self.known: dict[tuple[int, ...], float] = {}
+        self.evaluate = ScoredOnce(evaluator.evaluate)
 
     def prepare(
         self,
@@ -164,14 +164,6 @@ class _SharedSupernet:
         if not self._ready:
             self._evaluator.prepare(1, self._space.candidates, mixed_sampler(self._space))
             self._ready = True
-
-    def evaluate(self, codes: Codes) -> list[float]:
-        rows = [tuple(row) for row in codes.tolist()]
-        new = [i for i, row in enumerate(rows) if row not in self.known]
-        if new:
-            scored = self._evaluator.evaluate(codes[new])
-            self.known.update(zip((rows[i] for i in new), scored, strict=True))
-        return [self.known[row] for row in rows]
 
 
 # --- A run -------------------------------------------------------------------------------------
@@ -365,10 +357,7 @@ def run_front(
             f"{reuse.directory}: its supernet was trained on {reuse.data}, not on {settings.data}; "
             f"give --data {shlex.quote(reuse.data)}"
         )
-    space.within(space.budgets_ms[0]).feasible_set.require_members()
-    begun = (Path(directory) / "config.json").exists()
-    if not begun and (words := refusal(space)):
-        raise BadRequest(words)
+    check_request(space, directory)
     config: dict[str, Any] = {
         "command": COMMAND,
         **space_facts(space),
@@ -392,15 +381,19 @@ def run_front(
                 f"{space.budgets_ms[number - 1]:g} ms: architectures evaluated", done, total
             ),
         )
-        timer = None if measure is None else _Timer(measure, workshop, space.gate)
+        unmeasured = ""
         points: list[Point] = []
         for number, result in enumerate(results, 1):
-            budget_ms = space.budgets_ms[number - 1]
+            one = space.within(space.budgets_ms[number - 1])
             path = run.confirmed_path_of(number)
             given = {point.architecture.operators for point in points}
             candidates = _candidates(result, given)
-            if timer is not None and leads() and not path.exists() and not timer.problem:
-                timer.confirm(candidates, budget_ms, settings.finalists, path)
+            to_time = candidates and not path.exists() and not unmeasured
+            if measure is not None and leads() and to_time:
+                label = f"{one.budget_ms:g} ms: networks timed"
+                unmeasured = confirm_on_target(
+                    workshop, label, candidates, one, measure, settings.finalists, path
+                )
             wait_for_leader()
             for candidate, measured, met in _chosen(path, candidates, settings.finalists):
                 found = replace(
@@ -412,58 +405,23 @@ def run_front(
                 )
                 file = run.point_path(len(points) + 1)
                 known = Architecture.load(file) if file.exists() else None
-                if known is None or (known.operators, known.budget_ms) != (
-                    found.operators,
-                    budget_ms,
-                ):
-                    figures = workshop.figures(found)
-                    known = found_architecture(space.within(budget_ms), found, settings, *figures)
+                same = (found.operators, one.budget_ms)
+                if known is None or (known.operators, known.budget_ms) != same:
+                    known = found_architecture(one, found, settings, *workshop.figures(found))
                 if measured is not None:
-                    halves = measured.first_ms, measured.second_ms
-                    known = replace(known, measured_ms=measured.ms, measured_halves_ms=halves)
+                    times = {"measured_ms": measured.ms, "measured_halves_ms": measured.halves_ms}
+                    known = replace(known, **times)
                 if leads():
                     known.save(file)
                 points.append(Point(file, known, met))
         if leads():
             run.drop_points(len(points))
-        unmeasured = "" if timer is None else timer.problem
         return FrontOutcome(run.path, space, results, tuple(points), settings.data, unmeasured)
-
-
-class _Timer:
-    """Times networks for the confirmations of several budgets."""
-
-    def __init__(self, measure: Measure, workshop: Workshop, gate: str) -> None:
-        self._measure = measure
-        self._workshop = workshop
-        self._gate = gate
-        self.problem = ""
-        """Why the target cannot be measured; empty where it can."""
-
-    def confirm(
-        self, candidates: Sequence[Candidate], budget_ms: float, wanted: int, path: Path
-    ) -> None:
-        """Times candidates, best first, until enough meet the budget, and writes which do."""
-        if not candidates:
-            return
-        label = f"{budget_ms:g} ms: networks timed"
-        self._workshop.tell(label, 0, 1)
-        try:
-            confirm(candidates, budget_ms, self._time, wanted).save(path)
-        except NotMeasurable as error:
-            self.problem = str(error)
-        self._workshop.tell(label, 1, 1)
-
-    def _time(self, candidate: Candidate) -> Measurement:
-        return self._measure(self._workshop.backbone, candidate.operators, self._gate)
 
 
 def _candidates(result: StageResult, given: Container[tuple[str, ...]]) -> list[Candidate]:
     """What was found for a budget, best first, without networks that are given already."""
-    found = [
-        Candidate(result.names(e.codes), e.fitness, e.latency_ms)
-        for e in best_first(result.evaluated)
-    ]
+    found = ranked(result, result.evaluated)
     return [candidate for candidate in found if candidate.operators not in given]
 
 
@@ -478,13 +436,8 @@ def _chosen(
         wanted: networks where nothing was timed.
     """
     if path.exists():
-        confirmed = Confirmation.load(path)
+        confirmed = Confirmation.of_search(path, candidates)
         attempts = {a.candidate: a for a in confirmed.attempts}
-        if not attempts.keys() <= set(candidates):
-            raise BadRequest(
-                f"{path} names a network that this search did not evaluate; start a new run "
-                "directory"
-            )
         chosen = [attempts[candidate] for candidate in confirmed.finalists]
         return [(a.candidate, a.measured, a.met) for a in chosen]
     return [(candidate, None, None) for candidate in candidates[:wanted]]

@@ -43,6 +43,26 @@ class Measurement:
     first_ms: float
     second_ms: float
 
+    @classmethod
+    def read(cls, where: str, ms: float, first_ms: float, second_ms: float) -> Measurement:
+        """One that a file holds.
+
+        Args:
+            where: file and field, for errors.
+            ms, first_ms, second_ms: as there.
+
+        Raises:
+            BadRequest: a latency is 0.
+        """
+        if not (ms and first_ms and second_ms):
+            raise BadRequest(f"{where}: latencies must be more than 0")
+        return cls(ms, first_ms, second_ms)
+
+    @property
+    def halves_ms(self) -> tuple[float, float]:
+        """Of the first and the second half of the rounds."""
+        return self.first_ms, self.second_ms
+
     @property
     def careful_ms(self) -> float:
         """The latency with the halves' difference to spare, which a budget is compared with."""

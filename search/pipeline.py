@@ -339,6 +339,19 @@ def _model_of(space: SearchSpace) -> LatencyModel | None:
         return None
 
 
+def check_request(space: SearchSpace, directory: str | Path) -> None:
+    """Refuses what cannot be searched, before torch and the data, which take their time.
+
+    Raises:
+        BadRequest: nothing meets the lowest budget, or the table's sums do not hold; a run that
+            has begun goes on all the same.
+    """
+    space.within(space.budgets_ms[0]).stage1_set.require_members()
+    begun = (Path(directory) / "config.json").exists()
+    if not begun and (words := refusal(space)):
+        raise BadRequest(words)
+
+
 def run_search(
     space: SearchSpace,
     settings: SearchSettings,
@@ -368,10 +381,7 @@ def run_search(
         BadRequest: the directory holds another run, nothing meets the budget, the sums of the
             table do not hold, or the data does not fit; a new run then leaves nothing behind.
     """
-    space.stage1_set.require_members()  # before torch and the data, which take their time
-    begun = (Path(directory) / "config.json").exists()
-    if not begun and (words := refusal(space)):
-        raise BadRequest(words)
+    check_request(space, directory)
     config = {"command": "search", **space_facts(space), **settings_facts(settings, preset)}
     with RunDirectory.open(directory, config) as run:
         workshop = open_workshop(run, space.backbone, space.gate, settings, preset, watch)
@@ -490,27 +500,51 @@ def _confirmed(
     origin = {Candidate(f.operators, f.fitness, f.latency_ms): f for f in _finalists(stages)}
     problem = ""
     if measure is not None and leads() and not run.confirmed_path.exists():
-        time_network = measure
-
-        def timed(candidate: Candidate) -> Measurement:
-            return time_network(workshop.backbone, candidate.operators, space.gate)
-
-        workshop.tell("winner timed", 0, 1)
-        try:
-            confirm(list(origin), space.budget_ms, timed, wanted).save(run.confirmed_path)
-        except NotMeasurable as error:
-            problem = str(error)
-        workshop.tell("winner timed", 1, 1)
+        problem = confirm_on_target(
+            workshop, "winner timed", list(origin), space, measure, wanted, run.confirmed_path
+        )
     wait_for_leader()
     if not run.confirmed_path.exists():
         return list(origin.values())[:wanted], problem
-    chosen = Confirmation.load(run.confirmed_path).finalists
-    if not set(chosen) <= set(origin):
-        raise BadRequest(
-            f"{run.confirmed_path} names a network that this search did not evaluate; "
-            "start a new run directory"
-        )
+    chosen = Confirmation.of_search(run.confirmed_path, origin).finalists
     return [origin[candidate] for candidate in chosen], problem
+
+
+def confirm_on_target(
+    workshop: Workshop,
+    label: str,
+    candidates: Sequence[Candidate],
+    space: SearchSpace,
+    measure: Measure,
+    wanted: int,
+    path: Path,
+) -> str:
+    """Times candidates, best first, until enough meet the budget, and writes which do.
+
+    Args:
+        workshop: of the run.
+        label: of what is being done.
+        candidates: best first.
+        space: has the budget and the gate.
+        measure: times networks.
+        wanted: how many are to meet the budget.
+        path: of the confirmation.
+
+    Returns:
+        Why the target cannot be measured; empty where it can.
+    """
+
+    def timed(candidate: Candidate) -> Measurement:
+        return measure(workshop.backbone, candidate.operators, space.gate)
+
+    workshop.tell(label, 0, 1)
+    try:
+        confirm(candidates, space.budget_ms, timed, wanted).save(path)
+    except NotMeasurable as error:
+        return str(error)
+    finally:
+        workshop.tell(label, 1, 1)
+    return ""
 
 
 def _finalists(stages: TwoStageResult) -> list[StageResult]:
@@ -815,7 +849,7 @@ def _finish(
             architecture = replace(
                 architecture,
                 measured_ms=found.ms,
-                measured_halves_ms=(found.first_ms, found.second_ms),
+                measured_halves_ms=found.halves_ms,
             )
             run.save_architecture(architecture)
         workshop.tell("winner measured", 1, 1)
@@ -845,7 +879,7 @@ def _train(
 ) -> tuple[Architecture, Network]:
     """Trains an architecture from scratch; gives it with its figures, and the network."""
     from .deployment import training_data
-    from .retrain import train_architecture
+    from .retrain import scratch_accuracies, train_architecture
 
     trained = train_architecture(
         workshop.backbone,
@@ -856,14 +890,14 @@ def _train(
         architecture.gate,
         workshop.trained(label),
     )
-    how = f"trained from scratch on {settings.data}, {trained.settings.epochs:g} epochs"
-    ranked = how
-    if finalists > 1:
-        ranked += f"; the images that {finalists} finalists were ranked by"
-    known = architecture.with_accuracy(
-        Accuracy(trained.validation_accuracy, "validation", ranked, trained.validation_images),
-        Accuracy(trained.test_accuracy, "test", how, trained.test_images),
+    figures = scratch_accuracies(
+        workshop.data,
+        trained.settings,
+        trained.validation_accuracy,
+        trained.test_accuracy,
+        finalists,
     )
+    known = architecture.with_accuracy(*figures)
     known = replace(known, artifact_accuracy=None, trained_on=training_data(workshop.data))
     return known, trained.network
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..lookup_tables.architecture import Accuracy
 from ..ops.backbone import Backbone
 from ..ops.blocks import Network
 from ..ops.errors import BadRequest
@@ -165,6 +166,27 @@ def train_module(
     validation = evaluate_network(network, data.validation, data, device=settings.device)
     test = evaluate_network(network, data.test, data, device=settings.device)
     return validation, test
+
+
+def scratch_accuracies(
+    data: ImageData, settings: TrainingSettings, validation: float, test: float, finalists: int = 1
+) -> tuple[Accuracy, Accuracy]:
+    """The figures of a network trained from scratch, with how they were obtained.
+
+    Args:
+        data: that it was trained on.
+        settings: how.
+        validation, test: accuracies on these splits, 0 to 1.
+        finalists: networks that were ranked by the validation split.
+    """
+    how = f"trained from scratch on {data.spec}, {settings.epochs:g} epochs"
+    ranked = how
+    if finalists > 1:
+        ranked += f"; the images that {finalists} finalists were ranked by"
+    return (
+        Accuracy(validation, "validation", ranked, len(data.validation)),
+        Accuracy(test, "test", how, len(data.test)),
+    )
 
 
 def load_network(

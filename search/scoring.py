@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..ops.backbone import Backbone
 from ..ops.errors import BadRequest
-from ..ops.pool import parse_operator
+from ..ops.pool import Operator, parse_operator
+from ..ops.shapes import LayerShape
 
 SCORE_LATENCIES = ("operator", "architecture")
 """What τ is: the operator's own latency, or that of a reference architecture holding it."""
@@ -136,8 +137,11 @@ def _log_capacity(
             capacity[layer] = capacity[twin]
             continue
         for column in np.flatnonzero(known[layer]):
-            operator = operators[column]
-            # A user's operator without weights counts as one multiplication by one weight.
-            product = max(1, operator.macs(shape)) * max(1, operator.params(shape))
-            capacity[layer, column] = np.log(float(product))
+            capacity[layer, column] = log_capacity(operators[column], shape)
     return capacity
+
+
+def log_capacity(operator: Operator, shape: LayerShape) -> float:
+    """log(F·P); one without weights (a user's) counts as one multiplication by one weight."""
+    product = max(1, operator.macs(shape)) * max(1, operator.params(shape))
+    return float(np.log(float(product)))
