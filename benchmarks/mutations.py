@@ -701,14 +701,14 @@ MUTATIONS = (
     Mutation(
         "the validation figure is the test's",
         "search/retrain.py",
-        'Accuracy(validation, "validation", ranked',
-        'Accuracy(test, "validation", ranked',
+        'Accuracy(validation[0], "validation", ranked',
+        'Accuracy(test[0], "validation", ranked',
     ),
     Mutation(
         "the test figure is the validation's",
         "search/retrain.py",
-        'Accuracy(test, "test", how',
-        'Accuracy(validation, "test", how',
+        'Accuracy(test[0], "test", how',
+        'Accuracy(validation[0], "test", how',
     ),
     Mutation(
         "what was confirmed is measured again",

@@ -423,5 +423,6 @@ def _trained(compared: Compared, baseline: Baseline) -> Baseline:
         identity = {"published": repr(one)}
         checkpoint = folder / "training.pt"
         validation, test = train_module(module, data, settings, identity, checkpoint, progress)
-    figures = scratch_accuracies(data, settings, validation, test)
+    shares = (validation, len(data.validation)), (test, len(data.test))
+    figures = scratch_accuracies(data.spec, settings, *shares)
     return replace(baseline, accuracy=(*baseline.accuracy, *figures))

@@ -891,10 +891,10 @@ def _train(
         workshop.trained(label),
     )
     figures = scratch_accuracies(
-        workshop.data,
+        settings.data,
         trained.settings,
-        trained.validation_accuracy,
-        trained.test_accuracy,
+        (trained.validation_accuracy, trained.validation_images),
+        (trained.test_accuracy, trained.test_images),
         finalists,
     )
     known = architecture.with_accuracy(*figures)

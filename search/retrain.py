@@ -169,23 +169,27 @@ def train_module(
 
 
 def scratch_accuracies(
-    data: ImageData, settings: TrainingSettings, validation: float, test: float, finalists: int = 1
+    data: str,
+    settings: TrainingSettings,
+    validation: tuple[float, int],
+    test: tuple[float, int],
+    finalists: int = 1,
 ) -> tuple[Accuracy, Accuracy]:
     """The figures of a network trained from scratch, with how they were obtained.
 
     Args:
-        data: that it was trained on.
+        data: spec of what it was trained on.
         settings: how.
-        validation, test: accuracies on these splits, 0 to 1.
+        validation, test: share of the split's images classified rightly, and how many there are.
         finalists: networks that were ranked by the validation split.
     """
-    how = f"trained from scratch on {data.spec}, {settings.epochs:g} epochs"
+    how = f"trained from scratch on {data}, {settings.epochs:g} epochs"
     ranked = how
     if finalists > 1:
         ranked += f"; the images that {finalists} finalists were ranked by"
     return (
-        Accuracy(validation, "validation", ranked, len(data.validation)),
-        Accuracy(test, "test", how, len(data.test)),
+        Accuracy(validation[0], "validation", ranked, validation[1]),
+        Accuracy(test[0], "test", how, test[1]),
     )
 
 
