@@ -144,7 +144,7 @@ _space_options = together(
         "--top",
         type=int,
         metavar="P",
-        help="Operators kept at each layer [pareto: 5, hurricane: 4].",
+        help="Operators kept at each layer [pareto: 5, with several budgets 7; hurricane: 4].",
     ),
     click.option(
         "--alpha",
